@@ -1,0 +1,1 @@
+"""Rows from files; rendering to tokens with a weight per token; batches."""

@@ -1,0 +1,74 @@
+"""Every error that Tunewright raises on purpose. Each message says what is wrong and what to do about it.
+
+    TunewrightError                  (a ValueError: something the user can mend)
+    ├── RecipeError                  a recipe that cannot mean anything: unknown key, wrong type, ignored option
+    ├── DataError                    rows that cannot be used; carries all faults at once, with file and line
+    ├── BaseModelError               a base that is missing, unsafe, or does not fit the task
+    ├── MethodError                  a method that cannot be applied to this model
+    ├── MissingExtra                 an optional dependency is not installed; gives the pip command
+    ├── OutputError                  the output folder is in use, not writable, or full
+    ├── CheckpointError              no usable checkpoint, or one of another run
+    └── TrainingDiverged             the loss is not finite; names the step and the rows
+    Interrupted                      (a KeyboardInterrupt: stopped by the user, state saved, can be resumed)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class TunewrightError(ValueError):
+    """Something the user can mend. The command line prints it without a traceback and exits with 2."""
+
+
+class RecipeError(TunewrightError):
+    """A recipe that cannot mean anything."""
+
+
+class DataError(TunewrightError):
+    """Rows that cannot be used.
+
+    Args:
+        message: one sentence on what to do.
+        faults: one line each, "file:line: what is wrong". All of them, not the first.
+    """
+
+    SHOWN = 20
+
+    def __init__(self, message: str, faults: Sequence[str] = ()) -> None:
+        self.faults = list(faults)
+        lines = [message, *(f"  {fault}" for fault in self.faults[: self.SHOWN])]
+        if len(self.faults) > self.SHOWN:
+            lines.append(f"  … and {len(self.faults) - self.SHOWN} more")
+        super().__init__("\n".join(lines))
+
+
+class BaseModelError(TunewrightError):
+    """A base that is missing, unsafe to load, or does not fit the task."""
+
+
+class MethodError(TunewrightError):
+    """A method that cannot be applied to this model."""
+
+
+class MissingExtra(TunewrightError):
+    """An optional dependency is not installed."""
+
+    def __init__(self, what: str, extra: str) -> None:
+        super().__init__(f"{what} needs an optional dependency: pip install 'tunewright[{extra}]'")
+
+
+class OutputError(TunewrightError):
+    """The output folder is in use, not writable, or full."""
+
+
+class CheckpointError(TunewrightError):
+    """No usable checkpoint, or one that belongs to another run."""
+
+
+class TrainingDiverged(TunewrightError):
+    """The loss is not finite. The last good checkpoint is kept."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """Stopped by the user after a checkpoint was written."""
