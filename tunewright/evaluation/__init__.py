@@ -1,0 +1,1 @@
+"""What a run proves: metrics with intervals, and the report that shows them."""

@@ -1,0 +1,163 @@
+"""A measured number with its 95 % interval, and the set of them that one evaluation gives.
+
+Two intervals are in use. A share of independent rows (accuracy, exact match) has Wilson's, which holds even for few
+rows and for shares near 0 or 1. Everything else has the bootstrap's percentiles over rows, with a fixed seed, so that
+the same predictions always give the same interval.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tunewright.errors import TunewrightError
+
+Array = npt.NDArray[Any]
+Statistic = Callable[[Array], float]
+
+RESAMPLES = 1_000
+SEED = 0
+Z_95 = 1.959963984540054
+"""The normal distribution's quantile at 97.5 %."""
+
+LOWER_IS_BETTER = frozenset({"loss", "perplexity", "mse", "mae"})
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A value and its 95 % interval over `n` rows: `low <= value <= high`, or all three NaN where it is undefined."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+    @property
+    def is_defined(self) -> bool:
+        return math.isfinite(self.value)
+
+    def overlaps(self, other: Metric) -> bool:
+        """Whether the two intervals share a point: if so, the rows do not tell the two values apart."""
+        return self.low <= other.high and other.low <= self.high
+
+    def to_dict(self) -> dict[str, float | int | None]:
+        """JSON has neither NaN nor infinity: both become null."""
+        return {
+            "value": _finite_or_none(self.value),
+            "low": _finite_or_none(self.low),
+            "high": _finite_or_none(self.high),
+            "n": self.n,
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Metric:
+        value, low, high = (math.nan if data[key] is None else float(data[key]) for key in ("value", "low", "high"))
+        return cls(value, low, high, int(data["n"]))
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What one evaluation of one model on one set of rows found.
+
+    Attributes:
+        metrics: by name, in the order in which a reader wants them.
+        primary: the name of the metric that answers "is it better?".
+        higher_is_better: the direction of `primary`.
+        confusion: `{"labels": [C names], "counts": [C rows of C]}`; a row is a gold label, a column a predicted one.
+        notes: sentences that a reader of these numbers must know, such as rows that were left out.
+    """
+
+    metrics: Mapping[str, Metric]
+    primary: str
+    higher_is_better: bool
+    confusion: Mapping[str, Any] | None = None
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        assert self.primary in self.metrics, f"primary {self.primary!r} is not one of {list(self.metrics)}"
+
+    @property
+    def answer(self) -> Metric:
+        """The metric that answers "is it better?"."""
+        return self.metrics[self.primary]
+
+    def to_dict(self) -> dict[str, Any]:
+        data: dict[str, Any] = {
+            "metrics": {name: metric.to_dict() for name, metric in self.metrics.items()},
+            "primary": self.primary,
+            "higher_is_better": self.higher_is_better,
+        }
+        if self.confusion is not None:
+            data["confusion"] = dict(self.confusion)
+        if self.notes:
+            data["notes"] = list(self.notes)
+        return data
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Scores:
+        return cls(
+            metrics={name: Metric.from_dict(metric) for name, metric in data["metrics"].items()},
+            primary=data["primary"],
+            higher_is_better=data["higher_is_better"],
+            confusion=data.get("confusion"),
+            notes=tuple(data.get("notes", ())),
+        )
+
+
+def proportion(hits_N: npt.ArrayLike) -> Metric:
+    """The share of rows that are hits, with Wilson's interval.
+
+    Wilson 1927; formula as in https://en.wikipedia.org/wiki/Binomial_proportion_confidence_interval#Wilson_score_interval.
+
+    Args:
+        hits_N: one truth value a row; the rows must be independent.
+    """
+    hits = np.asarray(hits_N, dtype=bool)
+    n = _require_rows(len(hits))
+    share = float(hits.mean())
+    z2_n = Z_95**2 / n
+    center = (share + z2_n / 2) / (1 + z2_n)
+    half = Z_95 / (1 + z2_n) * math.sqrt(share * (1 - share) / n + z2_n / (4 * n))
+    # At a share of 0 or 1 one end is the share itself, up to rounding.
+    return Metric(share, max(0.0, min(center - half, share)), min(1.0, max(center + half, share)), n)
+
+
+def mean(values_N: npt.ArrayLike) -> Metric:
+    """The mean over rows, with the bootstrap's interval."""
+    values = np.asarray(values_N, dtype=np.float64)
+    return bootstrap(lambda rows: float(values[rows].mean()), len(values))
+
+
+def bootstrap(statistic: Statistic, n: int) -> Metric:
+    """A statistic of `n` rows, with the 2.5 % and 97.5 % percentiles of its values on 1,000 resamples of the rows.
+
+    Efron & Tibshirani 1993, chapter 13. The interval is widened to contain the value itself, which the percentiles of
+    a biased statistic (macro F1 with rare labels) may miss. Resamples where the statistic is undefined are left out.
+
+    Args:
+        statistic: takes row numbers (with repetitions) and gives the statistic of these rows, NaN where undefined.
+        n: how many rows there are.
+    """
+    value = statistic(np.arange(_require_rows(n)))
+    if math.isnan(value):
+        return Metric(math.nan, math.nan, math.nan, n)
+    random = np.random.default_rng(SEED)
+    resampled = np.array([statistic(random.integers(n, size=n)) for _ in range(RESAMPLES)])
+    defined = resampled[~np.isnan(resampled)]
+    low, high = np.percentile(defined, [2.5, 97.5]) if len(defined) else (value, value)
+    return Metric(value, min(float(low), value), max(float(high), value), n)
+
+
+def _require_rows(n: int) -> int:
+    if n == 0:
+        raise TunewrightError("there are no rows to evaluate on; give an evaluation set with at least one row")
+    return n
+
+
+def _finite_or_none(number: float) -> float | None:
+    return float(number) if math.isfinite(number) else None
