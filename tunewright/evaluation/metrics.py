@@ -180,7 +180,8 @@ def _scores(metrics: dict[str, Metric], primary: str, **more: Any) -> Scores:
 def _finite(numbers: npt.ArrayLike) -> Array:
     """The model's numbers as float64. NaN must not pass: `argmax` takes it for the largest probability."""
     array = np.asarray(numbers, dtype=np.float64)
-    bad = np.flatnonzero(~np.isfinite(array.reshape(len(array), -1)).all(axis=1)) if len(array) else []
+    finite_N = np.isfinite(array).all(axis=tuple(range(1, array.ndim)))
+    bad = np.flatnonzero(~finite_N)
     if len(bad):
         raise TunewrightError(
             f"the model's output is not finite for {len(bad)} of {len(array)} rows, first row {bad[0] + 1}; "
@@ -190,14 +191,16 @@ def _finite(numbers: npt.ArrayLike) -> Array:
 
 
 def _log(probabilities: Array) -> Array:
-    return np.log(np.maximum(probabilities, SMALLEST_PROBABILITY))
+    logarithms: Array = np.log(np.maximum(probabilities, SMALLEST_PROBABILITY))
+    return logarithms
 
 
 def _cross_entropy(probabilities_NC: Array, gold: Array) -> Array:
     """-Σ_c gold_c ln p_c of each row (N), for label numbers (N) or distributions (N, C)."""
     if gold.ndim == 1:
-        return -_log(probabilities_NC[np.arange(len(gold)), gold.astype(np.int64)])
-    return -(gold * _log(probabilities_NC)).sum(axis=1)
+        return -_log(np.take_along_axis(probabilities_NC, gold.astype(np.int64)[:, None], axis=1)[:, 0])
+    nll_N: Array = -(gold * _log(probabilities_NC)).sum(axis=1)
+    return nll_N
 
 
 def _exp(number: float) -> float:
