@@ -1,0 +1,169 @@
+"""What the methods share whose adapters PEFT defines: wrapping, the file format, and adapters on top of adapters."""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from tunewright.errors import MethodError
+from tunewright.methods.base import Method
+from tunewright.tasks.base import Model
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+PEFT_TASKS = {"text-generation": "CAUSAL_LM", "text-classification": "SEQ_CLS"}
+WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+
+
+class PeftMethod(Method):
+    """An adapter that PEFT knows, saved so that PEFT's own `from_pretrained` loads it."""
+
+    saved_as: ClassVar[str] = "peft"
+
+    @abstractmethod
+    def peft_config(self, model: Model) -> Any:
+        """PEFT's configuration for this model."""
+
+    def attach(self, model: Model, seed: int = 0) -> None:
+        import torch
+        from peft import get_peft_model
+
+        config = self.peft_config(model)
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.manual_seed(seed)
+            try:
+                wrapped = get_peft_model(model.module, config)  # type: ignore[arg-type]
+            except (ValueError, TypeError, NotImplementedError, AttributeError, KeyError) as error:
+                raise MethodError(f"PEFT cannot apply {config.peft_type.value} to this model: {error}") from error
+        config.base_model_name_or_path = model.base
+        model.module = wrapped
+
+    def save(self, model: Model, folder: Path) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model.module.save_pretrained(folder, save_embedding_layers=False)  # type: ignore[operator]
+        model.processor.save_pretrained(folder)
+        (folder / "README.md").unlink(missing_ok=True)  # PEFT's model card is an empty form
+
+    def restore(self, model: Model, folder: Path) -> None:
+        attach_folder(model, folder)
+
+    def merge(self, model: Model) -> None:
+        merge_adapter(model)
+
+    @contextmanager
+    def off(self, model: Model) -> Iterator[None]:
+        with model.module.disable_adapter():  # type: ignore[operator]
+            yield
+
+
+def attach_folder(model: Model, folder: Path) -> None:
+    """Put the PEFT adapter that lies in `folder` onto a base, in place. Raises MethodError where it does not fit."""
+    from peft import PeftModel
+
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        try:
+            model.module = PeftModel.from_pretrained(model.module, str(folder))  # type: ignore[arg-type]
+        except (ValueError, RuntimeError, TypeError, OSError) as error:
+            raise MethodError(f"The adapter in {folder} does not fit {model.base}: {error}") from error
+    missing = [str(w.message) for w in seen if "missing adapter keys" in str(w.message)]
+    if missing:
+        raise MethodError(f"The adapter in {folder} does not fit {model.base}: {missing[0]}")
+
+
+def merge_adapter(model: Model) -> None:
+    """Fold a PEFT adapter into the weights, in place; PEFT wrappers are gone afterwards."""
+    if not hasattr(model.module, "merge_and_unload"):
+        raise MethodError("This kind of adapter (prompt or prefix) cannot be merged into the weights.")
+    try:
+        model.module = model.module.merge_and_unload()  # type: ignore[operator]
+    except (AttributeError, ValueError, NotImplementedError) as error:
+        raise MethodError(f"This kind of adapter cannot be merged into the weights: {error}") from error
+
+
+def linear_names(module: nn.Module) -> list[str]:
+    """The last parts of the names of linear layers, once each: what a user would name as targets."""
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
+
+    layers = (nn.Linear, Conv1D)
+    return list(dict.fromkeys(n.rsplit(".", 1)[-1] for n, m in module.named_modules() if isinstance(m, layers)))
+
+
+def read_adapter(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Weights and configuration of a PEFT adapter, without a model."""
+    from safetensors.torch import load_file
+
+    return load_file(folder / WEIGHTS), json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+
+
+def write_adapter(folder: Path, state: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
+    from safetensors.torch import save_file
+
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / WEIGHTS, metadata={"format": "pt"})
+    (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def stackable(config: Mapping[str, Any]) -> bool:
+    """Whether a LoRA is a plain sum of low-rank products, so that a stack of several is again a LoRA."""
+    plain = not any(config.get(key) for key in ("use_dora", "target_parameters", "lora_bias", "use_qalora", "alora_invocation_tokens"))
+    return config.get("peft_type") == "LORA" and plain and config.get("bias", "none") == "none"
+
+
+def stack_loras(
+    terms: Sequence[tuple[Mapping[str, Tensor], Mapping[str, Any], float]],
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """One LoRA that equals a sum of LoRAs on the same base: Σ sign·s_i·B_i·A_i = [s_1·B_1 … s_n·B_n]·[A_1; …; A_n].
+
+    Terms are (weights, configuration, sign). Ranks add up and the scale becomes 1. Whatever else a term trained (a
+    head, token rows) is taken from the last term that has it.
+    """
+    import torch
+
+    last = dict(terms[-1][1])
+    state: dict[str, Tensor] = {}
+    factors: dict[str, list[Tensor]] = {}
+    for weights, config, sign in terms:
+        for name, tensor in weights.items():
+            if "lora_B" in name or "lora_embedding_B" in name:
+                factors.setdefault(name, []).append(tensor * (sign * lora_scale(config, module_of(name))))
+            elif "lora_A" in name or "lora_embedding_A" in name:
+                factors.setdefault(name, []).append(tensor)
+            else:
+                state[name] = tensor
+    for name, parts in factors.items():
+        state[name] = torch.cat(parts, dim=0 if "_A" in name else 1)
+    ranks = {module_of(name): tensor.shape[0] for name, tensor in state.items() if "lora_A" in name or "lora_embedding_A" in name}
+    rank = max(ranks.values())
+    uneven = {name: size for name, size in ranks.items() if size != rank}
+    last.update(r=rank, lora_alpha=rank, use_rslora=False, init_lora_weights=True, rank_pattern=uneven, alpha_pattern=uneven)
+    last["target_modules"] = sorted(ranks)
+    for key in ("modules_to_save", "trainable_token_indices"):
+        last[key] = next((c[key] for _, c, _ in reversed(terms) if c.get(key)), None)
+    return state, last
+
+
+def module_of(key: str) -> str:
+    """The name of the adapted module within the base, from a key of an adapter file."""
+    return key.removeprefix("base_model.model.").split(".lora_")[0]
+
+
+def lora_scale(config: Mapping[str, Any], module: str) -> float:
+    """What B·A is multiplied by: alpha / rank, or alpha / √rank for rsLoRA (arXiv 2312.03732)."""
+    rank = _pattern(config.get("rank_pattern"), module, config["r"])
+    alpha = _pattern(config.get("alpha_pattern"), module, config["lora_alpha"])
+    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+
+
+def _pattern(pattern: Mapping[str, Any] | None, module: str, default: Any) -> Any:
+    """PEFT's rule: a pattern's key matches a module's name or its end."""
+    return next((value for key, value in (pattern or {}).items() if module == key or module.endswith(f".{key}")), default)

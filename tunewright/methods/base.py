@@ -1,0 +1,122 @@
+"""A method: which parameters train, and what is added to the model for it.
+
+A method is its own configuration: a frozen pydantic model whose fields are the hyperparameters and whose methods are
+the behaviour. It decides once, in `attach`, by setting `requires_grad`; everything else (optimizer, checkpoint, what
+stays in eval mode) reads that.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict
+
+from tunewright.errors import MethodError
+from tunewright.tasks.base import Model
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class Method(BaseModel):
+    """Which parameters train, and what is added.
+
+    Class attributes:
+        learning_rate: a good rate at hidden size 4096; `learning_rate: auto` scales it to the model's own.
+        saved_as: `transformers` (the whole model), `peft` (an adapter in PEFT's format) or `adapter` (safetensors + JSON).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    learning_rate: ClassVar[float]
+    saved_as: ClassVar[str]
+    type: str
+
+    @abstractmethod
+    def attach(self, model: Model, seed: int = 0) -> None:
+        """Prepare `model` for training, in place: wrap it where something is added, and say what trains.
+
+        Raises:
+            MethodError: the method cannot be applied to this model.
+        """
+
+    @abstractmethod
+    def save(self, model: Model, folder: Path) -> None:
+        """Write what `restore` needs, in the ecosystem's format, with the processor."""
+
+    @abstractmethod
+    def restore(self, model: Model, folder: Path) -> None:
+        """Put what `save` wrote onto a freshly loaded base, in place."""
+
+    def merge(self, model: Model) -> None:
+        """Fold what was added into the weights, in place. A method that adds nothing has nothing to do."""
+
+    def off(self, model: Model) -> AbstractContextManager[None]:
+        """Inside, the model computes what the run started from. Raises MethodError where that is not exact."""
+        raise MethodError(f"{self.type} changes the base's own weights: switching it off does not give back the start.")
+
+    def rate_factor(self, name: str) -> float:
+        """Factor on the learning rate of the parameter `name`."""
+        return 1.0
+
+
+def train_only(module: nn.Module, names: set[str]) -> None:
+    """Set `requires_grad` for just the named parameters."""
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(name in names)
+
+
+def trained_parameters(module: nn.Module) -> dict[str, Any]:
+    """The parameters that train, by name; tied ones once."""
+    return {name: p for name, p in module.named_parameters() if p.requires_grad}
+
+
+def enter_training(model: Model) -> None:
+    """Training mode, except for what is frozen and must not move or add noise.
+
+    Held in eval mode: all that comes before the first trained block, and every batch norm (of any dimension) without a
+    trained parameter, whose running statistics would otherwise follow the new data although nothing "trains" there.
+    """
+    model.module.train()
+    for module in frozen_prefix(model):
+        module.eval()
+    for module in model.module.modules():
+        if hasattr(module, "running_mean") and not any(p.requires_grad for p in module.parameters()):
+            module.eval()
+
+
+def frozen_prefix(model: Model) -> Iterator[nn.Module]:
+    """The modules in front of the first trained parameter, blocks and embeddings; none if anything there trains."""
+    blocks = [block for _, block in model.task.blocks(model.module)]
+    leading = next((i for i, block in enumerate(blocks) if _trains(block)), len(blocks))
+    if not blocks or not leading:
+        return
+    inside = {id(m) for block in blocks for m in block.modules()}
+    for module in model.module.modules():
+        if id(module) == id(blocks[0]):
+            break
+        if id(module) in inside or any(id(m) in inside for m in module.modules()):
+            continue  # a parent of the trunk
+        if _trains(module):
+            return
+        yield module
+    yield from blocks[:leading]
+
+
+def _trains(module: nn.Module) -> bool:
+    return any(p.requires_grad for p in module.parameters())
+
+
+def parameter_groups_by_shape(module: nn.Module) -> list[str]:
+    """What trains, in a few lines a person can read: names with their numbers folded, shapes, how often."""
+    import re
+
+    seen: dict[tuple[str, tuple[int, ...]], int] = {}
+    for name, parameter in trained_parameters(module).items():
+        key = (re.sub(r"(?<=\.)\d+(?=\.)", "*", name), tuple(parameter.shape))
+        seen[key] = seen.get(key, 0) + 1
+    return [f"{name}: {count} × {'×'.join(map(str, shape)) or 'scalar'}" for (name, shape), count in seen.items()]

@@ -1,0 +1,21 @@
+"""`full`: every parameter trains."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from tunewright.methods._whole import WholeModel
+from tunewright.tasks.base import Model
+
+
+class Full(WholeModel):
+    """Every parameter trains."""
+
+    learning_rate: ClassVar[float] = 2e-5
+    type: Literal["full"] = "full"
+
+    def attach(self, model: Model, seed: int = 0) -> None:
+        model.module.requires_grad_(True)
+
+
+METHOD = Full

@@ -1,0 +1,125 @@
+"""`lora`: low-rank updates beside frozen weights, and its family: rsLoRA, DoRA, PiSSA, LoRA+."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from tunewright.errors import MethodError
+from tunewright.methods._peft import PEFT_TASKS, PeftMethod, linear_names, read_adapter, stack_loras, stackable, write_adapter
+from tunewright.tasks.base import Model
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class LoRA(PeftMethod):
+    """W + s·B·A with W frozen, A [rank × in], B [out × rank] = 0 at the start (Hu et al., arXiv 2106.09685).
+
+    The defaults are those of "LoRA Without Regret": all linear layers, about ten times the learning rate of full
+    fine-tuning. A classifier's head trains along.
+    """
+
+    learning_rate: ClassVar[float] = 2e-4
+    type: Literal["lora"] = "lora"
+    rank: int = Field(16, ge=1, description="Rank of the update.")
+    alpha: float = Field(32, gt=0, description="Scale: the update is multiplied by alpha / rank.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on the adapter's input.")
+    targets: str | list[str] = Field("all-linear", description="all-linear, names of layers, or one regular expression.")
+    rslora: bool = Field(False, description="Scale by alpha / √rank (rsLoRA, arXiv 2312.03732).")
+    dora: bool = Field(False, description="Learn magnitude and direction apart (DoRA, arXiv 2402.09353).")
+    init: Literal["zero", "pissa"] = Field("zero", description="pissa: begin with the principal singular vectors (arXiv 2404.02948).")
+    plus_ratio: float = Field(1.0, ge=1, description="Learning rate of B over that of A (LoRA+, arXiv 2402.12354, uses 16).")
+    experts: bool = Field(False, description="Adapt the fused expert weights of a mixture of experts too.")
+    train_along: list[str] = Field([], description="Modules that train in full beside the adapter, by name.")
+
+    def attach(self, model: Model, seed: int = 0) -> None:
+        self._check_targets(model.module)
+        super().attach(model, seed)
+        if self.init == "pissa":
+            from peft import get_peft_model_state_dict
+
+            state = get_peft_model_state_dict(model.module, save_embedding_layers=False)  # type: ignore[arg-type]
+            model.start_adapter = {name: tensor.clone() for name, tensor in state.items() if ".lora_" in name}
+
+    def peft_config(self, model: Model) -> Any:
+        from peft import LoraConfig
+
+        along = [*model.along, *self.train_along]
+        return LoraConfig(
+            task_type=PEFT_TASKS.get(model.task.name),  # type: ignore[arg-type]
+            r=self.rank,
+            lora_alpha=self.alpha,  # type: ignore[arg-type]
+            lora_dropout=self.dropout,
+            target_modules=self.targets,
+            exclude_modules=rf"(.*\.)?({'|'.join(map(re.escape, along))})(\..*)?" if along else None,
+            use_rslora=self.rslora,
+            use_dora=self.dora,
+            init_lora_weights="pissa" if self.init == "pissa" else True,
+            target_parameters=expert_parameters(model.module) if self.experts else None,
+            modules_to_save=along or None,
+            trainable_token_indices=token_rows(model) or None,
+        )
+
+    def _check_targets(self, module: nn.Module) -> None:
+        names = [name for name, _ in module.named_modules()]
+        if self.targets != "all-linear":
+            wanted = [self.targets] if isinstance(self.targets, str) else self.targets
+            matches = re.fullmatch if isinstance(self.targets, str) else _is_end_of
+            idle = [t for t in wanted if not any(matches(t, name) for name in names)]
+            if idle:
+                raise MethodError(f"LoRA target {', '.join(idle)} matches no layer. Linear layers here: {', '.join(linear_names(module))}.")
+        idle = [t for t in self.train_along if not any(_is_end_of(t, name) for name in names)]
+        if idle:
+            raise MethodError(f"train_along: {', '.join(idle)} matches no module.")
+
+    def save(self, model: Model, folder: Path) -> None:
+        super().save(model, folder)
+        terms = [(*read_adapter(path), 1.0) for path in model.adapters]
+        state, config = read_adapter(folder)
+        terms.append((state, config, 1.0))
+        if model.start_adapter:  # PiSSA: the base is the original again, so what was taken out of it is subtracted
+            terms.insert(-1, (model.start_adapter, config, -1.0))
+        if len(terms) > 1:
+            write_adapter(folder, *stack_loras(terms))
+
+    @property
+    def stacks(self) -> bool:
+        """Whether this LoRA can be saved in one file together with those that were merged before it."""
+        return stackable({"peft_type": "LORA", "use_dora": self.dora, "target_parameters": self.experts})
+
+    def off(self, model: Model) -> Any:
+        if self.init == "pissa":
+            raise MethodError("PiSSA changes the base's weights: switching it off does not give back the start.")
+        return super().off(model)
+
+    def rate_factor(self, name: str) -> float:
+        return self.plus_ratio if ".lora_B." in name else 1.0
+
+
+def expert_parameters(module: nn.Module) -> list[str]:
+    """The fused weights of experts, [experts, out, in], by the end of their name."""
+    found = [n for n, p in module.named_parameters() if p.ndim == 3 and "experts" in n]
+    if not found:
+        raise MethodError("experts: true, but this model has no fused expert weights. Leave it out.")
+    return list(dict.fromkeys(re.sub(r"^.*\.\d+\.", "", name) for name in found))
+
+
+def token_rows(model: Model) -> dict[str, list[int]]:
+    """The rows of new tokens in the embeddings, and in the head where it has its own weight."""
+    if not model.new_tokens:
+        return {}
+    tables = [model.module.get_input_embeddings(), model.module.get_output_embeddings()]  # type: ignore[operator]
+    tied = tables[0].weight is tables[1].weight
+    names = {id(m): name for name, m in model.module.named_modules()}
+    return {names[id(table)]: list(model.new_tokens) for table in (tables[:1] if tied else tables)}
+
+
+def _is_end_of(target: str, name: str) -> bool:
+    return name == target or name.endswith(f".{target}")
+
+
+METHOD = LoRA

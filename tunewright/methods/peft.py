@@ -1,0 +1,51 @@
+"""`peft`: any adapter that PEFT has, by its own configuration."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from tunewright.errors import MethodError
+from tunewright.methods._peft import PEFT_TASKS, PeftMethod
+from tunewright.tasks.base import Model
+
+
+class Peft(PeftMethod):
+    """Any PEFT configuration as a mapping: {peft_type: LOHA, r: 8, target_modules: [q_proj, v_proj]}."""
+
+    learning_rate: ClassVar[float] = 2e-4
+    type: Literal["peft"] = "peft"
+    config: dict[str, Any] = Field(description="PEFT's own options, with peft_type.")
+
+    def peft_config(self, model: Model) -> Any:
+        from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftType
+
+        given = dict(self.config)
+        name = str(given.pop("peft_type", "")).upper()
+        known = {kind.value: kind for kind in PeftType if kind in PEFT_TYPE_TO_CONFIG_MAPPING}
+        if name not in known:
+            raise MethodError(f"peft_type {name or '(missing)'} is unknown. {_nearest(name, list(known))}")
+        config_class = PEFT_TYPE_TO_CONFIG_MAPPING[known[name]]
+        fields = list(config_class.__dataclass_fields__)
+        for key in given:
+            if key not in fields:
+                raise MethodError(f"{config_class.__name__} has no option {key}. {_nearest(key, fields)}")
+        given.setdefault("task_type", PEFT_TASKS.get(model.task.name))
+        if model.along and "modules_to_save" in fields:
+            given["modules_to_save"] = [*(given.get("modules_to_save") or []), *model.along]
+        if model.new_tokens:
+            raise MethodError("New tokens train with method: lora or full, not with method: peft.")
+        try:
+            return config_class(**given)
+        except (ValueError, TypeError) as error:
+            raise MethodError(f"{config_class.__name__}: {error}") from error
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=3)
+    return f"Did you mean {' or '.join(close)}?" if close else f"Known: {', '.join(sorted(known))}."
+
+
+METHOD = Peft

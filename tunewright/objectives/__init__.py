@@ -1,0 +1,8 @@
+"""One file an objective: what the loss says."""
+
+from tunewright.objectives.base import Objective
+from tunewright.objectives.supervised import Supervised
+
+OBJECTIVES: dict[str, type[Objective]] = {o.model_fields["type"].default: o for o in (Supervised,)}
+
+__all__ = ["OBJECTIVES", "Objective", "Supervised"]

@@ -1,0 +1,51 @@
+"""`supervised`: learn the answers that the rows give."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from tunewright.data.batches import Example
+from tunewright.objectives.base import Objective, Term
+from tunewright.tasks.base import Batch, Task
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class Supervised(Objective):
+    """Weighted cross-entropy: Σ w·nll / Σ w over all positions of a step.
+
+    Positions are tokens, rows, or the classes of a multi-label row. Targets may be hard or soft. Regression takes the
+    squared error instead. Class weights are folded into the rows' weights when the rows are read.
+    """
+
+    type: Literal["supervised"] = "supervised"
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="Share of the target given to all answers alike.")
+    class_weights: dict[str, float] | Literal["balanced"] | None = Field(
+        None, description="Weight of each class in the loss; balanced: rows / (classes · rows of the class)."
+    )
+    router_loss: float = Field(
+        0.0, ge=0, description="Coefficient of the load-balancing loss of a mixture of experts (its papers use 0.01)."
+    )
+
+    def counts(self, examples: Sequence[Example]) -> dict[str, float]:
+        return {
+            "weight": float(sum(e.weight.sum(dtype="float64") for e in examples)),
+            "positions": float(sum(e.trained for e in examples)),
+            "rows": float(len(examples)),
+        }
+
+    def terms(self, task: Task, module: nn.Module, batch: Batch) -> dict[str, Term]:
+        found = task.nll(module, batch, smoothing=self.label_smoothing, router=self.router_loss > 0)
+        terms = {"loss": Term((found.nll_BT * batch.weight).sum(), "weight", 1.0)}
+        if found.correct_BT is not None:
+            terms["accuracy"] = Term((found.correct_BT & (batch.weight != 0)).sum(), "positions")
+        if found.router is not None:
+            terms["router_loss"] = Term(found.router, "rows", self.router_loss)
+        return terms
+
+
+OBJECTIVE = Supervised

@@ -1,0 +1,13 @@
+"""One file a task. `TASKS` finds them by name; a new file is a new task."""
+
+from __future__ import annotations
+
+import importlib
+
+MODULES = {"text-generation": "text_generation", "text-classification": "text_classification"}
+
+
+def task_class(name: str) -> type:
+    """The class of a task by its name, imported only now."""
+    module = importlib.import_module(f"tunewright.tasks.{MODULES[name]}")
+    return module.TASK

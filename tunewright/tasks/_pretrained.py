@@ -1,0 +1,131 @@
+"""Loading from a folder or the hub through transformers' auto classes: safetensors only, no code from the base."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tunewright.errors import BaseModelError
+from tunewright.tasks.base import Model
+
+
+def load_config(base: str) -> Any:
+    """The configuration of a base. Raises BaseModelError where there is none, or where it asks for its own code."""
+    from transformers import AutoConfig
+
+    check_folder(base)
+    with quiet():
+        try:
+            return AutoConfig.from_pretrained(base, trust_remote_code=False)
+        except (OSError, ValueError, KeyError) as error:
+            raise BaseModelError(_missing(base, error)) from error
+
+
+def load_tokenizer(base: str) -> Any:
+    """The tokenizer that lies beside the weights."""
+    from transformers import AutoTokenizer
+
+    with quiet():
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise BaseModelError(
+                f"{base} has no tokenizer that can be read ({_first_line(error)}). Put tokenizer.json and "
+                "tokenizer_config.json beside the weights."
+            ) from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    tokenizer.padding_side = "right"
+    return tokenizer
+
+
+def load_weights(auto_class: Any, base: str, config: Any, **options: Any) -> tuple[Any, dict[str, set[str]]]:
+    """A model with its weights, and the account of what was missing or did not fit, by parameter name."""
+    with quiet():
+        try:
+            return auto_class.from_pretrained(
+                base, config=config, use_safetensors=True, trust_remote_code=False, output_loading_info=True, **options
+            )
+        except (OSError, ValueError, RuntimeError, KeyError) as error:
+            raise BaseModelError(_missing(base, error)) from error
+
+
+def without_weights(auto_class: Any, config: Any) -> Any:
+    """The model's shapes alone, on the meta device: counts parameters of any size in seconds."""
+    import torch
+
+    with quiet(), torch.device("meta"):
+        return auto_class.from_config(config)
+
+
+def check_folder(base: str) -> None:
+    """Refuse what must not be loaded: missing folders, pickles, code that travels with the weights."""
+    folder = Path(base)
+    if not folder.exists():
+        if base.startswith((".", "/", "~")) or base.count("/") > 1:
+            raise BaseModelError(f"There is no folder {base}. Name a model folder, a run, or a model on the hub (owner/name).")
+        return
+    if not (folder / "config.json").is_file():
+        raise BaseModelError(f"{base} is no model folder: it has no config.json.")
+    names = {path.name for path in folder.iterdir()}
+    pickles = sorted(name for name in names if name.endswith((".bin", ".pt", ".pth", ".ckpt")) and name != "training_args.bin")
+    if pickles and not any(name.endswith(".safetensors") for name in names):
+        raise BaseModelError(
+            f"{base} holds its weights as a pickle ({pickles[0]}), which can run code when it is loaded, and so is refused. "
+            "Convert it to safetensors on a machine you can lose, or take the safetensors revision."
+        )
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise BaseModelError(f"{folder / 'config.json'} is not JSON: {error}") from error
+    if "auto_map" in config and config.get("model_type") not in _known_types():
+        raise BaseModelError(
+            f"{base} brings its own Python code (auto_map in config.json). Tunewright does not run code from a base. "
+            "Use a base whose architecture transformers knows."
+        )
+
+
+def _known_types() -> set[str]:
+    from transformers import CONFIG_MAPPING
+
+    return set(CONFIG_MAPPING.keys())
+
+
+def _missing(base: str, error: Exception) -> str:
+    if Path(base).exists():
+        return f"{base} cannot be loaded: {_first_line(error)}"
+    return (
+        f"{base} is neither a folder here nor a model that could be fetched from the hub ({_first_line(error)}). "
+        "Check the name and the connection, or give a local folder."
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence transformers' progress bars and load reports: what matters in them becomes notices."""
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    bars = logging.is_progress_bar_enabled()
+    logging.set_verbosity(logging.CRITICAL)
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def max_length(model: Model, wanted: int | None) -> int:
+    """The longest row: what was asked for, within what model and tokenizer say they can hold."""
+    config = model.module.config.get_text_config()  # type: ignore[union-attr, operator]
+    limits = [getattr(config, "max_position_embeddings", None), model.processor.model_max_length, wanted]
+    return int(min(limit for limit in limits if limit))

@@ -1,0 +1,170 @@
+"""A task: what a pre-trained model is for, and so how it is loaded, fed, scored and saved.
+
+One primitive carries every objective: `nll(module, batch)`, the negative log-likelihood at each position that has
+weight. A language model has T positions a row, a classifier T = 1, a multi-label classifier T = classes.
+What cannot be derived from it is a named capability that a task may have: `generate`, `classify`. Callers ask
+for the capability, never for the class.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from tunewright.data.batches import Example, split_by_tokens
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor, nn
+
+
+@dataclass
+class Model:
+    """A torch module together with what feeds it.
+
+    Attributes:
+        module: the torch module; a method may wrap it.
+        processor: tokenizer or image processor, saved beside the weights.
+        task: how the module is fed, scored and saved.
+        base: the folder or hub name whose weights these are; an adapter names it.
+        along: modules that additive methods train along: a task head, a pooler that begins anew.
+        adapters: LoRA folders already merged into the weights, so that a new one can be saved over `base`.
+        start_adapter: the adapter's weights at its start, where they were taken out of the base (PiSSA).
+        new_tokens: vocabulary rows that were added and so must train.
+        notices: what the user should know about the loading: a new head, a template that was added.
+    """
+
+    module: nn.Module
+    processor: Any
+    task: Task
+    base: str
+    along: tuple[str, ...] = ()
+    adapters: tuple[Path, ...] = ()
+    start_adapter: dict[str, Tensor] = field(default_factory=dict)
+    new_tokens: tuple[int, ...] = ()
+    notices: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows on a device. `target`, `weight`, `mask` and `sequence` are [B, T]; a soft target is [B, C], weight [B, 1].
+
+    `mask` is true where a position is no padding; `sequence` numbers the rows of the batch that positions belong to,
+    so that per-row sums survive packing.
+    """
+
+    inputs: dict[str, Tensor]
+    target: Tensor
+    weight: Tensor
+    mask: Tensor
+    sequence: Tensor
+    sources: tuple[str, ...]
+
+    def to(self, device: Any) -> Batch:
+        tensors = {name: getattr(self, name).to(device) for name in ("target", "weight", "mask", "sequence")}
+        return replace(self, inputs={name: value.to(device) for name, value in self.inputs.items()}, **tensors)
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """What `nll` returns.
+
+    Attributes:
+        nll_BT: negative log-likelihood in nats, 0 where the weight is 0; squared error for a regression.
+        correct_BT: whether the most likely answer is the target; None where that means nothing.
+        router: the router's balance loss summed over rows, for mixtures of experts that were asked for it.
+    """
+
+    nll_BT: Tensor
+    correct_BT: Tensor | None = None
+    router: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a model answered on N encoded rows; `kind` names the fields that are filled.
+
+    single_label, multi_label: `output_NC` probabilities, `gold` class indices [N], distributions or labels [N, C].
+    regression: `output_NC` and `gold`, [N, 1]. likelihood: `nll_N` summed over a row's positions, `count_N`, `correct_N`.
+    """
+
+    kind: str
+    sources: list[str]
+    output_NC: np.ndarray | None = None
+    gold: np.ndarray | None = None
+    nll_N: np.ndarray | None = None
+    count_N: np.ndarray | None = None
+    correct_N: np.ndarray | None = None
+
+
+class Task(ABC):
+    """How models of one kind are loaded, fed, scored and saved."""
+
+    name: ClassVar[str]
+    data_kinds: ClassVar[tuple[str, ...]]  # the kinds of rows that the task can encode
+    packs: ClassVar[bool] = False  # rows may share one sequence, told apart by `position_ids`
+
+    @abstractmethod
+    def load(self, base: str, *, seed: int = 0, dtype: Any = None, weights: bool = True) -> Model:
+        """Load a base from a folder or the hub; without `weights`, its shapes alone, on the meta device."""
+
+    @abstractmethod
+    def encode(self, model: Model, records: Sequence[Any], data: Any) -> Encoded:
+        """Turn records into examples; over-long rows are treated as `data.overlength` says, and counted."""
+
+    @abstractmethod
+    def collate(self, examples: Sequence[Example]) -> Batch:
+        """Pad examples into one batch, on the CPU."""
+
+    @abstractmethod
+    def nll(self, module: nn.Module, batch: Batch, *, smoothing: float = 0.0, router: bool = False) -> Likelihood:
+        """The negative log-likelihood at every position with weight, by the model's own head."""
+
+    @abstractmethod
+    def predict(self, model: Model, examples: Sequence[Example], batch_tokens: int = 4096) -> Predictions:
+        """What the model answers on encoded rows, in their order, without gradients."""
+
+    @abstractmethod
+    def head(self, module: nn.Module) -> list[str]:
+        """Names of the modules that make the task head, before any method has wrapped the model."""
+
+    def blocks(self, module: nn.Module) -> list[tuple[str, nn.Module]]:
+        """The trunk's blocks from input to output: see `trunk_blocks`."""
+        return trunk_blocks(module)
+
+    def save(self, model: Model, folder: Path) -> None:
+        """Write weights (safetensors) and processor in the ecosystem's format."""
+        model.module.save_pretrained(folder)
+        model.processor.save_pretrained(folder)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Examples with the account of what became of over-long rows, e.g. {"limit": 512, "dropped": 3}."""
+
+    examples: list[Example]
+    overlength: dict[str, Any]
+
+
+def in_batches(examples: Sequence[Example], budget: int) -> Iterator[list[int]]:
+    """Row numbers in groups of similar length that each fit `budget` positions."""
+    lengths = [e.length for e in examples]
+    return split_by_tokens(sorted(range(len(lengths)), key=lambda i: -lengths[i]), lengths, budget)
+
+
+def trunk_blocks(module: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The blocks of the trunk, by rule: the `ModuleList` with the most parameters, not nested in another one.
+
+    Every transformers model keeps its layers so. Raises nothing: a module without such a list has no blocks.
+    """
+    from torch import nn
+
+    lists = {name: m for name, m in module.named_modules() if isinstance(m, nn.ModuleList) and len(m)}
+    outer = [name for name in lists if not any(name.startswith(f"{other}.") for other in lists if other != name)]
+    if not outer:
+        return []
+    trunk = max(outer, key=lambda name: sum(p.numel() for p in lists[name].parameters()))
+    return [(f"{trunk}.{i}", block) for i, block in enumerate(lists[trunk])]

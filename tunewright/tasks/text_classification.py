@@ -1,0 +1,263 @@
+"""`text-classification`: an encoder or decoder with a task head: one label, several labels, or a number."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from tunewright.data.batches import Example, pad
+from tunewright.data.render import overlength_error
+from tunewright.errors import BaseModelError, DataError
+from tunewright.tasks._pretrained import load_config, load_tokenizer, load_weights, max_length, without_weights
+from tunewright.tasks.base import Batch, Encoded, Likelihood, Model, Predictions, Task, in_batches
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+PROBLEM_TYPES = {
+    "single_label": "single_label_classification",
+    "multi_label": "multi_label_classification",
+    "regression": "regression",
+}
+
+
+class TextClassification(Task):
+    """A label for a text (or a pair of texts).
+
+    Args:
+        labels: the class names; None keeps those of the base.
+        kind: `single_label` (softmax), `multi_label` (a sigmoid a class) or `regression`.
+    """
+
+    name: ClassVar[str] = "text-classification"
+    data_kinds: ClassVar[tuple[str, ...]] = ("classification",)
+
+    def __init__(self, labels: Sequence[str] | None = None, kind: str = "single_label") -> None:
+        self.labels = list(labels or [])
+        self.kind = kind
+
+    @classmethod
+    def from_records(cls, records: Sequence[Any]) -> TextClassification:
+        """Read the kind of labels, and their names, off the training rows."""
+        kind = label_kind(records)
+        if kind == "regression":
+            return cls(["value"], kind)
+        names = {name for record in records for name in label_names(record.label)}
+        if len(names) < 2 and kind == "single_label":
+            raise DataError(f"The training rows have one class only ({next(iter(names), 'none')}): there is nothing to tell apart.")
+        return cls(sorted(names, key=natural_order), kind)
+
+    def load(self, base: str, *, seed: int = 0, dtype: Any = None, weights: bool = True) -> Model:
+        from transformers import AutoModelForSequenceClassification
+
+        config = load_config(base)
+        own = [str(name) for name in config.id2label.values()] if _has_head(config) else []
+        self._settle_labels(base, own, config)
+        config.num_labels = len(self.labels)
+        config.id2label = dict(enumerate(self.labels))
+        config.label2id = {label: i for i, label in enumerate(self.labels)}
+        config.problem_type = PROBLEM_TYPES[self.kind]
+        if not weights:
+            return Model(without_weights(AutoModelForSequenceClassification, config), None, self, base)
+        tokenizer = load_tokenizer(base)
+        config.get_text_config().pad_token_id = config.pad_token_id = tokenizer.pad_token_id
+        module, info = load_weights(
+            AutoModelForSequenceClassification, base, config, dtype=dtype or "float32", ignore_mismatched_sizes=True
+        )
+        poolers = self._new_poolers(module, base, info["missing_keys"])
+        model = Model(module, tokenizer, self, base, along=(*poolers, *self.head(module)))
+        if own != self.labels or info["missing_keys"]:
+            begin_anew(module, model.along, seed)
+            had = f" in place of the base's ({len(own)} classes)" if own else ""
+            model.notices.append(f"A new head for {len(self.labels)} {self.kind.replace('_', ' ')} outputs{had}.")
+        return model
+
+    def _settle_labels(self, base: str, own: list[str], config: Any) -> None:
+        """Keep the order of a base that already has just these classes, so that its head keeps its meaning."""
+        if not self.labels:
+            if not own:
+                raise BaseModelError(f"{base} has no classification head yet: train one first (tunewright train --base {base}).")
+            self.labels = own
+            self.kind = next((k for k, p in PROBLEM_TYPES.items() if p == config.problem_type), "single_label")
+        elif sorted(own) == sorted(self.labels):
+            self.labels = own
+
+    def _new_poolers(self, module: nn.Module, base: str, missing: set[str]) -> list[str]:
+        """Poolers that the base was trained without, and that begin anew like the head. Raises if more is missing."""
+        names = [name for name, _ in module.named_modules() if name.endswith("pooler")]
+        new = [name for name in names if any(key.startswith(f"{name}.") for key in missing)]
+        expected = tuple(f"{name}." for name in (*new, *self.head(module)))
+        trunk = sorted(key for key in missing if not key.startswith(expected))
+        if trunk:
+            raise BaseModelError(f"{base} lacks weights of its trunk ({', '.join(trunk[:3])}): it is not whole.")
+        return new
+
+    def encode(self, model: Model, records: Sequence[Any], data: Any) -> Encoded:
+        limit = max_length(model, data.max_length)
+        texts = [r.text for r in records]
+        pairs = [r.text_pair for r in records] if any(r.text_pair for r in records) else None
+        faults = self._unseen(records)
+        if faults:
+            raise DataError(f"Labels that the model does not know (it knows: {', '.join(self.labels[:20])}). Mend or remove these rows:", faults)
+        ids = model.processor(texts, pairs, truncation=False, verbose=False).input_ids
+        over = [i for i, row in enumerate(ids) if len(row) > limit]
+        policy = "fail" if data.overlength == "auto" else data.overlength
+        if over and policy == "fail":
+            raise overlength_error([(records[i].source, len(ids[i])) for i in over], limit)
+        if over and policy == "split":
+            raise DataError("overlength: split is for plain text. For a classifier choose truncate or drop.")
+        encoded = model.processor(texts, pairs, truncation=True, max_length=limit, verbose=False)
+        kept = [i for i in range(len(ids)) if policy != "drop" or len(ids[i]) <= limit]
+        examples = [self._example({name: encoded[name][i] for name in encoded}, records[i]) for i in kept]
+        account = {"truncated": len(over)} if policy == "truncate" else {"dropped": len(over)}
+        return Encoded(examples, {"limit": limit, **(account if over else {})})
+
+    def _unseen(self, records: Sequence[Any]) -> list[str]:
+        if self.kind == "regression":
+            return []
+        known = set(self.labels)
+        return [
+            f"{r.source}: label {name!r}" for r in records if r.label is not None for name in label_names(r.label) if name not in known
+        ]
+
+    def _example(self, inputs: dict[str, list[int]], record: Any) -> Example:
+        arrays = {name: np.asarray(value, dtype=np.int64) for name, value in inputs.items()}
+        target = self.target(record.label)
+        width = len(target) if self.kind == "multi_label" else 1
+        weight = np.full(width, record.weight if record.label is not None else 0.0, dtype=np.float32)
+        return Example(arrays, target, weight, record.source, len(arrays["input_ids"]))
+
+    def target(self, label: Any) -> np.ndarray:
+        """A class index [1], a distribution or labels [C], or a value [1]; index 0 stands in where there is no label."""
+        if self.kind == "regression":
+            return np.array([label or 0.0], dtype=np.float32)
+        if self.kind == "single_label" and not isinstance(label, dict):
+            return np.array([self.labels.index(str(label)) if label is not None else 0], dtype=np.int64)
+        target_C = np.zeros(len(self.labels), dtype=np.float32)
+        for name in label_names(label) if label is not None else ():
+            target_C[self.labels.index(name)] = label[name] if isinstance(label, dict) else 1.0
+        return target_C
+
+    def collate(self, examples: Sequence[Example]) -> Batch:
+        import torch
+
+        if len({e.target.shape for e in examples}) > 1:  # hard and soft labels in one batch
+            examples = [self._softened(e) for e in examples]
+        names = examples[0].inputs
+        inputs = {name: torch.from_numpy(pad([e.inputs[name] for e in examples], 0)) for name in names}
+        weight = torch.from_numpy(np.stack([e.weight for e in examples]))
+        return Batch(
+            inputs,
+            target=torch.from_numpy(np.stack([e.target for e in examples])),
+            weight=weight,
+            mask=torch.ones_like(weight, dtype=torch.bool),
+            sequence=torch.arange(len(examples))[:, None].expand_as(weight),
+            sources=tuple(e.source for e in examples),
+        )
+
+    def _softened(self, example: Example) -> Example:
+        if example.target.dtype != np.int64:
+            return example
+        one_hot_C = np.eye(len(self.labels), dtype=np.float32)[example.target[0]]
+        return Example(example.inputs, one_hot_C, example.weight, example.source, example.length)
+
+    def nll(self, module: nn.Module, batch: Batch, *, smoothing: float = 0.0, router: bool = False) -> Likelihood:
+        import torch.nn.functional as F  # noqa: N812
+
+        logits_BC = self.logits(module, batch)
+        if self.kind == "regression":
+            return Likelihood((logits_BC - batch.target).square())
+        if self.kind == "multi_label":
+            target_BC = batch.target * (1 - smoothing) + smoothing / 2
+            nll_BC = F.binary_cross_entropy_with_logits(logits_BC, target_BC, reduction="none")
+            return Likelihood(nll_BC, (logits_BC > 0) == (batch.target > 0.5))
+        soft = batch.target.is_floating_point()
+        target = batch.target if soft else batch.target[:, 0]
+        nll_B = F.cross_entropy(logits_BC, target, reduction="none", label_smoothing=smoothing)
+        gold_B = target.argmax(-1) if soft else target
+        return Likelihood(nll_B[:, None], (logits_BC.argmax(-1) == gold_B)[:, None])
+
+    def logits(self, module: nn.Module, batch: Batch) -> Tensor:
+        """[B, C], in fp32."""
+        return module(**batch.inputs).logits.float()
+
+    def predict(self, model: Model, examples: Sequence[Example], batch_tokens: int = 4096) -> Predictions:
+        import torch
+
+        device = next(model.module.parameters()).device
+        output_NC = np.zeros((len(examples), len(self.labels)), dtype=np.float64)
+        model.module.eval()
+        with torch.inference_mode():
+            for rows in in_batches(examples, batch_tokens):
+                logits_BC = self.logits(model.module, self.collate([examples[i] for i in rows]).to(device)).double()
+                output_NC[rows] = self._probabilities(logits_BC).cpu().numpy()
+        gold = [self._softened(e).target for e in examples] if _mixed(examples) else [e.target for e in examples]
+        stacked = np.stack(gold) if gold else np.zeros((0, 1), dtype=np.int64)
+        if stacked.dtype == np.int64:
+            stacked = stacked[:, 0]
+        return Predictions(self.kind, [e.source for e in examples], output_NC=output_NC, gold=stacked)
+
+    def _probabilities(self, logits_BC: Tensor) -> Tensor:
+        if self.kind == "regression":
+            return logits_BC
+        return logits_BC.sigmoid() if self.kind == "multi_label" else logits_BC.softmax(-1)
+
+    def classify(self, model: Model, texts: Sequence[str], data: Any) -> Predictions:
+        """What the model says of texts: probabilities a class, or a value each, [N, C]."""
+        from tunewright.data.records import Labelled
+
+        records = [Labelled(text, None, source=f"text {i + 1}") for i, text in enumerate(texts)]
+        return self.predict(model, self.encode(model, records, data).examples)
+
+    def head(self, module: nn.Module) -> list[str]:
+        trunk = module.base_model_prefix
+        return [name for name, child in module.named_children() if name != trunk and any(True for _ in child.parameters())]
+
+
+def label_kind(records: Sequence[Any]) -> str:
+    """A list is multi-label, a fraction anywhere among numbers is a regression, all else names one class a row."""
+    labels = [record.label for record in records]
+    if any(isinstance(label, list) for label in labels):
+        return "multi_label"
+    if labels and all(isinstance(label, (int, float)) and not isinstance(label, bool) for label in labels):
+        return "regression" if any(isinstance(label, float) for label in labels) else "single_label"
+    return "single_label"
+
+
+def label_names(label: Any) -> list[str]:
+    """The class names in a label."""
+    return [str(name) for name in label] if isinstance(label, (list, dict)) else [str(label)]
+
+
+def natural_order(name: str) -> tuple[int, float, str]:
+    """Numbers by value before words by spelling."""
+    try:
+        return (0, float(name), name)
+    except ValueError:
+        return (1, 0.0, name)
+
+
+def begin_anew(module: nn.Module, names: Sequence[str], seed: int) -> None:
+    """Draw the weights of the named modules from the seed, as the architecture itself begins them."""
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for name in names:
+            for child in module.get_submodule(name).modules():
+                for parameter in child.parameters(recurse=False):
+                    parameter._is_hf_initialized = False  # type: ignore[attr-defined]
+                module._init_weights(child)  # type: ignore[operator]
+
+
+def _has_head(config: Any) -> bool:
+    return any("ForSequenceClassification" in name for name in config.architectures or [])
+
+
+def _mixed(examples: Sequence[Example]) -> bool:
+    return len({e.target.shape for e in examples}) > 1
+
+
+TASK = TextClassification
