@@ -1,0 +1,74 @@
+"""The `data` section of a recipe: where the rows are and how they are read."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.config import JsonDict
+
+Location = str | list[dict[str, Any]]
+"""A path, a hub name ("owner/name" or "owner/name:split"), or the rows themselves."""
+
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Overlength = Literal["fail", "truncate", "drop", "split"]
+
+LOCAL: JsonDict = {"local_only": True}
+
+
+class DataConfig(BaseModel):
+    """Where the rows are, what they look like, and what happens to those that do not fit."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    train: Location = Field(
+        min_length=1,
+        description="training rows: a file, a folder, a hub name (owner/name:split), or a list of rows",
+        json_schema_extra=LOCAL,
+    )
+    validation: Location | Fraction = Field(
+        0.1,
+        description="validation rows, or the fraction of the training rows to hold out (1,000 rows at most); 0: none",
+        json_schema_extra=LOCAL,
+    )
+    test: Location | dict[str, Location] | None = Field(
+        None,
+        description="rows for the final evaluation: one set, or several by name",
+        json_schema_extra=LOCAL,
+    )
+    format: Literal["auto", "chat", "prompt_completion", "alpaca", "sharegpt", "text", "classification"] = Field(
+        "auto", description="what a row looks like; auto: found from its columns"
+    )
+    columns: dict[str, str] = Field(
+        default_factory=dict, description="standard column name -> name in the file, e.g. {text: review, label: stars}"
+    )
+    overlength: Literal["auto"] | Overlength = Field(
+        "auto", description="rows longer than max_length; auto: split plain text, fail for everything else"
+    )
+    max_length: int | None = Field(None, ge=2, description="longest row in tokens; none: the model's own limit")
+    on_bad_rows: Literal["fail", "skip"] = Field(
+        "fail", description="rows that cannot be used: fail before training, or skip and report them"
+    )
+    loss_on: Literal["all", "last"] = Field(
+        "all", description="assistant turns that are trained: all of them, or the last one"
+    )
+    chat_template: str | None = Field(
+        None,
+        description="path of a Jinja chat template, or 'plain' for the built-in one; none: the tokenizer's own",
+        json_schema_extra=LOCAL,
+    )
+    special_tokens: list[str] = Field(
+        default_factory=list, description="tokens to add to the tokenizer, each learned as a row of its own"
+    )
+
+    def test_sets(self) -> dict[str, Location]:
+        """The evaluation sets by name; a single one is called "test"."""
+        if self.test is None:
+            return {}
+        return dict(self.test) if isinstance(self.test, dict) else {"test": self.test}
+
+    def overlength_for(self, kind: str) -> Overlength:
+        """What to do with rows of this kind that are too long: plain text can be split without loss, answers cannot."""
+        if self.overlength != "auto":
+            return self.overlength
+        return "split" if kind == "text" else "fail"

@@ -1,0 +1,222 @@
+"""Rows become records, checked before anything trains; every row that cannot be used is named, all in one report."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from tunewright.data.config import DataConfig, Location
+from tunewright.data.formats import FORMATS, detect
+from tunewright.data.kinds import KINDS, Completion, Conversation, Document, Label, Labelled, Record
+from tunewright.data.labels import form_of, settle
+from tunewright.data.rows import Fault, Row, canonical_json, content_hash, read_rows
+from tunewright.errors import DataError
+
+__all__ = [
+    "Completion",
+    "Conversation",
+    "Document",
+    "Label",
+    "Labelled",
+    "Record",
+    "Records",
+    "load_records",
+    "split_validation",
+]
+
+MAX_VALIDATION_ROWS = 1000
+
+
+@dataclass(frozen=True)
+class Records:
+    """The usable rows of one location: all of one kind ("chat", "prompt_completion", "text" or "classification")."""
+
+    records: list[Record]
+    kind: str
+    location: str
+    sha256: str
+    faults: list[Fault] = field(default_factory=list)
+
+    @property
+    def bad_rows(self) -> list[str]:
+        """What is wrong with each row that was skipped: "file:line: reason"."""
+        return [str(fault) for fault in self.faults]
+
+    @property
+    def bad_values(self) -> list[Any]:
+        """The rows that were skipped as they were read, in the order of `bad_rows`."""
+        return [fault.raw for fault in self.faults]
+
+
+def load_records(location: Location, config: DataConfig, *, require_label: bool = True) -> Records:
+    """Read a location and check every row.
+
+    Args:
+        require_label: whether a row without a label is a fault; if not, plain texts are unlabelled examples.
+
+    Raises:
+        DataError: the location cannot be read, its columns fit no format, no row can be used, or some cannot and
+            `config.on_bad_rows` is "fail". It names all of them.
+    """
+    name = location if isinstance(location, str) else "rows"
+    read = read_rows(location)
+    rows = _renamed(read.rows, config.columns)
+    format = _format_of(rows, config, require_label)
+    records, faults = _build_all(rows, format, config, require_label)
+    faults = read.faults + faults
+    if faults and (config.on_bad_rows == "fail" or not records):
+        raise DataError(_verdict(len(faults), len(faults) + len(records), name), [str(fault) for fault in faults])
+    return Records(records, KINDS[type(records[0])], name, content_hash(read.rows), faults)
+
+
+def _verdict(bad: int, total: int, name: str) -> str:
+    remedy = "mend them" if bad == total else "mend them, or set data.on_bad_rows: skip"
+    return f"{bad} of {total} rows of {name} cannot be used: {remedy}."
+
+
+# Columns and format
+
+
+def _renamed(rows: list[Row], columns: dict[str, str]) -> list[Row]:
+    """Rows with standard column names. A column that no row has is an error, not an option without effect."""
+    if not columns:
+        return rows
+    found = _columns(rows)
+    if missing := [column for column in columns.values() if column not in found]:
+        raise DataError(f"data.columns names {', '.join(missing)}; the columns found are {', '.join(found)}.")
+    standard = {column: name for name, column in columns.items()}
+    return [Row({standard.get(key, key): value for key, value in row.values.items()}, row.source) for row in rows]
+
+
+def _columns(rows: Iterable[Row]) -> list[str]:
+    return list(dict.fromkeys(key for row in rows for key in row.values))
+
+
+def _format_of(rows: list[Row], config: DataConfig, require_label: bool) -> str:
+    """The format that the recipe names, or that of the first row that has one."""
+    format = config.format if config.format != "auto" else _first_format(rows)
+    if format == "text" and config.format == "auto" and not require_label:
+        format = "classification"
+    if rows and (format is None or not any(_has_columns(row, format) for row in rows)):
+        raise DataError(_unknown_columns(_columns(rows), config.format))
+    unused = [name for name in config.columns if name not in FORMATS[format].columns] if format else []
+    if unused:
+        raise DataError(f"data.columns gives {', '.join(unused)}, which the format {format} does not read: remove it.")
+    return format or "text"
+
+
+def _first_format(rows: list[Row]) -> str | None:
+    return next((format for row in rows if (format := detect(row.values))), None)
+
+
+def _has_columns(row: Row, format: str) -> bool:
+    return not _missing(row, format)
+
+
+def _missing(row: Row, format: str) -> list[str]:
+    """The columns that the row lacks; whether a label may be lacking is decided later, row by row."""
+    return [column for column in FORMATS[format].needs if column not in row.values and column != "label"]
+
+
+def _unknown_columns(found: list[str], wanted: str) -> str:
+    formats = [f"{name} ({' + '.join(format.needs)})" for name, format in FORMATS.items() if wanted in ("auto", name)]
+    return (
+        f"the columns found are {', '.join(found) or 'none'}, which fit no format: {', '.join(formats)}. "
+        "Name them with data.columns, e.g. {text: review, label: stars}."
+    )
+
+
+# Records
+
+
+def _build_all(
+    rows: list[Row], format: str, config: DataConfig, require_label: bool
+) -> tuple[list[Record], list[Fault]]:
+    records: list[Record] = []
+    faults: list[Fault] = []
+    for row in rows:
+        try:
+            record = _build(row, format, config.format == "auto", require_label)
+            _check_same_kind(record, records[0] if records else record)
+            records.append(record)
+        except DataError as error:
+            faults.append(Fault(row.source, str(error), row.values))
+    return _with_settled_labels(records), faults
+
+
+def _build(row: Row, format: str, detected: bool, require_label: bool) -> Record:
+    if missing := _missing(row, format):
+        own = detect(row.values) if detected else None
+        hint = f"; this row is {own}, the file's first is {format}" if own else ""
+        raise DataError(f"no column {', '.join(missing)}{hint}")
+    if detected and (own := detect(row.values)) != format and {own, format} != {"text", "classification"}:
+        raise DataError(f"this row is {own}, the file's first is {format}")
+    if format == "classification" and require_label and row.values.get("label") is None:
+        raise DataError("no label")
+    return FORMATS[format].build(row.values, row.source)
+
+
+def _check_same_kind(record: Record, first: Record) -> None:
+    if type(record) is not type(first):
+        raise DataError(f"this row is {KINDS[type(record)]}, the file's first is {KINDS[type(first)]}")
+    if isinstance(record, Labelled) and isinstance(first, Labelled):
+        _check_same_label_form(record.label, first.label)
+
+
+def _check_same_label_form(label: Any, first: Any) -> None:
+    if label is not None and first is not None and form_of(label) != form_of(first):
+        raise DataError(f"this label is {form_of(label)}, the file's first is {form_of(first)}")
+
+
+def _with_settled_labels(records: list[Record]) -> list[Record]:
+    labelled = [record for record in records if isinstance(record, Labelled)]
+    labels = settle([record.label for record in labelled])
+    return [replace(record, label=label) for record, label in zip(labelled, labels, strict=True)] or records
+
+
+# Validation
+
+
+def split_validation(records: Records, fraction: float, seed: int) -> tuple[Records, Records]:
+    """Hold out a fraction of the records: (train, validation), each with at least one record.
+
+    A record's side follows from its content and the seed alone. So exact duplicates are never on both sides, and rows
+    that are added later move none of the old ones, as long as the fraction gives at most `MAX_VALIDATION_ROWS` rows;
+    beyond that the ones with the smallest hashes are held out.
+
+    Raises:
+        DataError: fewer than two different records.
+    """
+    held_out = _held_out(_by_hash(records.records, seed), fraction)
+    train = [record for index, record in enumerate(records.records) if index not in held_out]
+    validation = [records.records[index] for index in sorted(held_out)]
+    return replace(records, records=train), replace(records, records=validation, faults=[])
+
+
+def _by_hash(records: list[Record], seed: int) -> list[tuple[float, list[int]]]:
+    """(position in [0, 1), indices of the records with this content), by position."""
+    groups: dict[float, list[int]] = defaultdict(list)
+    for index, record in enumerate(records):
+        groups[_position(record, seed)].append(index)
+    return sorted(groups.items())
+
+
+def _position(record: Record, seed: int) -> float:
+    content = {key: value for key, value in vars(record).items() if key != "source"}
+    digest = hashlib.sha256(canonical_json([seed, content])).digest()
+    return int.from_bytes(digest[:8]) / 2**64
+
+
+def _held_out(groups: list[tuple[float, list[int]]], fraction: float) -> set[int]:
+    if len(groups) < 2:
+        raise DataError("too few different rows to hold some out: add rows, give data.validation, or set it to 0.")
+    chosen = [indices for position, indices in groups[:-1] if position < fraction] or [groups[0][1]]
+    held_out: set[int] = set(chosen[0])
+    for indices in chosen[1:]:
+        if len(held_out) + len(indices) > MAX_VALIDATION_ROWS:
+            break
+        held_out.update(indices)
+    return held_out

@@ -1,0 +1,297 @@
+"""Rows from wherever they are: files, folders, the hub, Python. No row is lost silently; a bad one becomes a fault."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tunewright.data.config import Location
+from tunewright.errors import DataError
+
+
+class Row(NamedTuple):
+    """One row as it was read, and where from: "train.jsonl:17", "train.parquet:row 17", "rows[16]"."""
+
+    values: dict[str, Any]
+    source: str
+
+
+class Fault(NamedTuple):
+    """A row that cannot be used: where it is, why, and what it held."""
+
+    source: str
+    reason: str
+    raw: Any
+
+    def __str__(self) -> str:
+        return f"{self.source}: {self.reason}"
+
+
+class Rows(NamedTuple):
+    """What was read from one location."""
+
+    rows: list[Row]
+    faults: list[Fault]
+
+
+def read_rows(location: Location) -> Rows:
+    """All rows of a location, with the malformed ones apart.
+
+    Args:
+        location: a file (see `READERS`), a folder, a hub name ("owner/name" or "owner/name:split"), or the rows.
+
+    Raises:
+        DataError: the location is missing, unreadable, of an unknown kind, or holds nothing.
+    """
+    name = location if isinstance(location, str) else "the list of rows"
+    try:
+        read = _read(location)
+    except OSError as error:
+        reason = error.strerror or error
+        raise DataError(f"{name} cannot be read ({reason}): check the path and its permissions.") from error
+    if not read.rows and not read.faults:
+        raise DataError(f"{name} holds no rows: nothing can be learned from it.")
+    return read
+
+
+def content_hash(rows: Iterable[Row]) -> str:
+    """SHA-256 over the rows' values as canonical JSON: the same rows have the same hash, in whatever file format."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(canonical_json(row.values) + b"\n")
+    return digest.hexdigest()
+
+
+def canonical_json(value: Any) -> bytes:
+    """JSON with sorted keys and no spaces. Bytes enter by their hash, other foreign values by their text."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), default=_foreign).encode()
+
+
+def _foreign(value: Any) -> str:
+    return hashlib.sha256(value).hexdigest() if isinstance(value, bytes) else str(value)
+
+
+def _read(location: Location) -> Rows:
+    if not isinstance(location, str):
+        return _sort_out(location, lambda index: f"rows[{index}]")
+    path, split = _split_of(location)
+    if path.is_dir():
+        return _read_folder(path, split)
+    if path.exists():
+        return _read_file(path)
+    if _is_hub_name(location):
+        return _read_hub(*_partition(location))
+    raise DataError(f"{location} does not exist: give a file, a folder, or a hub name such as owner/name:train.")
+
+
+def _sort_out(values: Iterable[Any], source: Callable[[int], str]) -> Rows:
+    """Objects become rows, anything else a fault. `source` names the n-th value, counted from 0."""
+    read = Rows([], [])
+    for index, value in enumerate(values):
+        if isinstance(value, dict):
+            read.rows.append(Row(value, source(index)))
+        else:
+            read.faults.append(Fault(source(index), f"not an object with columns, but {_kind(value)}", value))
+    return read
+
+
+def _kind(value: Any) -> str:
+    return "null" if value is None else f"a {type(value).__name__}"
+
+
+# Files
+
+
+def _read_file(path: Path) -> Rows:
+    reader = READERS.get(path.suffix.lower())
+    if reader is None:
+        raise DataError(f"{path} is of an unknown kind: give one of {', '.join(READERS)}.")
+    return reader(path)
+
+
+def _read_jsonl(path: Path) -> Rows:
+    read = Rows([], [])
+    for number, line in _lines(path):
+        source = f"{path}:{number}"
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            read.faults.append(Fault(source, f"not valid JSON: {error}", line.decode(errors="replace")))
+            continue
+        if isinstance(value, dict):
+            read.rows.append(Row(value, source))
+        else:
+            read.faults.append(Fault(source, _not_an_object(value), value))
+    return read
+
+
+def _not_an_object(value: Any) -> str:
+    hint = " (one JSON list in a file is read from a .json file)" if isinstance(value, list) else ""
+    return f"a line must be a JSON object, not {_kind(value)}{hint}"
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """The lines that are not blank, numbered from 1. Split as bytes: U+2028 inside a string ends no line."""
+    content = _utf8_bytes(path)
+    if content.lstrip()[:1] == b"[":
+        raise DataError(f"{path} holds one JSON list, not one object a line: rename it to {path.with_suffix('.json')}.")
+    return ((number, line) for number, line in enumerate(content.splitlines(), 1) if line.strip())
+
+
+def _utf8_bytes(path: Path) -> bytes:
+    """The file's bytes without a UTF-8 byte order mark."""
+    content = path.read_bytes()
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise DataError(f"{path} is encoded as UTF-16: save it as UTF-8.")
+    return content.removeprefix(b"\xef\xbb\xbf")
+
+
+def _text(path: Path) -> str:
+    try:
+        return _utf8_bytes(path).decode()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 (byte {error.start}): save it as UTF-8.") from error
+
+
+def _read_json(path: Path) -> Rows:
+    try:
+        value = json.loads(_text(path))
+    except ValueError as error:
+        hint = "if it holds one object a line, rename it to .jsonl"
+        raise DataError(f"{path} is not valid JSON ({error}): mend it, or {hint}.") from error
+    rows = value.get("data") if isinstance(value, dict) else value
+    if not isinstance(rows, list):
+        raise DataError(f'{path} must hold a list of rows, or {{"data": [rows]}}.')
+    return _sort_out(rows, lambda index: f"{path}:row {index + 1}")
+
+
+def _read_table(path: Path, delimiter: str) -> Rows:
+    """CSV and TSV, with names in the first line. Every value is a string."""
+    csv.field_size_limit(2**31 - 1)  # a document in a cell may be longer than the default of 128 KiB
+    reader = csv.DictReader(io.StringIO(_text(path), newline=""), delimiter=delimiter, strict=True)
+    read = Rows([], [])
+    try:
+        for number, values in enumerate(reader, 1):
+            source = f"{path}:row {number}"
+            if None in values or None in values.values():
+                reason = f"this row does not have the {len(reader.fieldnames or ())} cells that the first line names"
+                read.faults.append(Fault(source, reason, list(values.values())))
+            else:
+                read.rows.append(Row(values, source))
+    except csv.Error as error:
+        raise DataError(f"{path}:{reader.line_num}: {error}: check the quotes on this line.") from error
+    return read
+
+
+def _read_parquet(path: Path) -> Rows:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        values = pyarrow.parquet.read_table(path).to_pylist()
+    except pyarrow.ArrowInvalid as error:
+        raise DataError(f"{path} is not a Parquet file ({error}): check how it was written.") from error
+    return _sort_out(values, lambda index: f"{path}:row {index + 1}")
+
+
+def _read_text(path: Path) -> Rows:
+    """The whole file is one document."""
+    text = _text(path)
+    return Rows([Row({"text": text}, str(path))] if text.strip() else [], [])
+
+
+READERS: dict[str, Callable[[Path], Rows]] = {
+    ".jsonl": _read_jsonl,
+    ".json": _read_json,
+    ".csv": lambda path: _read_table(path, ","),
+    ".tsv": lambda path: _read_table(path, "\t"),
+    ".parquet": _read_parquet,
+    ".txt": _read_text,
+}
+
+
+# Folders
+
+SAVED_DATASET = ("dataset_dict.json", "dataset_info.json")
+SPLIT = re.compile(r"(train|valid|val|dev|eval|test)(?![a-z])")
+
+
+def _read_folder(folder: Path, split: str | None) -> Rows:
+    if any((folder / name).exists() for name in SAVED_DATASET):
+        return _read_saved_dataset(folder, split)
+    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in READERS)
+    if not files:
+        raise DataError(f"{folder} holds no file that can be read: give one of {', '.join(READERS)}.")
+    if not _belong_together(files):
+        names = [str(path) for path in files]
+        raise DataError(f"{folder} holds files of several splits or kinds: name one of them.", names)
+    reads = [_read_file(path) for path in files]
+    return Rows([row for read in reads for row in read.rows], [fault for read in reads for fault in read.faults])
+
+
+def _belong_together(files: list[Path]) -> bool:
+    """Files of one kind and one split: a folder with train and test files must never be trained on whole."""
+    return len({(path.suffix.lower(), _split_in(path.stem.lower())) for path in files}) == 1
+
+
+def _split_in(stem: str) -> str:
+    match = SPLIT.match(stem)
+    return match[1] if match else ""
+
+
+def _read_saved_dataset(folder: Path, split: str | None) -> Rows:
+    from datasets import load_from_disk
+
+    return _dataset_rows(load_from_disk(str(folder)), str(folder), split)
+
+
+def _dataset_rows(dataset: Any, name: str, split: str | None) -> Rows:
+    """Rows of a `datasets.Dataset`, or of one split of a `DatasetDict`."""
+    if isinstance(dataset, dict):
+        split = split or (next(iter(dataset)) if len(dataset) == 1 else None)
+        if split not in dataset:
+            raise DataError(f"{name} has the splits {', '.join(dataset)}: name one, e.g. {name}:{next(iter(dataset))}.")
+        dataset, name = dataset[split], f"{name}:{split}"
+    return _sort_out(dataset, lambda index: f"{name}:row {index + 1}")
+
+
+# The hub
+
+HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+(:\w+)?")
+
+
+def _partition(location: str) -> tuple[str, str | None]:
+    name, _, split = location.partition(":")
+    return name, split or None
+
+
+def _split_of(location: str) -> tuple[Path, str | None]:
+    """A path as it stands, or a folder with the name of a split behind a colon."""
+    if not Path(location).exists() and ":" in location:
+        name, _, split = location.rpartition(":")
+        if Path(name).is_dir():
+            return Path(name), split
+    return Path(location), None
+
+
+def _is_hub_name(location: str) -> bool:
+    """Like owner/name, and neither a file's name nor a path under a folder that exists here."""
+    path = Path(location)
+    return bool(HUB_NAME.fullmatch(location)) and path.suffix.lower() not in READERS and not path.parent.is_dir()
+
+
+def _read_hub(name: str, split: str | None) -> Rows:
+    from datasets import load_dataset
+
+    try:
+        dataset = load_dataset(name)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(f"{name} is no file here and cannot be had from the hub ({reason}).") from error
+    return _dataset_rows(dataset, name, split)
