@@ -118,7 +118,7 @@ def _classification(values: Values, source: str) -> Labelled:
     label, pair, weight = values.get("label"), values.get("text_pair"), values.get("weight")
     return Labelled(
         text=_text(values, "text"),
-        label=None if label is None else check_label(label),
+        label=None if label in (None, "") else check_label(label),
         source=source,
         text_pair=None if pair is None else _text(values, "text_pair"),
         weight=1.0 if weight is None else check_weight(_number(weight), "weight"),

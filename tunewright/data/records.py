@@ -154,9 +154,10 @@ def _build(row: Row, format: str, detected: bool, require_label: bool) -> Record
         raise DataError(f"no column {', '.join(missing)}{hint}")
     if detected and (own := detect(row.values)) != format and {own, format} != {"text", "classification"}:
         raise DataError(f"this row is {own}, the file's first is {format}")
-    if format == "classification" and require_label and row.values.get("label") is None:
+    record = FORMATS[format].build(row.values, row.source)
+    if require_label and isinstance(record, Labelled) and record.label is None:
         raise DataError("no label")
-    return FORMATS[format].build(row.values, row.source)
+    return record
 
 
 def _check_same_kind(record: Record, first: Record) -> None:

@@ -185,7 +185,7 @@ def _read_table(path: Path, delimiter: str) -> Rows:
             else:
                 read.rows.append(Row(values, source))
     except csv.Error as error:
-        raise DataError(f"{path}:{reader.line_num}: {error}: check the quotes on this line.") from error
+        raise DataError(f"{path}:{reader.reader.line_num}: {error}: check the quotes on this line.") from error
     return read
 
 
