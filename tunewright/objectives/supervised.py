@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
 from pydantic import Field
 
 from tunewright.data.batches import Example
+from tunewright.errors import RecipeError
 from tunewright.objectives.base import Objective, Term
 from tunewright.tasks.base import Batch, Task
 
@@ -46,6 +48,23 @@ class Supervised(Objective):
         if found.router is not None:
             terms["router_loss"] = Term(found.router, "rows", self.router_loss)
         return terms
+
+
+def class_weights(
+    wanted: dict[str, float] | Literal["balanced"], labels: Sequence[str], examples: Sequence[Example]
+) -> np.ndarray:
+    """The weight of each class, [C]. balanced: rows / (classes · rows of the class), as in scikit-learn.
+
+    Raises RecipeError for a class that does not exist.
+    """
+    if wanted != "balanced":
+        unknown = [name for name in wanted if name not in labels]
+        if unknown:
+            raise RecipeError(f"objective.class_weights names {', '.join(unknown)}; the classes are {', '.join(labels)}.")
+        return np.array([wanted.get(label, 1.0) for label in labels], dtype=np.float32)
+    soft_NC = [e.target if e.target.dtype.kind == "f" else np.eye(len(labels))[e.target[0]] for e in examples]
+    rows_C = np.sum(soft_NC, axis=0)
+    return (len(examples) / (len(labels) * np.maximum(rows_C, 1e-9))).astype(np.float32)
 
 
 OBJECTIVE = Supervised

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from tunewright.data.batches import Example, split_by_tokens
+from tunewright.data.rendered import Fitted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -143,10 +144,11 @@ class Task(ABC):
 
 @dataclass(frozen=True)
 class Encoded:
-    """Examples with the account of what became of over-long rows, e.g. {"limit": 512, "dropped": 3}."""
+    """Examples, the longest row there may be, and the account of the rows that were longer."""
 
     examples: list[Example]
-    overlength: dict[str, Any]
+    limit: int
+    overlength: Fitted
 
 
 def in_batches(examples: Sequence[Example], budget: int) -> Iterator[list[int]]:

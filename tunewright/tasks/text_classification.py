@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from tunewright.data.batches import Example, pad
-from tunewright.data.render import overlength_error
+from tunewright.data.config import DataConfig
+from tunewright.data.kinds import Labelled
+from tunewright.data.rendered import Rendered, fit
 from tunewright.errors import BaseModelError, DataError
 from tunewright.tasks._pretrained import load_config, load_tokenizer, load_weights, max_length, without_weights
 from tunewright.tasks.base import Batch, Encoded, Likelihood, Model, Predictions, Task, in_batches
@@ -96,31 +99,30 @@ class TextClassification(Task):
 
     def encode(self, model: Model, records: Sequence[Any], data: Any) -> Encoded:
         limit = max_length(model, data.max_length)
+        policy = data.overlength_for("classification")
+        if policy == "split":
+            raise DataError("data.overlength: split is for plain text. For a classifier choose truncate or drop.")
+        self._refuse_unseen(records)
         texts = [r.text for r in records]
-        pairs = [r.text_pair for r in records] if any(r.text_pair for r in records) else None
-        faults = self._unseen(records)
-        if faults:
-            raise DataError(f"Labels that the model does not know (it knows: {', '.join(self.labels[:20])}). Mend or remove these rows:", faults)
-        ids = model.processor(texts, pairs, truncation=False, verbose=False).input_ids
-        over = [i for i, row in enumerate(ids) if len(row) > limit]
-        policy = "fail" if data.overlength == "auto" else data.overlength
-        if over and policy == "fail":
-            raise overlength_error([(records[i].source, len(ids[i])) for i in over], limit)
-        if over and policy == "split":
-            raise DataError("overlength: split is for plain text. For a classifier choose truncate or drop.")
-        encoded = model.processor(texts, pairs, truncation=True, max_length=limit, verbose=False)
-        kept = [i for i in range(len(ids)) if policy != "drop" or len(ids[i]) <= limit]
+        pairs = [r.text_pair or "" for r in records] if any(r.text_pair for r in records) else None
+        encoded = model.processor(texts, pairs, truncation=False, verbose=False)
+        over = [i for i, ids in enumerate(encoded["input_ids"]) if len(ids) > limit]
+        if policy == "truncate" and over:  # by the tokenizer, which knows the tokens that a text must end with
+            encoded = model.processor(texts, pairs, truncation=True, max_length=limit, verbose=False)
+        found = [Rendered(ids, [], r.source) for ids, r in zip(encoded["input_ids"], records, strict=True)]
+        fitted = fit(found, limit, policy)
+        kept = [i for i in range(len(found)) if policy != "drop" or len(found[i].tokens) <= limit]
         examples = [self._example({name: encoded[name][i] for name in encoded}, records[i]) for i in kept]
-        account = {"truncated": len(over)} if policy == "truncate" else {"dropped": len(over)}
-        return Encoded(examples, {"limit": limit, **(account if over else {})})
+        truncated = [records[i].source for i in over] if policy == "truncate" else []
+        return Encoded(examples, limit, replace(fitted, truncated=truncated))
 
-    def _unseen(self, records: Sequence[Any]) -> list[str]:
-        if self.kind == "regression":
-            return []
+    def _refuse_unseen(self, records: Sequence[Any]) -> None:
         known = set(self.labels)
-        return [
-            f"{r.source}: label {name!r}" for r in records if r.label is not None for name in label_names(r.label) if name not in known
-        ]
+        named = [(r, label_names(r.label)) for r in records if r.label is not None and self.kind != "regression"]
+        faults = [f"{r.source}: label {name!r}" for r, names in named for name in names if name not in known]
+        if faults:
+            labels = ", ".join(self.labels[:20])
+            raise DataError(f"{len(faults)} labels are unknown to the model, which knows {labels}. Mend or remove:", faults)
 
     def _example(self, inputs: dict[str, list[int]], record: Any) -> Example:
         arrays = {name: np.asarray(value, dtype=np.int64) for name, value in inputs.items()}
@@ -132,7 +134,7 @@ class TextClassification(Task):
     def target(self, label: Any) -> np.ndarray:
         """A class index [1], a distribution or labels [C], or a value [1]; index 0 stands in where there is no label."""
         if self.kind == "regression":
-            return np.array([label or 0.0], dtype=np.float32)
+            return np.array([float(label) if label is not None else 0.0], dtype=np.float32)
         if self.kind == "single_label" and not isinstance(label, dict):
             return np.array([self.labels.index(str(label)) if label is not None else 0], dtype=np.int64)
         target_C = np.zeros(len(self.labels), dtype=np.float32)
@@ -204,12 +206,11 @@ class TextClassification(Task):
             return logits_BC
         return logits_BC.sigmoid() if self.kind == "multi_label" else logits_BC.softmax(-1)
 
-    def classify(self, model: Model, texts: Sequence[str], data: Any) -> Predictions:
-        """What the model says of texts: probabilities a class, or a value each, [N, C]."""
-        from tunewright.data.records import Labelled
-
+    def classify(self, model: Model, texts: Sequence[str]) -> tuple[Predictions, list[str]]:
+        """Probabilities of each class (or a value) for each text, [N, C], and the names of texts that were cut to fit."""
         records = [Labelled(text, None, source=f"text {i + 1}") for i, text in enumerate(texts)]
-        return self.predict(model, self.encode(model, records, data).examples)
+        encoded = self.encode(model, records, DataConfig(train="-", overlength="truncate"))
+        return self.predict(model, encoded.examples), encoded.overlength.truncated
 
     def head(self, module: nn.Module) -> list[str]:
         trunk = module.base_model_prefix
@@ -217,13 +218,11 @@ class TextClassification(Task):
 
 
 def label_kind(records: Sequence[Any]) -> str:
-    """A list is multi-label, a fraction anywhere among numbers is a regression, all else names one class a row."""
+    """A list is multi-label, a number is a regression, a name (or probabilities of names) is one class a row."""
     labels = [record.label for record in records]
     if any(isinstance(label, list) for label in labels):
         return "multi_label"
-    if labels and all(isinstance(label, (int, float)) and not isinstance(label, bool) for label in labels):
-        return "regression" if any(isinstance(label, float) for label in labels) else "single_label"
-    return "single_label"
+    return "regression" if any(isinstance(label, float) for label in labels) else "single_label"
 
 
 def label_names(label: Any) -> list[str]:

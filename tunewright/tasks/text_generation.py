@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from tunewright.data.batches import Example, pad, split_by_tokens
-from tunewright.data.render import Renderer, ensure_chat_template, fit
+from tunewright.data.kinds import KINDS
+from tunewright.data.render import Renderer
+from tunewright.data.rendered import fit
+from tunewright.data.templates import ensure_chat_template
 from tunewright.errors import BaseModelError
 from tunewright.tasks._pretrained import load_config, load_tokenizer, load_weights, max_length, quiet, without_weights
 from tunewright.tasks.base import Batch, Encoded, Likelihood, Model, Predictions, Task, in_batches
@@ -50,9 +53,9 @@ class TextGeneration(Task):
     def encode(self, model: Model, records: Sequence[Any], data: Any) -> Encoded:
         rendered = Renderer(model.processor, data.loss_on).render_all(records)
         limit = max_length(model, data.max_length)
-        fitted = fit(rendered, limit, data.overlength)
-        examples = [shifted(r.tokens, r.weights, r.source) for r in fitted.rendered]
-        return Encoded(examples, {"limit": limit, **fitted.counts})
+        kind = KINDS[type(records[0])] if records else "text"
+        fitted = fit(rendered, limit, data.overlength_for(kind))
+        return Encoded([shifted(r.tokens, r.weights, r.source) for r in fitted.rendered], limit, fitted)
 
     def collate(self, examples: Sequence[Example]) -> Batch:
         import torch

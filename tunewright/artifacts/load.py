@@ -1,0 +1,139 @@
+"""Loading what was saved: a run, an adapter's folder, a model's folder, a name on the hub.
+
+A folder with weights and nothing else is enough; a run is its `model/`.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tunewright.artifacts.card import Card, read_card
+from tunewright.artifacts.save import save
+from tunewright.errors import BaseModelError, MethodError
+from tunewright.methods import Full, LoRA, Method
+from tunewright.methods._peft import CONFIG as PEFT_CONFIG
+from tunewright.methods._peft import attach_folder, merge_adapter, stackable
+from tunewright.methods.adapter import CONFIG as ADAPTER_CONFIG
+from tunewright.tasks import task_class
+from tunewright.tasks._pretrained import load_config, load_tokenizer
+from tunewright.tasks.base import Model, Task
+from tunewright.tasks.text_generation import grow_vocabulary
+
+
+def load(where: str | Path, device: str = "cpu", task: str | None = None) -> Model:
+    """A model as it was trained, ready to predict: `.module` is the torch module, in eval mode.
+
+    Args:
+        where: a run, an adapter's folder, a model's folder, or a name on the hub.
+        device: a torch device.
+        task: needed only where a model's folder does not tell.
+
+    Raises:
+        BaseModelError, MethodError: there is no model, or its parts do not fit together.
+    """
+    folder = weights_folder(where)
+    if is_adapter(folder):
+        model = _load_adapter(folder)
+    else:
+        card = read_card(folder)
+        model = (card.make_task() if card else make_task(task or infer_task(str(where)))).load(str(folder if folder.exists() else where))
+    model.module.to(device).eval()
+    return model
+
+
+def load_start(base: str, task: Task, method: Method, folder: Path, seed: int = 0, dtype: Any = None) -> Model:
+    """The model that a run begins with. An earlier run's or an adapter's is merged into its base, in memory.
+
+    A new LoRA on an old one will be saved stacked over the original base, which is exact. In all other cases the merged
+    start is written to `folder`, and the new run's adapter refers to it.
+    """
+    weights = weights_folder(base)
+    if not is_adapter(weights):
+        return task.load(str(weights if weights.exists() else base), seed=seed, dtype=dtype)
+    inner = _load_adapter(weights)
+    if (weights / ADAPTER_CONFIG).is_file():
+        return _adapter_goes_on(inner, task, method, base)
+    merge_adapter(inner)
+    config = json.loads((weights / PEFT_CONFIG).read_text(encoding="utf-8"))
+    same_head = getattr(inner.task, "labels", None) == getattr(task, "labels", None)
+    if isinstance(method, LoRA) and method.stacks and stackable(config) and same_head:
+        inner.adapters = (weights,)
+        inner.task = task
+        return inner
+    save(inner, Full(), folder)
+    return task.load(str(folder), seed=seed, dtype=dtype)
+
+
+def weights_folder(where: str | Path) -> Path:
+    """Where the weights lie: a run's `model/`, or the folder itself. A hub name comes back as it is."""
+    folder = Path(where).expanduser()
+    if (folder / "run.json").is_file():
+        if not (folder / "model").is_dir():
+            status = json.loads((folder / "run.json").read_text(encoding="utf-8")).get("status", "unknown")
+            raise BaseModelError(f"The run {folder} has no model yet (it is {status}). Finish it: tunewright resume {folder}")
+        return folder / "model"
+    return folder
+
+
+def is_adapter(folder: Path) -> bool:
+    return (folder / PEFT_CONFIG).is_file() or (folder / ADAPTER_CONFIG).is_file()
+
+
+def infer_task(base: str) -> str:
+    """The task that a model says it was made for. Raises BaseModelError where that is none of ours."""
+    folder = weights_folder(base)
+    if is_adapter(folder):
+        return _card_of_adapter(folder).task
+    card = read_card(folder)
+    if card:
+        return card.task
+    architectures = load_config(str(folder) if folder.exists() else base).architectures or []
+    if any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in architectures):
+        return "text-generation"
+    if any(name.endswith("ForSequenceClassification") for name in architectures):
+        return "text-classification"
+    raise BaseModelError(f"{base} does not tell what it is for ({', '.join(architectures) or 'no architecture'}). Give the task.")
+
+
+def make_task(name: str) -> Task:
+    return task_class(name)()
+
+
+def _load_adapter(folder: Path) -> Model:
+    card = _card_of_adapter(folder)
+    model = card.make_task().load(card.base)
+    model.processor = load_tokenizer(str(folder)) if (folder / "tokenizer_config.json").is_file() else model.processor
+    if card.task == "text-generation":
+        grow_vocabulary(model)
+    if (folder / PEFT_CONFIG).is_file():
+        attach_folder(model, folder)
+    else:
+        card.make_method().restore(model, folder)
+    return model
+
+
+def _card_of_adapter(folder: Path) -> Card:
+    """The card beside an adapter; for one that others made, what PEFT's own configuration tells."""
+    card = read_card(folder)
+    if card:
+        return card
+    config = json.loads((folder / PEFT_CONFIG).read_text(encoding="utf-8"))
+    base = config.get("base_model_name_or_path")
+    tasks = {"CAUSAL_LM": "text-generation", "SEQ_CLS": "text-classification"}
+    if not base or config.get("task_type") not in tasks:
+        raise BaseModelError(f"{folder / PEFT_CONFIG} names no base, or a task_type other than CAUSAL_LM and SEQ_CLS.")
+    return Card(tasks[config["task_type"]], base, {"type": "peft", "config": {"peft_type": config["peft_type"]}})
+
+
+def _adapter_goes_on(inner: Model, task: Task, method: Method, base: str) -> Model:
+    """A bottleneck adapter cannot be merged, but the same method can go on training it."""
+    if method.type != "adapter":
+        raise MethodError(
+            f"{base} is a run with bottleneck adapters, which cannot be merged into the weights. Go on with method: adapter, "
+            f"or begin from {inner.base}."
+        )
+    if getattr(inner.task, "labels", None) != getattr(task, "labels", None):
+        raise MethodError(f"{base} was trained for other classes; its adapters can only go on with the same ones.")
+    return inner

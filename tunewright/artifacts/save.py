@@ -1,0 +1,38 @@
+"""Writing a tuned model: beside, then renamed, so that the folder is whole or absent."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from tunewright.artifacts.card import Card
+from tunewright.errors import OutputError
+from tunewright.methods import Method
+from tunewright.tasks.base import Model
+
+
+def save(model: Model, method: Method, folder: Path) -> None:
+    """Write `model` as `method` saves it, with its card. Raises OutputError where the disk does not take it."""
+    draft = folder.with_name(f".{folder.name}.draft")
+    try:
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir(parents=True)
+        method.save(model, draft)
+        card(model, method).write(draft)
+        shutil.rmtree(folder, ignore_errors=True)
+        draft.rename(folder)
+    except OSError as error:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise OutputError(f"The model could not be written to {folder}: {error}. Free some space and resume.") from error
+
+
+def card(model: Model, method: Method) -> Card:
+    task = model.task
+    whole = method.saved_as == "transformers"
+    return Card(
+        task=task.name,
+        base="" if whole else model.base,
+        method=method.model_dump(mode="json"),
+        labels=getattr(task, "labels", None),
+        kind=getattr(task, "kind", None),
+    )

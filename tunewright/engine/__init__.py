@@ -1,0 +1,1 @@
+"""The one loop and what it stands on: optimizer, schedule, checkpoints, precision, processes."""

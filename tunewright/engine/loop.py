@@ -1,0 +1,263 @@
+"""The one loop, for all tasks, methods and objectives.
+
+A step is a set of rows, given by (seed, step). It is cut into forward passes that fit, and dealt to the processes; terms
+are summed and divided by counts of the whole step, so neither the cut nor the deal changes the gradient.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tunewright.data.batches import Example, epoch_plan, micro_batches, pack
+from tunewright.engine import checkpoint
+from tunewright.engine.config import TrainingConfig
+from tunewright.engine.device import computing, micro_batch_tokens
+from tunewright.engine.interrupt import until_interrupted
+from tunewright.engine.log import Log
+from tunewright.engine.optimizer import learning_rate, set_rate
+from tunewright.engine.processes import Processes
+from tunewright.engine.state import TrainState
+from tunewright.errors import BaseModelError, Interrupted, TrainingDiverged
+from tunewright.methods.base import Method, enter_training
+from tunewright.objectives.base import Objective, Term
+from tunewright.tasks.base import Model
+
+if TYPE_CHECKING:
+    import torch
+
+Watcher = Callable[[Mapping[str, Any]], None]
+
+
+@dataclass
+class Job:
+    """A run, resolved: `config` has no `auto` left but that of the forward pass."""
+
+    model: Model
+    method: Method
+    objective: Objective
+    config: TrainingConfig
+    train: Sequence[Example]
+    validation: Sequence[Example]
+    folder: Path
+    device: Any
+    precision: str
+    processes: Processes = field(default_factory=Processes)
+    watchers: Sequence[Watcher] = ()
+
+    @cached_property
+    def lengths(self) -> list[int]:
+        return [e.length for e in self.train]
+
+    def epoch(self, number: int) -> list[list[int]]:
+        config = self.config
+        return epoch_plan(self.lengths, number, config.seed, _rows(config), config.batch_tokens)
+
+    @cached_property
+    def plan(self) -> list[tuple[float, list[int]]]:
+        """Every step of the run: (epochs done after it, its rows)."""
+        steps: list[tuple[float, list[int]]] = []
+        for number in range(math.ceil(self.config.epochs) if self.config.max_steps is None else 2**31):
+            rows = self.epoch(number)
+            steps += [(number + (i + 1) / len(rows), step) for i, step in enumerate(rows)]
+            if self.config.max_steps is not None and len(steps) >= self.config.max_steps:
+                return steps[: self.config.max_steps]
+        return [step for step in steps if step[0] <= self.config.epochs + 1e-9]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended: steps done, which weights it ends with, and what it cost."""
+
+    steps: int
+    weights: str
+    best: dict[str, float] | None
+    notices: list[str]
+
+
+def train(job: Job, resume: bool = False) -> Outcome:
+    """Train until the plan ends or patience does, and leave the model with the weights that are to be kept.
+
+    Raises:
+        TrainingDiverged: the loss is not finite; the last good checkpoint is kept.
+        Interrupted: the user stopped the run; a checkpoint is written.
+    """
+    job.model.module.to(job.device)
+    if job.config.activation_checkpointing:
+        _recompute_activations(job.model)
+    state = TrainState(job.model, job.method, job.config, job.precision)
+    folder = job.folder / "checkpoints"
+    notices: list[str] = []
+    if resume:
+        *saved, notices = checkpoint.newest(folder)
+        state.load(*saved)
+    step = Step(job, state)
+    every = job.config.evaluate_every or max(1, sum(1 for done, _ in job.plan if done <= 1))
+    last = len(job.plan)
+    with Log(job, state.step, last) as log, until_interrupted() as stopped:
+        while state.step < last and not _impatient(state, job.config):
+            log.step(step.take())
+            evaluated = bool(job.validation) and (state.step % every == 0 or state.step == last)
+            best = evaluated and state.judge(log.evaluation(evaluate(job, state)))
+            due = state.step % (job.config.checkpoint_every or every) == 0
+            stop = job.processes.any(stopped())
+            if job.processes.first and (best or due or stop or state.step == last):
+                checkpoint.write(folder, state.step, state.tensors(), state.numbers())
+                checkpoint.prune(folder, {int(state.best["step"])} if state.best else set())
+            if stop:
+                raise Interrupted(state.step)
+    return Outcome(state.step, _keep(job, state, folder), state.best, [*notices, *step.notices])
+
+
+class Step:
+    """One step of the optimizer, in as many forward passes as memory wants."""
+
+    def __init__(self, job: Job, state: TrainState) -> None:
+        self.job, self.state = job, state
+        self.budget = micro_batch_tokens(job.config, job.device)
+        self.notices: list[str] = []
+
+    def take(self) -> dict[str, Any]:
+        """Move the weights once; the line for metrics.jsonl."""
+        import torch
+
+        job, state = self.job, self.state
+        epoch, rows = job.plan[state.step]
+        state.step += 1
+        enter_training(job.model)
+        torch.manual_seed((job.config.seed * 1_000_003 + state.step) * 1024 + job.processes.rank)
+        counts = job.objective.counts([job.train[i] for i in rows])
+        totals = self._accumulate(rows, counts)
+        gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in state.parameters.values()]
+        for parameter, gradient in zip(state.parameters.values(), gradients, strict=True):
+            parameter.grad = gradient
+        job.processes.add(gradients)
+        state.scaler.unscale_(state.optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(state.parameters.values(), job.config.gradient_clip or math.inf).item()
+        if not math.isfinite(norm) and not state.scaler.is_enabled():
+            raise TrainingDiverged(self._diverged("gradient", [job.train[i].source for i in rows]))
+        rate = learning_rate(state.step, len(job.plan), job.config)
+        set_rate(state.optimizer, rate)
+        state.scaler.step(state.optimizer)
+        state.scaler.update()
+        state.optimizer.zero_grad(set_to_none=True)
+        state.update_average()
+        tokens = sum(job.lengths[i] for i in rows)
+        return {"step": state.step, "epoch": round(epoch, 4), **totals, "grad_norm": norm, "learning_rate": rate, "tokens": tokens}
+
+    def _accumulate(self, rows: list[int], counts: Mapping[str, float]) -> dict[str, float]:
+        """Gradients of the whole step, by forward passes of at most `budget` positions, halved where memory runs out."""
+        import torch
+
+        while True:
+            try:
+                return self._passes(rows, counts)
+            except torch.OutOfMemoryError as error:
+                self.state.optimizer.zero_grad(set_to_none=True)
+                torch.cuda.empty_cache()
+                longest = max(self.job.lengths[i] for i in rows)
+                if self.budget <= longest or self.job.processes.world > 1:
+                    raise BaseModelError(
+                        f"Out of memory at step {self.state.step}, with forward passes of {self.budget} positions. Set "
+                        "training.activation_checkpointing: true, a smaller training.micro_batch_tokens, or method: lora."
+                    ) from error
+                self.budget = max(longest, self.budget // 2)
+                self.notices.append(f"Step {self.state.step} did not fit: forward passes cut to {self.budget} positions.")
+
+    def _passes(self, rows: list[int], counts: Mapping[str, float]) -> dict[str, float]:
+        job, world = self.job, self.job.processes
+        sums = Sums()
+        for group in micro_batches(rows, job.lengths, self.budget, world.rank, world.world):
+            terms = self._forward([job.train[i] for i in group])
+            loss = sum(t.coefficient * t.total / counts[t.per] for t in terms.values() if t.coefficient)
+            if not math.isfinite(loss.item()):
+                raise TrainingDiverged(self._diverged("loss", [job.train[i].source for i in group]))
+            self.state.scaler.scale(loss).backward()
+            sums.add(terms)
+        return sums.means(world, counts)
+
+    def _forward(self, examples: Sequence[Example]) -> dict[str, Any]:
+        job = self.job
+        packed = [pack(examples)] if job.config.packing else examples
+        batch = job.model.task.collate(packed).to(job.device)
+        with computing(job.precision, job.device):
+            return job.objective.terms(job.model.task, job.model.module, batch)
+
+    def _diverged(self, what: str, sources: Sequence[str]) -> str:
+        named = ", ".join(sources[:8]) + (f" and {len(sources) - 8} more" if len(sources) > 8 else "")
+        kept = checkpoint.steps(self.job.folder / "checkpoints")
+        last = f"The checkpoint of step {kept[-1]} is kept." if kept else "No checkpoint had been written yet."
+        return (
+            f"The {what} is not finite at step {self.state.step}, in rows {named}. {last} "
+            "Lower training.learning_rate, or look at those rows."
+        )
+
+
+def evaluate(job: Job, state: TrainState) -> dict[str, float]:
+    """The objective's terms on the validation rows, divided by their counts; with the weights that are to be saved."""
+    import torch
+
+    world, lengths = job.processes, [e.length for e in job.validation]
+    counts = job.objective.counts(job.validation)
+    sums = Sums()
+    job.model.module.eval()
+    budget = micro_batch_tokens(job.config, job.device)
+    with state.judged_weights(), torch.no_grad(), computing(job.precision, job.device):
+        for group in micro_batches(range(len(lengths)), lengths, budget, world.rank, world.world):
+            batch = job.model.task.collate([job.validation[i] for i in group]).to(job.device)
+            sums.add(job.objective.terms(job.model.task, job.model.module, batch))
+    return sums.means(world, counts)
+
+
+class Sums:
+    """Terms added up over forward passes and then processes, and divided once."""
+
+    def __init__(self) -> None:
+        self.totals: dict[str, float] = {}
+        self.per: dict[str, str] = {}
+
+    def add(self, terms: Mapping[str, Term]) -> None:
+        for name, term in terms.items():
+            self.totals[name] = self.totals.get(name, 0.0) + term.total.item()
+            self.per[name] = term.per
+
+    def means(self, processes: Processes, counts: Mapping[str, float]) -> dict[str, float]:
+        divided = {name: total / counts[self.per[name]] for name, total in self.totals.items()}
+        return processes.add_numbers(divided)
+
+
+def _keep(job: Job, state: TrainState, folder: Path) -> str:
+    """Give the model the weights that the run ends with, and say which those are."""
+    kind = "average" if state.average else "weight"
+    said = f"moving average (decay {job.config.ema})" if state.average else "trained weights"
+    step = state.step
+    if job.config.keep == "best" and state.best:
+        step = int(state.best["step"])
+        said += f" of step {step}, the best validation loss"
+    else:
+        said += f" of the last step, {step}"
+    if job.processes.world > 1:
+        import torch.distributed as dist
+
+        dist.barrier()  # the first process has written the checkpoint
+    state.load_weights(checkpoint.read(folder / f"step-{step}")[0], kind)
+    job.model.module.eval()
+    return said
+
+
+def _impatient(state: TrainState, config: TrainingConfig) -> bool:
+    return config.patience is not None and state.stale >= config.patience
+
+
+def _recompute_activations(model: Model) -> None:
+    if not hasattr(model.module, "gradient_checkpointing_enable"):
+        raise BaseModelError("This model cannot recompute activations. Set training.activation_checkpointing: false.")
+    model.module.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+
+
+def _rows(config: TrainingConfig) -> int:
+    return 1 if config.batch == "auto" else config.batch

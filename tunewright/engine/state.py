@@ -1,0 +1,115 @@
+"""All that changes during a run, and so all that a checkpoint holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from tunewright.engine.config import TrainingConfig
+from tunewright.engine.optimizer import build_optimizer
+from tunewright.methods.base import Method, trained_parameters
+from tunewright.tasks.base import Model
+
+
+class TrainState:
+    """Trained weights, their average, moving statistics, the optimizer's state, and the best evaluation so far.
+
+    Randomness and the data cursor are functions of (seed, step), so the step number is all there is to save of them.
+    """
+
+    def __init__(self, model: Model, method: Method, config: TrainingConfig, precision: str) -> None:
+        import torch
+
+        self.parameters = trained_parameters(model.module)
+        self.buffers = {n: b for n, b in model.module.named_buffers() if n.rsplit(".", 1)[-1] in MOVING}
+        for parameter in self.parameters.values():
+            parameter.data = parameter.data.float()
+        self.optimizer = build_optimizer(self.parameters, config, method)
+        self.decay = config.ema
+        self.average = {n: p.detach().clone() for n, p in self.parameters.items()} if config.ema else {}
+        self.scaler = torch.amp.GradScaler(enabled=precision == "fp16")
+        self.step = 0
+        self.best: dict[str, float] | None = None
+        self.stale = 0
+
+    def update_average(self) -> None:
+        """average ← d·average + (1 − d)·weights; d grows toward `ema` so that the start does not linger."""
+        if self.decay is None:
+            return
+        d = min(self.decay, (1 + self.step) / (10 + self.step))
+        for name, parameter in self.parameters.items():
+            self.average[name].lerp_(parameter.detach(), 1 - d)
+
+    @contextmanager
+    def judged_weights(self) -> Iterator[None]:
+        """Inside, the model has the weights that are evaluated and saved: the average, where there is one."""
+        if not self.average:
+            yield
+            return
+        self._swap_average()
+        try:
+            yield
+        finally:
+            self._swap_average()
+
+    def _swap_average(self) -> None:
+        for name, parameter in self.parameters.items():
+            parameter.data, self.average[name] = self.average[name], parameter.data
+
+    def judge(self, loss: float) -> bool:
+        """Note an evaluation; whether it is the best so far."""
+        if self.best is None or loss < self.best["loss"]:
+            self.best, self.stale = {"step": self.step, "loss": loss}, 0
+            return True
+        self.stale += 1
+        return False
+
+    def tensors(self) -> dict[str, Any]:
+        state = {f"weight/{n}": p for n, p in self.parameters.items()}
+        state |= {f"buffer/{n}": b for n, b in self.buffers.items()}
+        state |= {f"average/{n}": t for n, t in self.average.items()}
+        for name, values in self._optimizer_state().items():
+            state |= {f"optimizer/{name}/{key}": v for key, v in values.items() if _is_tensor(v)}
+        return {name: tensor.detach().clone() for name, tensor in state.items()}
+
+    def numbers(self) -> dict[str, Any]:
+        plain = {n: {k: v for k, v in s.items() if not _is_tensor(v)} for n, s in self._optimizer_state().items()}
+        return {"best": self.best, "stale": self.stale, "optimizer": plain, "scaler": self.scaler.state_dict()}
+
+    def load(self, tensors: Mapping[str, Any], numbers: Mapping[str, Any]) -> None:
+        """Become what `tensors` and `numbers` say; names must be those of this run."""
+        self.load_weights(tensors, "weight")
+        for name in self.average:
+            self.average[name].copy_(tensors[f"average/{name}"])
+        values: dict[str, dict[str, Any]] = {name: dict(found) for name, found in numbers["optimizer"].items()}
+        for key, tensor in tensors.items():
+            if key.startswith("optimizer/"):
+                name, field = key.removeprefix("optimizer/").rsplit("/", 1)
+                values.setdefault(name, {})[field] = tensor
+        fresh = self.optimizer.state_dict()
+        numbered = {i: values[name] for i, name in enumerate(self._optimizer_names()) if name in values}
+        self.optimizer.load_state_dict({**fresh, "state": numbered})
+        self.scaler.load_state_dict(numbers["scaler"])
+        self.step, self.best, self.stale = numbers["step"], numbers["best"], numbers["stale"]
+
+    def load_weights(self, tensors: Mapping[str, Any], kind: str) -> None:
+        """Take over the weights, or their average, and the moving statistics of a checkpoint."""
+        for name, parameter in self.parameters.items():
+            parameter.data.copy_(tensors[f"{kind}/{name}"])
+        for name, buffer in self.buffers.items():
+            buffer.copy_(tensors[f"buffer/{name}"])
+
+    def _optimizer_names(self) -> list[str]:
+        names = {id(p): n for n, p in self.parameters.items()}
+        return [names[id(p)] for group in self.optimizer.param_groups for p in group["params"]]
+
+    def _optimizer_state(self) -> dict[str, dict[str, Any]]:
+        return {self._optimizer_names()[i]: s for i, s in self.optimizer.state_dict()["state"].items()}
+
+
+MOVING = ("running_mean", "running_var", "num_batches_tracked")
+
+
+def _is_tensor(value: Any) -> bool:
+    return hasattr(value, "detach")

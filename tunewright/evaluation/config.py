@@ -1,0 +1,27 @@
+"""`evaluation:` in a recipe: what is measured before and after training."""
+
+from __future__ import annotations
+
+import re
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+
+class EvaluationConfig(BaseModel):
+    """What is measured on the test sets, before and after. Without a test set the validation rows serve."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    before: bool = Field(True, description="Measure the base too, so that the report can say what changed.")
+    samples: int = Field(8, ge=0, description="Rows shown in the report; a language model answers them.")
+    max_new_tokens: int = Field(128, ge=1, description="Longest generated answer, in tokens.")
+    pattern: str | None = Field(None, description="Regular expression for the part of an answer that counts, e.g. '#### (.+)'.")
+
+    @field_validator("pattern")
+    @classmethod
+    def _compiles(cls, value: str | None) -> str | None:
+        try:
+            re.compile(value or "")
+        except re.error as error:
+            raise ValueError(f"no regular expression: {error}") from error
+        return value

@@ -1,0 +1,107 @@
+"""Measuring a model on a set of rows: scores with intervals, and a few rows to look at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from tunewright.data.batches import Example
+from tunewright.data.kinds import Completion, Conversation, Labelled
+from tunewright.evaluation import metrics
+from tunewright.evaluation.config import EvaluationConfig
+from tunewright.evaluation.scores import Scores
+
+if TYPE_CHECKING:
+    from tunewright.tasks.base import Model, Predictions
+
+
+def evaluate(
+    model: Model, examples: Sequence[Example], records: Sequence[Any], config: EvaluationConfig
+) -> tuple[Scores, list[dict[str, Any]]]:
+    """Scores of a model on a set, and sample rows: {"source", "input", "reference", "output"}.
+
+    Args:
+        examples: the encoded rows, in the order of `records` but for those that were dropped or split.
+        records: the rows as they were read; samples are taken from them.
+    """
+    predictions = model.task.predict(model, examples)
+    scores = score(predictions, getattr(model.task, "labels", []))
+    asked = [r for r in records if isinstance(r, (Completion, Conversation))][: config.samples]
+    if asked and hasattr(model.task, "generate"):
+        return _with_generation(scores, model, asked, config)
+    return scores, _classified(predictions, records, model, config.samples)
+
+
+def score(predictions: Predictions, labels: Sequence[str]) -> Scores:
+    """The scores that fit the kind of predictions."""
+    if predictions.kind == "likelihood":
+        assert predictions.nll_N is not None and predictions.count_N is not None
+        return metrics.likelihood(predictions.nll_N, predictions.count_N, predictions.correct_N)
+    assert predictions.output_NC is not None and predictions.gold is not None
+    if predictions.kind == "regression":
+        return metrics.regression(predictions.output_NC[:, 0], predictions.gold.reshape(-1))
+    if predictions.kind == "multi_label":
+        return metrics.multi_label(predictions.output_NC, predictions.gold, labels)
+    return metrics.classification(predictions.output_NC, predictions.gold, labels)
+
+
+def answer(predictions: Predictions, row: int, labels: Sequence[str]) -> str:
+    """What was predicted for a row, in words."""
+    assert predictions.output_NC is not None
+    output_C = predictions.output_NC[row]
+    if predictions.kind == "regression":
+        return f"{output_C[0]:.4g}"
+    if predictions.kind == "multi_label":
+        return ", ".join(label for label, p in zip(labels, output_C, strict=True) if p > 0.5) or "(none)"
+    return labels[int(output_C.argmax())]
+
+
+def _with_generation(
+    scores: Scores, model: Model, asked: Sequence[Any], config: EvaluationConfig
+) -> tuple[Scores, list[dict[str, Any]]]:
+    pairs = [_question(record) for record in asked]
+    outputs = model.task.generate(model, [q for q, _ in pairs], max_new_tokens=config.max_new_tokens)  # type: ignore[attr-defined]
+    references = [reference for _, reference in pairs]
+    generated = metrics.generation(outputs, references, config.pattern)
+    merged = Scores(
+        {**scores.metrics, **generated.metrics},
+        scores.primary,
+        scores.higher_is_better,
+        notes=(*scores.notes, *generated.notes),
+    )
+    samples = [
+        {"source": record.source, "input": _shown(question), "reference": reference, "output": output}
+        for record, (question, reference), output in zip(asked, pairs, outputs, strict=True)
+    ]
+    return merged, samples
+
+
+def _question(record: Any) -> tuple[Any, str]:
+    """What is asked, and the answer of the row: for a conversation its last assistant turn."""
+    if isinstance(record, Completion):
+        return record.prompt, record.completion
+    last = max(i for i, m in enumerate(record.messages) if m["role"] == "assistant")
+    return list(record.messages[:last]), record.messages[last].get("content") or ""
+
+
+def _shown(question: Any) -> str:
+    if isinstance(question, str):
+        return question
+    return "\n".join(f"{message['role']}: {message.get('content') or ''}" for message in question)
+
+
+def _classified(predictions: Predictions, records: Sequence[Any], model: Model, count: int) -> list[dict[str, Any]]:
+    """The first rows of a set, with what was predicted."""
+    by_source = {record.source: record for record in records if isinstance(record, Labelled)}
+    labels = getattr(model.task, "labels", [])
+    found = [(i, by_source[source]) for i, source in enumerate(predictions.sources) if source in by_source]
+    return [
+        {"source": r.source, "input": r.text, "reference": _label(r.label), "output": answer(predictions, i, labels)}
+        for i, r in found[:count]
+    ]
+
+
+def _label(label: Any) -> str:
+    if isinstance(label, dict):
+        return max(label, key=lambda name: label[name])
+    return ", ".join(map(str, label)) if isinstance(label, list) else str(label)

@@ -1,0 +1,141 @@
+"""`report.html`: one page that says whether the tuned model is better, and everything that a reader may ask next.
+
+The page holds all that it shows: no script, no image, no font, no address from which anything is loaded. It is made
+from the run's own files and from nothing else, in whatever state they are. What they hold is not trusted: rows of data,
+model output and names are escaped, and the page forbids scripts and requests besides.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from tunewright.errors import OutputError
+from tunewright.evaluation import charts, formats, sections
+from tunewright.evaluation.loading import snippets
+from tunewright.evaluation.verdict import comparisons, verdict
+
+REPORT = "report.html"
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """What a run has written so far; empty where a file is missing. `unread` names the files that cannot be read."""
+
+    folder: Path
+    run: dict[str, Any]
+    steps: list[dict[str, Any]]
+    timings: list[dict[str, Any]]
+    recipe: str
+    unread: tuple[str, ...]
+
+
+def write_report(run_folder: Path) -> Path:
+    """Write `RUN/report.html` from `RUN/run.json`, `metrics.jsonl`, `timings.jsonl` and `recipe.yaml`.
+
+    Works at any time: for a run that is under way, has failed, was stopped, or has written nothing yet.
+
+    Returns:
+        The path of the page. An older page is replaced in one step, so a reader never sees half of one.
+
+    Raises:
+        OutputError: `run_folder` is not a folder, or the page cannot be written.
+    """
+    if not run_folder.is_dir():
+        raise OutputError(f"there is no run folder {run_folder}; give the folder that a run has written")
+    page = render(read_run(run_folder))
+    path, unfinished = run_folder / REPORT, run_folder / f".{REPORT}.{os.getpid()}"
+    try:
+        unfinished.write_text(page, encoding="utf-8")
+        unfinished.replace(path)
+    except OSError as error:
+        unfinished.unlink(missing_ok=True)
+        raise OutputError(f"cannot write {path}: {error}; free space or make the folder writable") from error
+    return path
+
+
+def read_run(folder: Path) -> RunFiles:
+    run = _read_json(folder / "run.json")
+    return RunFiles(
+        folder,
+        run or {},
+        [row for row in _read_lines(folder / "metrics.jsonl") if isinstance(row.get("step"), int)],
+        list(_read_lines(folder / "timings.jsonl")),
+        _read_text(folder / "recipe.yaml"),
+        ("run.json",) if run is None and (folder / "run.json").exists() else (),
+    )
+
+
+def render(files: RunFiles) -> str:
+    """The page as text."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    filters = ("number", "percent", "duration", "moment", "spoken", "unbroken")
+    environment.filters.update({name: getattr(formats, name) for name in filters})
+    return environment.get_template("report.html.jinja").render(_context(files))
+
+
+def _context(files: RunFiles) -> dict[str, Any]:
+    run, sets = files.run, comparisons(files.run)
+    last_step = max((row["step"] for row in files.steps), default=None)
+    main_curves, more_curves = sections.curves(files.steps)
+    return {
+        "run": run,
+        "name": run.get("name") or files.folder.resolve().name,
+        "unread": files.unread,
+        "last_step": last_step,
+        "verdict": verdict(run, last_step),
+        "evaluation": [sections.evaluation_table(compared) for compared in sets],
+        "main_curves": main_curves,
+        "more_curves": more_curves,
+        "drawing": charts,
+        "confusions": sections.confusions(sets),
+        "samples": sections.samples(run),
+        "parameters": run.get("parameters") or {},
+        "method": sections.settings(run.get("method")),
+        "objective": sections.settings(run.get("objective")),
+        "data": sections.data_table(run.get("data") or {}),
+        "previews": sections.previews(run),
+        "most_pieces": sections.MOST_PIECES,
+        "recipe": files.recipe,
+        "snippets": snippets(run, files.folder),
+        "versions": sections.settings(run.get("versions")),
+        "machine": sections.settings(run.get("machine")),
+        "timings": run.get("timings") or {},
+        "speed": sections.speed(files.timings),
+    }
+
+
+def _read_text(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    """None where there is no JSON object: the file is missing, or somebody has broken it."""
+    try:
+        found = json.loads(_read_text(path))
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects of a JSONL file. The last line of a run that is under way, or was killed, may be half written."""
+    for line in _read_text(path).splitlines():
+        try:
+            found = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(found, dict):
+            yield found

@@ -1,0 +1,303 @@
+"""What each section of the report shows, worked out from the run's files. The template only lays it out.
+
+Every function takes what may be missing and gives an empty result for it; the template then says so in a sentence.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tunewright.evaluation.charts import Chart, Points, Scale, line_chart
+from tunewright.evaluation.formats import (
+    SHARES,
+    duration,
+    exact,
+    interval_of,
+    metric_name,
+    number,
+    percent,
+    spoken,
+    value_of,
+)
+from tunewright.evaluation.scores import Metric
+from tunewright.evaluation.verdict import Change, Comparison
+
+Row = Mapping[str, Any]
+
+MAIN_CURVES = ("loss", "accuracy", "reward", "learning_rate", "grad_norm")
+"""Shown at once; every other recorded value is a click away."""
+NOT_CURVES = frozenset({"step", "epoch", "tokens", "trained_tokens", "examples", "rows"})
+"""What only counts up or describes the batch says nothing as a curve."""
+
+LONGEST_TEXT = 2_000
+MOST_PIECES = 600
+MOST_SAMPLES = 12
+MOST_LABELS = 12
+"""A confusion matrix of more labels than this is given as its largest confusions."""
+MOST_CONFUSIONS = 10
+MOST_LABEL_COUNTS = 20
+
+
+# ---- Evaluation ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Bar:
+    """An interval on a line from 0 to 100."""
+
+    low: float
+    value: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Measured:
+    value: str
+    interval: str
+    bar: Bar | None
+
+
+@dataclass(frozen=True)
+class EvaluationRow:
+    name: str
+    primary: bool
+    before: Measured | None
+    after: Measured | None
+    change: Change
+
+
+@dataclass(frozen=True)
+class EvaluationTable:
+    name: str
+    rows: int
+    metrics: tuple[EvaluationRow, ...]
+    notes: tuple[str, ...]
+
+
+def evaluation_table(compared: Comparison) -> EvaluationTable:
+    names = dict.fromkeys(name for scores in (compared.after, compared.before) if scores for name in scores.metrics)
+    notes = dict.fromkeys(note for scores in (compared.before, compared.after) if scores for note in scores.notes)
+    return EvaluationTable(
+        compared.name, compared.rows, tuple(_evaluation_row(compared, name) for name in names), tuple(notes)
+    )
+
+
+def _evaluation_row(compared: Comparison, name: str) -> EvaluationRow:
+    before, after = compared.of(compared.before, name), compared.of(compared.after, name)
+    scale = _bar_scale(name, [metric for metric in (before, after) if metric and metric.is_defined])
+    return EvaluationRow(
+        metric_name(name),
+        name == compared.metric,
+        _measured(name, before, scale),
+        _measured(name, after, scale),
+        compared.change(name),
+    )
+
+
+def _bar_scale(name: str, metrics: Sequence[Metric]) -> Scale:
+    """Shares lie between 0 and 1; for the rest, the intervals fill the line but for a margin."""
+    if name in SHARES or not metrics:
+        return Scale(0, 1, 0, 100)
+    low, high = min(metric.low for metric in metrics), max(metric.high for metric in metrics)
+    return Scale(low, high, 6, 94) if low < high < math.inf else Scale(low - 1, low + 1, 0, 100)
+
+
+def _measured(name: str, metric: Metric | None, scale: Scale) -> Measured | None:
+    if metric is None:
+        return None
+    bar = Bar(scale(metric.low), scale(metric.value), scale(metric.high)) if math.isfinite(metric.high) else None
+    return Measured(value_of(name, metric.value), interval_of(name, metric), bar)
+
+
+# ---- Curves --------------------------------------------------------------------------------------------------------
+
+
+def curves(steps: Iterable[Row]) -> tuple[list[Chart], list[Chart]]:
+    """The main charts and the others, from the lines of metrics.jsonl."""
+    recorded = _by_metric(steps)
+    names = [name for name in MAIN_CURVES if name in recorded]
+    others = sorted(recorded.keys() - set(names) - NOT_CURVES)
+    main, more = ([chart for name in some if (chart := line_chart(name, recorded[name]))] for some in (names, others))
+    return main, more
+
+
+def _by_metric(steps: Iterable[Row]) -> dict[str, dict[str, Points]]:
+    """Metric → where it was measured ("training", "validation", …) → step → value. After a resume, the later counts."""
+    recorded: dict[str, dict[str, dict[int, float | None]]] = {}
+    for row in steps:
+        places = {"training": row} | {name: value for name, value in row.items() if isinstance(value, Mapping)}
+        for place, values in places.items():
+            for name, value in values.items():
+                if value is None or (isinstance(value, (int, float)) and not isinstance(value, bool)):
+                    recorded.setdefault(name, {}).setdefault(place, {})[int(row["step"])] = value
+    return {name: dict(places) for name, places in recorded.items()}
+
+
+# ---- Confusion and samples -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Cell:
+    count: int
+    share: float
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """Of one evaluation set: a matrix (a row a gold label), or the largest confusions where that is too large."""
+
+    name: str
+    when: str
+    labels: tuple[str, ...]
+    matrix: tuple[tuple[str, tuple[Cell, ...]], ...]
+    largest: tuple[tuple[str, str, Cell], ...]
+
+
+def confusions(sets: Iterable[Comparison]) -> list[Confusion]:
+    """After the training, or before it where nothing was measured after."""
+    found = []
+    for compared in sets:
+        scores, when = (compared.after, "after") if compared.after else (compared.before, "before")
+        if scores and scores.confusion:
+            found.append(_confusion(compared.name, when, scores.confusion["labels"], scores.confusion["counts"]))
+    return found
+
+
+def _confusion(name: str, when: str, labels: Sequence[str], counts: Sequence[Sequence[int]]) -> Confusion:
+    cells = [tuple(Cell(count, count / max(1, sum(row))) for count in row) for row in counts]
+    if len(labels) <= MOST_LABELS:
+        return Confusion(name, when, tuple(labels), tuple(zip(labels, cells, strict=True)), ())
+    wrong = [
+        (labels[gold], labels[predicted], cell)
+        for gold, row in enumerate(cells)
+        for predicted, cell in enumerate(row)
+        if gold != predicted and cell.count
+    ]
+    largest = sorted(wrong, key=lambda confusion: -confusion[2].count)[:MOST_CONFUSIONS]
+    return Confusion(name, when, tuple(labels), (), tuple(largest))
+
+
+@dataclass(frozen=True)
+class Sample:
+    source: str
+    parts: tuple[tuple[str, str, bool], ...]
+    """(heading, text, whether it equals the reference)."""
+
+
+def samples(run: Row) -> list[Sample]:
+    found = [
+        _sample(name, row)
+        for name, scores in (run.get("evaluation") or {}).items()
+        for row in scores.get("samples") or []
+    ]
+    return found[:MOST_SAMPLES]
+
+
+def _sample(name: str, row: Row) -> Sample:
+    reference = plain(row["reference"]).strip() if row.get("reference") is not None else None
+    parts = tuple(
+        (heading, shortened(plain(row[key])), key in ("before", "after") and plain(row[key]).strip() == reference)
+        for key, heading in (("input", "Input"), ("reference", "Reference"), ("before", "Before"), ("after", "After"))
+        if row.get(key) is not None
+    )
+    return Sample(f"{name}: {row['source']}" if row.get("source") else name, parts)
+
+
+# ---- What was trained, on which data, where -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class DataTable:
+    """Facts of the data sets, a column a set."""
+
+    sets: tuple[str, ...]
+    facts: tuple[tuple[str, tuple[str, ...]], ...]
+    label_counts: tuple[tuple[str, tuple[str, ...]], ...]
+    more_labels: int
+
+
+def data_table(data: Row) -> DataTable:
+    keys = dict.fromkeys(key for facts in data.values() for key in facts if key not in ("label_counts", "sha256"))
+    facts = [(_fact_name(key), tuple(_fact(key, one) for one in data.values())) for key in keys]
+    if any(one.get("sha256") for one in data.values()):
+        facts.append(("SHA-256", tuple(str(one.get("sha256") or number(None))[:16] for one in data.values())))
+    labels = dict.fromkeys(label for one in data.values() for label in one.get("label_counts") or {})
+    counts = [
+        (label, tuple(number((one.get("label_counts") or {}).get(label)) for one in data.values())) for label in labels
+    ]
+    more = max(0, len(counts) - MOST_LABEL_COUNTS)
+    return DataTable(tuple(data), tuple(facts), tuple(counts[:MOST_LABEL_COUNTS]), more)
+
+
+def _fact_name(key: str) -> str:
+    return {"longest": "Longest, tokens", "median": "Median, tokens", "overlength": "Too long"}.get(key, spoken(key))
+
+
+def _fact(key: str, facts: Row) -> str:
+    value = facts.get(key)
+    if key == "trained_tokens" and isinstance(value, int) and facts.get("tokens"):
+        return f"{number(value)} ({percent(value / facts['tokens'])})"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{number(count)} {spoken(what).lower()}" for what, count in value.items()) or "none"
+    return plain(value)
+
+
+@dataclass(frozen=True)
+class Preview:
+    source: str
+    pieces: tuple[tuple[str, float], ...]
+    trained: int
+    total: int
+
+
+def previews(run: Row) -> list[Preview]:
+    """Three rows as the model sees them, each token with its weight."""
+    found = []
+    for row in (run.get("preview") or [])[:3]:
+        pieces = [(str(text), float(weight)) for text, weight in row["pieces"]]
+        trained = sum(weight != 0 for _, weight in pieces)
+        found.append(Preview(str(row.get("source", "")), tuple(pieces[:MOST_PIECES]), trained, len(pieces)))
+    return found
+
+
+def speed(timings: Iterable[Row]) -> list[tuple[str, str, str]]:
+    """Of every value in timings.jsonl: its name, median and largest."""
+    values: dict[str, list[float]] = {}
+    for row in timings:
+        for name, value in row.items():
+            if name != "step" and isinstance(value, (int, float)) and not isinstance(value, bool):
+                values.setdefault(name, []).append(value)
+    return [
+        (spoken(name), _timing(name)(statistics.median(found)), _timing(name)(max(found)))
+        for name, found in values.items()
+    ]
+
+
+def _timing(name: str) -> Callable[[float], str]:
+    return duration if name == "seconds" else number
+
+
+def settings(options: Any) -> list[tuple[str, str]]:
+    """A flat list of (name, value) from an object of run.json; empty where there is none."""
+    return [(spoken(name), plain(value)) for name, value in options.items()] if isinstance(options, Mapping) else []
+
+
+def plain(value: Any) -> str:
+    """Any JSON value as text: numbers grouped, lists and objects without quotes where they hold no nesting."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list) and not any(isinstance(item, (list, dict)) for item in value):
+        return ", ".join(plain(item) for item in value) or "none"
+    if isinstance(value, float) and math.isfinite(value):
+        return exact(value)
+    return json.dumps(value, ensure_ascii=False, indent=1) if isinstance(value, (list, dict)) else number(value)
+
+
+def shortened(text: str) -> str:
+    rest = len(text) - LONGEST_TEXT
+    return text if rest <= 0 else f"{text[:LONGEST_TEXT]} … and {rest:,} more characters"

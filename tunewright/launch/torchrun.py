@@ -1,0 +1,42 @@
+"""Several data-parallel processes on this machine, started by torchrun."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tunewright.errors import TunewrightError
+from tunewright.recipe import Recipe, read_recipe
+from tunewright.run import Run, refuse_used
+from tunewright.run import execute as execute_here
+
+
+def execute(recipe: Recipe, folder: Path, watchers: Sequence[Any] = (), resume: bool = False) -> Run:
+    """Run a recipe in `training.processes` processes. Watchers stay silent: the lines are in RUN/metrics.jsonl.
+
+    Raises TunewrightError where the processes fail; what they wrote to stderr says why.
+    """
+    if not resume:
+        refuse_used(folder)
+    with tempfile.TemporaryDirectory() as place:
+        path = Path(place) / "recipe.yaml"
+        path.write_text(recipe.to_yaml(), encoding="utf-8")
+        command = [
+            sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={recipe.training.processes}",
+            "-m", "tunewright.launch.torchrun", str(path), str(folder), "resume" if resume else "start",
+        ]
+        done = subprocess.run(command, check=False)
+    if done.returncode:
+        raise TunewrightError(f"The {recipe.training.processes} processes of {folder} failed (exit code {done.returncode}); see above.")
+    return Run(folder)
+
+
+if __name__ == "__main__":
+    try:
+        execute_here(read_recipe(sys.argv[1]), Path(sys.argv[2]), resume=sys.argv[3] == "resume")
+    except TunewrightError as error:
+        sys.exit(str(error))

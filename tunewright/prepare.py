@@ -1,0 +1,224 @@
+"""From a recipe to what the loop needs: rows read and checked, the model loaded, every `auto` decided."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from tunewright.artifacts.load import infer_task, load_start
+from tunewright.data.batches import Example
+from tunewright.data.config import DataConfig
+from tunewright.data.records import Labelled, Records, load_records, split_validation
+from tunewright.engine.config import TrainingConfig
+from tunewright.engine.device import auto_batch, auto_learning_rate, pick_device, pick_precision
+from tunewright.errors import DataError, RecipeError
+from tunewright.methods.base import Method
+from tunewright.objectives.supervised import Supervised, class_weights
+from tunewright.recipe import Recipe
+from tunewright.tasks import MODULES, task_class
+from tunewright.tasks.base import Encoded, Model, Task
+
+
+@dataclass
+class Rows:
+    """The rows of a recipe, read and checked: by the name of their set."""
+
+    train: Records
+    validation: Records | None
+    tests: dict[str, Records]
+    notices: list[str] = field(default_factory=list)
+
+    def sets(self) -> dict[str, Records]:
+        return {"train": self.train, **({"validation": self.validation} if self.validation else {}), **self.tests}
+
+
+def read_rows(data: DataConfig, seed: int) -> Rows:
+    """Read every set. The faults of all files come in one DataError."""
+    found: dict[str, Records] = {}
+    faults: list[str] = []
+    wanted = {"train": data.train, **data.test_sets()}
+    if not isinstance(data.validation, float | int):
+        wanted["validation"] = data.validation
+    for name, location in wanted.items():
+        try:
+            found[name] = load_records(location, data)
+        except DataError as error:
+            faults += [str(error).split("\n")[0], *error.faults] if error.faults else [str(error)]
+    if faults:
+        raise DataError(faults[0] if len(faults) == 1 else "The data cannot be used:", faults if len(faults) > 1 else ())
+    train, validation, notices = found.pop("train"), found.pop("validation", None), []
+    if isinstance(data.validation, float | int) and data.validation > 0:
+        train, validation = split_validation(train, data.validation, seed)
+        notices.append(f"{len(validation.records)} of the training rows are held out for validation.")
+    for name, records in [("validation", validation), *found.items()]:
+        if records and records.kind != train.kind:
+            raise DataError(f"{name} holds {records.kind} rows, the training set {train.kind} rows: they must be alike.")
+    for name, records in {"train": train, **({"validation": validation} if validation else {}), **found}.items():
+        if records.bad_rows:
+            notices.append(f"{len(records.bad_rows)} rows of {name} cannot be used and are skipped: bad_rows/{name}.jsonl.")
+    return Rows(train, validation, found, notices)
+
+
+def choose_task(recipe: Recipe, rows: Records) -> tuple[Task, list[str]]:
+    """The task, from the recipe, or else from the rows and the base; with what was inferred, in words."""
+    name, notices = recipe.task, []
+    if name == "auto":
+        fitting = [task for task in MODULES if rows.kind in task_class(task).data_kinds]
+        name = fitting[0] if len(fitting) == 1 else infer_task(recipe.base)
+        notices.append(f"Task: {name} (the rows are {rows.kind} rows).")
+    chosen = task_class(name)
+    if rows.kind not in chosen.data_kinds:
+        raise RecipeError(
+            f"task: {name} reads {' or '.join(chosen.data_kinds)} rows, and these are {rows.kind} rows. "
+            "Change task, or say with data.format and data.columns how the rows are meant."
+        )
+    return (chosen.from_records(rows.records) if hasattr(chosen, "from_records") else chosen()), notices
+
+
+@dataclass
+class Prepared:
+    """A recipe ready to run: `recipe` has every `auto` decided but that of the forward pass."""
+
+    recipe: Recipe
+    model: Model
+    rows: Rows
+    encoded: dict[str, Encoded]
+    device: Any
+    precision: str
+    notices: list[str]
+
+    def examples(self, name: str) -> list[Example]:
+        return self.encoded[name].examples if name in self.encoded else []
+
+    def evaluation_sets(self) -> list[str]:
+        """The test sets; the validation rows where there are none."""
+        return list(self.rows.tests) or (["validation"] if self.rows.validation else [])
+
+
+def prepare(recipe: Recipe, start: Path, rank: int = 0) -> Prepared:
+    """Read, check and load everything that a run needs. Raises a TunewrightError that names what is wrong."""
+    training = recipe.training
+    device = pick_device(training.device, rank)
+    precision = pick_precision(training.precision, device)
+    rows = read_rows(recipe.data, training.seed)
+    task, notices = choose_task(recipe, rows.train)
+    if training.packing and not task.packs:
+        raise RecipeError(f"training.packing: {task.name} does not pack rows. Leave it out.")
+    dtype = "bfloat16" if precision == "bf16" and recipe.method.saved_as != "transformers" else None
+    model = load_start(recipe.base, task, recipe.method, start, training.seed, dtype)
+    if hasattr(task, "prepare"):
+        task.prepare(model, recipe.data)
+    encoded = {name: task.encode(model, records.records, recipe.data) for name, records in rows.sets().items()}
+    for name, found in encoded.items():
+        notices += [f"{name}: {notice}" for notice in found.overlength.notices()]
+    _weigh_classes(recipe, task, encoded["train"].examples)
+    recipe.method.attach(model, training.seed)
+    decided = decide(training, recipe.method, model, len(encoded["train"].examples), bool(rows.validation))
+    recipe = recipe.model_copy(
+        update={"task": task.name, "training": decided.model_copy(update={"device": str(device), "precision": precision})}
+    )
+    return Prepared(recipe, model, rows, encoded, device, precision, [*notices, *rows.notices, *model.notices])
+
+
+def decide(training: TrainingConfig, method: Method, model: Model, rows: int, validation: bool) -> TrainingConfig:
+    """Replace `auto` by the documented rules; refuse options that would have no effect."""
+    if training.patience is not None and not validation:
+        raise RecipeError("training.patience needs validation rows. Give data.validation, or leave patience out.")
+    changes: dict[str, Any] = {}
+    if training.learning_rate == "auto":
+        changes["learning_rate"] = auto_learning_rate(method.learning_rate, hidden_size(model))
+    if training.batch == "auto" and training.batch_tokens is None:
+        changes["batch"] = auto_batch(rows)
+    return training.model_copy(update=changes)
+
+
+def hidden_size(model: Model) -> int:
+    return int(model.module.config.get_text_config().hidden_size)  # type: ignore[union-attr, operator]
+
+
+def describe_data(prepared: Prepared) -> dict[str, Any]:
+    """What run.json says of each set: where it came from, how long its rows are, what its labels are."""
+    return {
+        name: {
+            "location": records.location,
+            "rows": len(records.records),
+            "sha256": records.sha256,
+            "kind": records.kind,
+            "bad_rows": len(records.bad_rows),
+            **_lengths(prepared.encoded[name]),
+            **_labels(records),
+        }
+        for name, records in prepared.rows.sets().items()
+    }
+
+
+def write_bad_rows(rows: Rows, folder: Path) -> None:
+    """Put the rows that were skipped aside, each with what is wrong with it."""
+    for name, records in rows.sets().items():
+        if records.bad_rows:
+            folder.mkdir(parents=True, exist_ok=True)
+            pairs = zip(records.bad_rows, records.bad_values, strict=True)
+            lines = [json.dumps({"fault": fault, "row": row}, ensure_ascii=False, default=str) for fault, row in pairs]
+            (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def preview(prepared: Prepared, count: int = 3) -> list[dict[str, Any]]:
+    """The first rows as the model sees them: pieces of text, each with the loss weight it carries."""
+    examples = prepared.examples("train")[:count]
+    return [{"source": e.source, "pieces": _pieces(prepared.model, e)} for e in examples]
+
+
+def _pieces(model: Model, example: Example) -> list[tuple[str, float]]:
+    """Neighbouring tokens of the same weight joined, so that a character of several tokens stays whole."""
+    ids = example.inputs["input_ids"]
+    if len(example.target) != len(ids):
+        return [(model.processor.decode(ids), 0.0)]
+    tokens, weights = [int(ids[0]), *example.target.tolist()], [0.0, *example.weight.tolist()]
+    starts = [0, *(i for i in range(1, len(tokens)) if weights[i] != weights[i - 1]), len(tokens)]
+    return [(model.processor.decode(tokens[a:b]), weights[a]) for a, b in zip(starts, starts[1:], strict=False)]
+
+
+def _lengths(encoded: Encoded) -> dict[str, Any]:
+    lengths = [e.length for e in encoded.examples] or [0]
+    over = encoded.overlength
+    account = {"truncated": len(over.truncated), "dropped": len(over.dropped), "split": len(over.split)}
+    return {
+        "examples": len(encoded.examples),
+        "tokens": sum(lengths),
+        "trained_tokens": sum(e.trained for e in encoded.examples),
+        "longest": max(lengths),
+        "median": int(median(lengths)),
+        "limit": encoded.limit,
+        "overlength": {what: count for what, count in account.items() if count},
+    }
+
+
+def _labels(records: Records) -> dict[str, Any]:
+    labels = [r.label for r in records.records if isinstance(r, Labelled)]
+    counts = Counter(name for label in labels for name in _names(label))
+    return {"label_counts": dict(sorted(counts.items()))} if counts else {}
+
+
+def _names(label: Any) -> list[str]:
+    if isinstance(label, dict):
+        return [max(label, key=lambda name: label[name])]
+    return label if isinstance(label, list) else [label] if isinstance(label, str) else []
+
+
+def _weigh_classes(recipe: Recipe, task: Task, examples: Sequence[Example]) -> None:
+    """Fold class weights into the training rows' weights, in place."""
+    wanted = recipe.objective.class_weights if isinstance(recipe.objective, Supervised) else None
+    if wanted is None:
+        return
+    labels = getattr(task, "labels", None)
+    if not labels or getattr(task, "kind", "") != "single_label":
+        raise RecipeError("objective.class_weights is for classifiers with one label a row. Leave it out.")
+    weight_C = class_weights(wanted, labels, examples)
+    for example in examples:
+        soft = example.target.dtype.kind == "f"
+        example.weight[:] *= float(example.target @ weight_C) if soft else weight_C[example.target[0]]

@@ -1,0 +1,178 @@
+"""A recipe: the one typed document that the command line, a YAML file and Python all make, with the same code."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from tunewright.data.config import DataConfig
+from tunewright.engine.config import TrainingConfig
+from tunewright.errors import RecipeError
+from tunewright.evaluation.config import EvaluationConfig
+from tunewright.methods import METHODS
+from tunewright.objectives import OBJECTIVES
+from tunewright.tasks import MODULES
+
+AnyMethod = Annotated[Union[tuple(METHODS.values())], Field(discriminator="type")]  # type: ignore[valid-type]
+AnyObjective = Union[tuple(OBJECTIVES.values())]  # type: ignore[valid-type]
+TaskName = Literal[("auto", *MODULES)]  # type: ignore[valid-type]
+
+
+class Recipe(BaseModel):
+    """Four choices (task, method, objective, data), a base, and a few knobs."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    base: str = Field(min_length=1, description="Model folder, hub name, earlier run, or PEFT adapter folder.")
+    task: TaskName = Field("auto", description="What the model is for; auto: from base and data.")  # type: ignore[valid-type]
+    data: DataConfig
+    method: AnyMethod = Field(default_factory=lambda: METHODS["lora"](), description="Which parameters train.")  # type: ignore[valid-type]
+    objective: AnyObjective = Field(default_factory=lambda: OBJECTIVES["supervised"](), description="What the loss says.")  # type: ignore[valid-type]
+    training: TrainingConfig = TrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    output: str | None = Field(None, description="Folder of the run; none: a new one under runs/.", json_schema_extra={"local_only": True})
+
+    @field_validator("method", mode="before")
+    @classmethod
+    def _method_by_name(cls, value: Any) -> Any:
+        """`method: lora` is short for `method: {type: lora}`, and lora is the method of a mapping without a type."""
+        return _typed(value, "lora")
+
+    @field_validator("objective", mode="before")
+    @classmethod
+    def _objective_by_name(cls, value: Any) -> Any:
+        return _typed(value, "supervised")
+
+    @field_validator("data", mode="before")
+    @classmethod
+    def _data_by_location(cls, value: Any) -> Any:
+        """`data: FILE` is short for `data: {train: FILE}`."""
+        return {"train": value} if isinstance(value, (str, list)) else value
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100)
+
+
+def make_recipe(document: Mapping[str, Any]) -> Recipe:
+    """Check a document. Raises RecipeError with every fault at once, each unknown key with the nearest right one."""
+    if not isinstance(document, Mapping):
+        raise RecipeError("A recipe is a mapping of keys (base, data, method, …), and this is something else.")
+    try:
+        return Recipe.model_validate(dict(document))
+    except ValidationError as error:
+        faults = [_explain(fault) for fault in error.errors()]
+        raise RecipeError("The recipe cannot be used:\n" + "\n".join(f"  {fault}" for fault in dict.fromkeys(faults))) from error
+
+
+def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """A recipe from a YAML file, with `key.path=value` on top; values are read as YAML."""
+    document = read_document(path)
+    apply_overrides(document, overrides)
+    return make_recipe(document)
+
+
+def read_document(path: str | Path) -> dict[str, Any]:
+    """The mapping in a YAML file. Raises RecipeError where there is none."""
+    try:
+        document = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise RecipeError(f"There is no recipe {path}.") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"The recipe {path} cannot be read: {error}") from error
+    except yaml.YAMLError as error:
+        raise RecipeError(f"The recipe {path} is no YAML: {error}") from error
+    if not isinstance(document, dict):
+        raise RecipeError(f"The recipe {path} is no mapping of keys (base, data, method, …).")
+    return document
+
+
+def apply_overrides(document: dict[str, Any], overrides: Sequence[str]) -> None:
+    """Set `training.epochs=2` and the like, in place. `method=lora` may be followed by `method.rank=8`."""
+    for override in overrides:
+        path, found, value = override.partition("=")
+        if not found or not path:
+            raise RecipeError(f"{override!r} is no key.path=value.")
+        set_key(document, path, _yaml_value(value, override))
+
+
+def set_key(document: dict[str, Any], path: str, value: Any) -> None:
+    *parents, key = path.split(".")
+    place = document
+    for parent in parents:
+        inner = place.get(parent)
+        if not isinstance(inner, dict):
+            inner = {} if inner is None else {"train": inner} if parent == "data" else {"type": inner}
+            place[parent] = inner
+        place = inner
+    place[key] = value
+
+
+def _yaml_value(text: str, override: str) -> Any:
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{override!r}: the value is no YAML: {error}") from error
+    return _number(value)
+
+
+def _number(value: Any) -> Any:
+    """YAML 1.1 reads 1e-4 as text; people mean a number."""
+    try:
+        return float(value) if isinstance(value, str) and value[:1].isdigit() else value
+    except ValueError:
+        return value
+
+
+def _typed(value: Any, default: str) -> Any:
+    if isinstance(value, str):
+        return {"type": value}
+    return {"type": default, **value} if isinstance(value, dict) else value
+
+
+def _explain(fault: Any) -> str:
+    """One line a fault, with the path as a user writes it."""
+    path = [str(part) for part in fault["loc"]]
+    if len(path) > 1 and path[0] in ("method", "objective") and path[1] in (*METHODS, *OBJECTIVES):
+        chosen = path.pop(1)
+    else:
+        chosen = None
+    where = ".".join(path)
+    if fault["type"] == "extra_forbidden":
+        return f"{where}: {_unknown_key(path, chosen)}"
+    if fault["type"] == "missing":
+        return f"{where} is missing."
+    if fault["type"] == "union_tag_invalid":
+        return f"{where}: {fault['ctx']['tag']} is unknown. {_nearest(fault['ctx']['tag'], list(METHODS))}"
+    message = fault["msg"].removeprefix("Value error, ")
+    return f"{where}: {message} (given: {fault['input']!r})" if not isinstance(fault["input"], dict) else f"{where}: {message}"
+
+
+def _unknown_key(path: list[str], chosen: str | None) -> str:
+    key = path[-1]
+    if chosen:
+        owners = [name for name, method in METHODS.items() if key in method.model_fields]
+        fields = list({**METHODS, **OBJECTIVES}[chosen].model_fields)
+        if owners:
+            return f"{path[0]} {chosen} has no option {key}; it is one of {', '.join(owners)}. Options: {', '.join(fields)}."
+    else:
+        fields = list(_model_at(path[:-1]).model_fields)
+    return f"unknown key {key}. {_nearest(key, fields)}"
+
+
+def _model_at(path: Sequence[str]) -> type[BaseModel]:
+    model: type[BaseModel] = Recipe
+    for part in path:
+        annotation = model.model_fields[part].annotation
+        found = [a for a in (annotation, *get_args(annotation)) if isinstance(a, type) and issubclass(a, BaseModel)]
+        model = found[0] if found else model
+    return model
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"Did you mean {close[0]}?" if close else f"Known: {', '.join(known)}."
