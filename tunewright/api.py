@@ -6,10 +6,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tunewright.artifacts.export import export as write_export
+from tunewright.artifacts.load import infer_task, load
+from tunewright.data.config import DataConfig, Location
+from tunewright.data.records import load_records
+from tunewright.engine.device import pick_device
 from tunewright.engine.loop import Watcher
+from tunewright.errors import BaseModelError, DataError
+from tunewright.evaluation.config import EvaluationConfig
+from tunewright.evaluation.evaluate import evaluate as measure
 from tunewright.launch import launch
+from tunewright.methods.base import parameter_groups_by_shape, trained_parameters
 from tunewright.recipe import Recipe, make_recipe
 from tunewright.run import Run, new_folder, open_run
+from tunewright.tasks import task_class
+from tunewright.tasks.base import Model
 
 
 def train(recipe: Recipe | dict[str, Any] | None = None, *, watchers: Sequence[Watcher] = (), **fields: Any) -> Run:
@@ -34,6 +45,127 @@ def resume(where: str | Path, *, watchers: Sequence[Watcher] = ()) -> Run:
     """Go on with a run from its last checkpoint; it ends as it would have without the interruption."""
     run = open_run(where)
     return launch(run.recipe, run.folder, watchers, resume=True)
+
+
+def predict(where: str | Path | Model, texts: Sequence[str], device: str = "auto") -> list[dict[str, Any]]:
+    """Classify texts with a run, an adapter or a model.
+
+    Returns, for each text: {"text", "label", "probabilities"}, or {"text", "labels", "probabilities"} for several labels,
+    or {"text", "value"} for a regression; with "truncated": True where the text did not fit.
+
+    Raises BaseModelError where the model is no classifier.
+    """
+    model = _loaded(where, device)
+    classify = capability(model, "classify", "predict classifies. To ask a language model use: tunewright chat")
+    predictions, truncated = classify(model, texts)
+    cut = {int(source.split()[-1]) - 1 for source in truncated}
+    labels = getattr(model.task, "labels", [])
+    return [
+        {"text": text, **_answered(predictions.kind, labels, output_C), **({"truncated": True} if i in cut else {})}
+        for i, (text, output_C) in enumerate(zip(texts, predictions.output_NC, strict=True))
+    ]
+
+
+def chat(
+    where: str | Path | Model, prompt: str | list[dict[str, Any]], *, max_new_tokens: int = 256, temperature: float = 0.0,
+    seed: int = 0, streamer: Any = None, device: str = "auto",
+) -> str:
+    """The answer to a conversation (a list of messages), or the continuation of a text.
+
+    A text is one user message to a model that was trained on conversations, and is continued as it stands by a model
+    that was trained on prompts and completions: the prompt is what the model saw in training.
+
+    Raises BaseModelError where the model does not generate.
+    """
+    model = _loaded(where, device)
+    generate = capability(model, "generate", "chat is for language models. To classify use: tunewright predict")
+    question: Any = prompt
+    if isinstance(prompt, str) and model.chats:
+        question = [{"role": "user", "content": prompt}]
+    return generate(
+        model, [question], max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, streamer=streamer
+    )[0]
+
+
+def evaluate(
+    where: str | Path | Model, data: Location, *, evaluation: dict[str, Any] | None = None,
+    columns: dict[str, str] | None = None, format: str = "auto", overlength: str = "auto", device: str = "auto",
+) -> dict[str, Any]:
+    """Measure a run or a model on labelled rows: {"scores", "samples", "rows", "notices"}."""
+    model = _loaded(where, device)
+    config = DataConfig(train=data, columns=columns or {}, format=format, overlength=overlength)  # type: ignore[arg-type]
+    records = load_records(data, config)
+    if records.kind not in model.task.data_kinds:
+        raise DataError(f"{records.location} holds {records.kind} rows; this model needs {' or '.join(model.task.data_kinds)} rows.")
+    if hasattr(model.task, "prepare"):
+        model.task.prepare(model, config, records.kind)
+    encoded = model.task.encode(model, records.records, config)
+    scores, samples = measure(model, encoded.examples, records.records, EvaluationConfig(**(evaluation or {})))
+    notices = [*model.notices, *encoded.overlength.notices()]
+    return {"scores": scores.to_dict(), "samples": samples, "rows": len(records.records), "notices": notices}
+
+
+def export(where: str | Path, target: str, folder: str | Path) -> Path:
+    """Write a run in another form, `merged`: one folder that transformers loads by itself."""
+    return write_export(where, target, Path(folder))
+
+
+def dry_run(recipe: Recipe | dict[str, Any]) -> dict[str, Any]:
+    """What a recipe would train, from the shapes of its base alone: no weights are loaded and no rows read.
+
+    A task that is not given is the one that the base tells, or text-classification with two classes for an encoder.
+    """
+    chosen = recipe if isinstance(recipe, Recipe) else make_recipe(recipe)
+    task, notices = _shape_of_task(chosen)
+    model = task.load(chosen.base, weights=False)
+    model.along = tuple(task.head(model.module)) if task.name.endswith("classification") else ()
+    chosen.method.attach(model)
+    trained = sum(p.numel() for p in trained_parameters(model.module).values())
+    total = sum(p.numel() for p in model.module.parameters())
+    return {
+        "task": task.name,
+        "method": chosen.method.type,
+        "total": total,
+        "trained": trained,
+        "share": trained / total,
+        "names": parameter_groups_by_shape(model.module),
+        "notices": notices,
+    }
+
+
+def capability(model: Model, name: str, otherwise: str) -> Any:
+    """A named capability of the model's task. Raises BaseModelError, saying what to do otherwise."""
+    found = getattr(model.task, name, None)
+    if found is None:
+        raise BaseModelError(f"{model.base} is for {model.task.name}: {otherwise}")
+    return found
+
+
+def _loaded(where: str | Path | Model, device: str) -> Model:
+    return where if isinstance(where, Model) else load(where, str(pick_device(device)))
+
+
+def _answered(kind: str, labels: Sequence[str], output_C: Any) -> dict[str, Any]:
+    if kind == "regression":
+        return {"value": float(output_C[0])}
+    probabilities = {label: float(p) for label, p in zip(labels, output_C, strict=True)}
+    if kind == "multi_label":
+        return {"labels": [label for label, p in probabilities.items() if p > 0.5], "probabilities": probabilities}
+    return {"label": max(probabilities, key=probabilities.__getitem__), "probabilities": probabilities}
+
+
+def _shape_of_task(recipe: Recipe) -> tuple[Any, list[str]]:
+    name, notices = recipe.task, []
+    if name == "auto":
+        try:
+            name = infer_task(recipe.base)
+        except BaseModelError:
+            name = "text-classification"
+        notices.append(f"Task: {name}, by the base.")
+    if name == "text-classification":
+        notices.append("The head is counted with two classes; no rows are read in a dry run.")
+        return task_class(name)(["0", "1"]), notices
+    return task_class(name)(), notices
 
 
 def _plain(fields: dict[str, Any]) -> dict[str, Any]:

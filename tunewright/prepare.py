@@ -112,7 +112,7 @@ def prepare(recipe: Recipe, start: Path, rank: int = 0) -> Prepared:
     dtype = "bfloat16" if precision == "bf16" and recipe.method.saved_as != "transformers" else None
     model = load_start(recipe.base, task, recipe.method, start, training.seed, dtype)
     if hasattr(task, "prepare"):
-        task.prepare(model, recipe.data)
+        task.prepare(model, recipe.data, rows.train.kind)
     encoded = {name: task.encode(model, records.records, recipe.data) for name, records in rows.sets().items()}
     for name, found in encoded.items():
         notices += [f"{name}: {notice}" for notice in found.overlength.notices()]

@@ -23,11 +23,13 @@ class Card:
         task, labels, kind: how the model is fed, and what its outputs mean.
         base: the folder or hub name that an adapter belongs to; empty where the folder is whole.
         method: the method's own document.
+        chats: whether the model was trained on conversations.
     """
 
     task: str
     base: str
     method: dict[str, Any]
+    chats: bool = False
     labels: list[str] | None = None
     kind: str | None = None
 

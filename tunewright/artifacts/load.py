@@ -38,7 +38,9 @@ def load(where: str | Path, device: str = "cpu", task: str | None = None) -> Mod
         model = _load_adapter(folder)
     else:
         card = read_card(folder)
-        model = (card.make_task() if card else make_task(task or infer_task(str(where)))).load(str(folder if folder.exists() else where))
+        chosen = card.make_task() if card else task_class(task or infer_task(str(where)))()
+        model = chosen.load(str(folder if folder.exists() else where))
+        model.chats = card.chats if card else model.chats
     model.module.to(device).eval()
     return model
 
@@ -97,13 +99,10 @@ def infer_task(base: str) -> str:
     raise BaseModelError(f"{base} does not tell what it is for ({', '.join(architectures) or 'no architecture'}). Give the task.")
 
 
-def make_task(name: str) -> Task:
-    return task_class(name)()
-
-
 def _load_adapter(folder: Path) -> Model:
     card = _card_of_adapter(folder)
     model = card.make_task().load(card.base)
+    model.chats = card.chats
     model.processor = load_tokenizer(str(folder)) if (folder / "tokenizer_config.json").is_file() else model.processor
     if card.task == "text-generation":
         grow_vocabulary(model)

@@ -33,6 +33,7 @@ def card(model: Model, method: Method) -> Card:
         task=task.name,
         base="" if whole else model.base,
         method=method.model_dump(mode="json"),
+        chats=model.chats,
         labels=getattr(task, "labels", None),
         kind=getattr(task, "kind", None),
     )

@@ -148,12 +148,11 @@ def _build_all(
 
 
 def _build(row: Row, format: str, detected: bool, require_label: bool) -> Record:
-    if missing := _missing(row, format):
-        own = detect(row.values) if detected else None
-        hint = f"; this row is {own}, the file's first is {format}" if own else ""
-        raise DataError(f"no column {', '.join(missing)}{hint}")
-    if detected and (own := detect(row.values)) != format and {own, format} != {"text", "classification"}:
+    own = detect(row.values) if detected else format
+    if own and own != format and (own, format) != ("text", "classification"):
         raise DataError(f"this row is {own}, the file's first is {format}")
+    if missing := _missing(row, format):
+        raise DataError(f"no column {', '.join(missing)}")
     record = FORMATS[format].build(row.values, row.source)
     if require_label and isinstance(record, Labelled) and record.label is None:
         raise DataError("no label")

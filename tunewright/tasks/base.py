@@ -31,6 +31,7 @@ class Model:
         processor: tokenizer or image processor, saved beside the weights.
         task: how the module is fed, scored and saved.
         base: the folder or hub name whose weights these are; an adapter names it.
+        chats: whether it is asked in conversations (by its chat template), or continues a text as it stands.
         along: modules that additive methods train along: a task head, a pooler that begins anew.
         adapters: LoRA folders already merged into the weights, so that a new one can be saved over `base`.
         start_adapter: the adapter's weights at its start, where they were taken out of the base (PiSSA).
@@ -42,6 +43,7 @@ class Model:
     processor: Any
     task: Task
     base: str
+    chats: bool = False
     along: tuple[str, ...] = ()
     adapters: tuple[Path, ...] = ()
     start_adapter: dict[str, Tensor] = field(default_factory=dict)

@@ -40,11 +40,13 @@ class TextGeneration(Task):
                 f"{base} lacks the weights {_some(info['missing_keys'])} that a language model needs: it is "
                 f"{' or '.join(config.architectures or ['something else'])}. For a classifier set task: text-classification."
             )
-        return Model(module, load_tokenizer(base), self, base)
+        tokenizer = load_tokenizer(base)
+        return Model(module, tokenizer, self, base, chats=bool(tokenizer.chat_template))
 
-    def prepare(self, model: Model, data: Any) -> None:
+    def prepare(self, model: Model, data: Any, kind: str) -> None:
         """Give the tokenizer its chat template and its new tokens, and the model the rows for them."""
-        notice = ensure_chat_template(model.processor, data.chat_template)
+        model.chats = kind == "chat"
+        notice = ensure_chat_template(model.processor, data.chat_template) if model.chats else None
         if notice:
             model.notices.append(notice)
         if data.special_tokens:
