@@ -15,15 +15,17 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOMES = {
-    "train": "api", "resume": "api", "evaluate": "api", "predict": "api", "chat": "api", "export": "api", "dry_run": "api",
+    **dict.fromkeys(("train", "resume", "evaluate", "predict", "chat", "export", "dry_run"), "api"),
+    **dict.fromkeys(("Run", "open_run", "list_runs"), "run"),
+    **dict.fromkeys(("Recipe", "read_recipe"), "recipe"),
+    **dict.fromkeys(("LoRA", "Full", "Freeze", "Head", "Adapter", "Peft"), "methods"),
     "load": "artifacts.load",
-    "Run": "run", "open_run": "run", "list_runs": "run",
-    "Recipe": "recipe", "read_recipe": "recipe",
-    "Full": "methods", "Freeze": "methods", "Head": "methods", "Adapter": "methods", "LoRA": "methods", "Peft": "methods",
     "Supervised": "objectives",
-    "Data": "data.config:DataConfig", "Training": "engine.config:TrainingConfig", "Evaluation": "evaluation.config:EvaluationConfig",
+    "Data": "data.config:DataConfig",
+    "Training": "engine.config:TrainingConfig",
+    "Evaluation": "evaluation.config:EvaluationConfig",
     "TunewrightError": "errors",
-}  # fmt: skip
+}
 
 __all__ = sorted(_HOMES)
 

@@ -16,7 +16,7 @@ from tunewright.errors import BaseModelError, DataError
 from tunewright.evaluation.config import EvaluationConfig
 from tunewright.evaluation.evaluate import evaluate as measure
 from tunewright.launch import launch
-from tunewright.methods.base import parameter_groups_by_shape, trained_parameters
+from tunewright.methods.base import trained_groups, trained_parameters
 from tunewright.recipe import Recipe, make_recipe
 from tunewright.run import Run, new_folder, open_run
 from tunewright.tasks import task_class
@@ -28,7 +28,7 @@ def train(recipe: Recipe | dict[str, Any] | None = None, *, watchers: Sequence[W
 
     Args:
         recipe: a whole recipe; or give its keys as arguments (base, task, data, method, objective, training, output).
-        watchers: called with each line of metrics as it is written.
+        watchers: called with {"started": what run.json says} first, then with each line of metrics as it is written.
 
     Returns:
         The finished run: `run.model`, `run.report`, `run.info`.
@@ -50,8 +50,8 @@ def resume(where: str | Path, *, watchers: Sequence[Watcher] = ()) -> Run:
 def predict(where: str | Path | Model, texts: Sequence[str], device: str = "auto") -> list[dict[str, Any]]:
     """Classify texts with a run, an adapter or a model.
 
-    Returns, for each text: {"text", "label", "probabilities"}, or {"text", "labels", "probabilities"} for several labels,
-    or {"text", "value"} for a regression; with "truncated": True where the text did not fit.
+    Returns, for each text: {"text", "label", "probabilities"}, or {"text", "labels", "probabilities"} for several
+    labels, or {"text", "value"} for a regression; with "truncated": True where the text did not fit.
 
     Raises BaseModelError where the model is no classifier.
     """
@@ -67,8 +67,14 @@ def predict(where: str | Path | Model, texts: Sequence[str], device: str = "auto
 
 
 def chat(
-    where: str | Path | Model, prompt: str | list[dict[str, Any]], *, max_new_tokens: int = 256, temperature: float = 0.0,
-    seed: int = 0, streamer: Any = None, device: str = "auto",
+    where: str | Path | Model,
+    prompt: str | list[dict[str, Any]],
+    *,
+    max_new_tokens: int = 256,
+    temperature: float = 0.0,
+    seed: int = 0,
+    streamer: Any = None,
+    device: str = "auto",
 ) -> str:
     """The answer to a conversation (a list of messages), or the continuation of a text.
 
@@ -88,15 +94,23 @@ def chat(
 
 
 def evaluate(
-    where: str | Path | Model, data: Location, *, evaluation: dict[str, Any] | None = None,
-    columns: dict[str, str] | None = None, format: str = "auto", overlength: str = "auto", device: str = "auto",
+    where: str | Path | Model,
+    data: Location,
+    *,
+    evaluation: dict[str, Any] | None = None,
+    columns: dict[str, str] | None = None,
+    format: str = "auto",
+    overlength: str = "auto",
+    device: str = "auto",
 ) -> dict[str, Any]:
     """Measure a run or a model on labelled rows: {"scores", "samples", "rows", "notices"}."""
     model = _loaded(where, device)
     config = DataConfig(train=data, columns=columns or {}, format=format, overlength=overlength)  # type: ignore[arg-type]
     records = load_records(data, config)
     if records.kind not in model.task.data_kinds:
-        raise DataError(f"{records.location} holds {records.kind} rows; this model needs {' or '.join(model.task.data_kinds)} rows.")
+        raise DataError(
+            f"{records.location} holds {records.kind} rows; this model needs {' or '.join(model.task.data_kinds)} rows."
+        )
     if hasattr(model.task, "prepare"):
         model.task.prepare(model, config, records.kind)
     encoded = model.task.encode(model, records.records, config)
@@ -128,7 +142,7 @@ def dry_run(recipe: Recipe | dict[str, Any]) -> dict[str, Any]:
         "total": total,
         "trained": trained,
         "share": trained / total,
-        "names": parameter_groups_by_shape(model.module),
+        "names": trained_groups(model.module),
         "notices": notices,
     }
 
@@ -171,7 +185,10 @@ def _shape_of_task(recipe: Recipe) -> tuple[Any, list[str]]:
 def _plain(fields: dict[str, Any]) -> dict[str, Any]:
     """Configuration objects as documents, with only what was set, so that one parser sees all recipes alike."""
     return {
-        name: {"type": value.type, **value.model_dump(exclude_unset=True)} if hasattr(value, "type")
-        else value.model_dump(exclude_unset=True) if hasattr(value, "model_dump") else value
+        name: {"type": value.type, **value.model_dump(exclude_unset=True)}
+        if hasattr(value, "type")
+        else value.model_dump(exclude_unset=True)
+        if hasattr(value, "model_dump")
+        else value
         for name, value in fields.items()
     }

@@ -1,15 +1,15 @@
 """Every error that Tunewright raises on purpose. Each message says what is wrong and what to do about it.
 
-    TunewrightError                  (a ValueError: something the user can mend)
-    ├── RecipeError                  a recipe that cannot mean anything: unknown key, wrong type, ignored option
-    ├── DataError                    rows that cannot be used; carries all faults at once, with file and line
-    ├── BaseModelError               a base that is missing, unsafe, or does not fit the task
-    ├── MethodError                  a method that cannot be applied to this model
-    ├── MissingExtra                 an optional dependency is not installed; gives the pip command
-    ├── OutputError                  the output folder is in use, not writable, or full
-    ├── CheckpointError              no usable checkpoint, or one of another run
-    └── TrainingDiverged             the loss is not finite; names the step and the rows
-    Interrupted                      (a KeyboardInterrupt: stopped by the user, state saved, can be resumed)
+TunewrightError                  (a ValueError: something the user can mend)
+├── RecipeError                  a recipe that cannot mean anything: unknown key, wrong type, ignored option
+├── DataError                    rows that cannot be used; carries all faults at once, with file and line
+├── BaseModelError               a base that is missing, unsafe, or does not fit the task
+├── MethodError                  a method that cannot be applied to this model
+├── MissingExtra                 an optional dependency is not installed; gives the pip command
+├── OutputError                  the output folder is in use, not writable, or full
+├── CheckpointError              no usable checkpoint, or one of another run
+└── TrainingDiverged             the loss is not finite; names the step and the rows
+Interrupted                      (a KeyboardInterrupt: stopped by the user, state saved, can be resumed)
 """
 
 from __future__ import annotations

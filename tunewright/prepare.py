@@ -50,17 +50,23 @@ def read_rows(data: DataConfig, seed: int) -> Rows:
         except DataError as error:
             faults += [str(error).split("\n")[0], *error.faults] if error.faults else [str(error)]
     if faults:
-        raise DataError(faults[0] if len(faults) == 1 else "The data cannot be used:", faults if len(faults) > 1 else ())
+        raise DataError(
+            faults[0] if len(faults) == 1 else "The data cannot be used:", faults if len(faults) > 1 else ()
+        )
     train, validation, notices = found.pop("train"), found.pop("validation", None), []
     if isinstance(data.validation, float | int) and data.validation > 0:
         train, validation = split_validation(train, data.validation, seed)
         notices.append(f"{len(validation.records)} of the training rows are held out for validation.")
     for name, records in [("validation", validation), *found.items()]:
         if records and records.kind != train.kind:
-            raise DataError(f"{name} holds {records.kind} rows, the training set {train.kind} rows: they must be alike.")
+            raise DataError(
+                f"{name} holds {records.kind} rows, the training set {train.kind} rows: they must be alike."
+            )
     for name, records in {"train": train, **({"validation": validation} if validation else {}), **found}.items():
         if records.bad_rows:
-            notices.append(f"{len(records.bad_rows)} rows of {name} cannot be used and are skipped: bad_rows/{name}.jsonl.")
+            notices.append(
+                f"{len(records.bad_rows)} rows of {name} cannot be used and are skipped: bad_rows/{name}.jsonl."
+            )
     return Rows(train, validation, found, notices)
 
 
@@ -120,7 +126,10 @@ def prepare(recipe: Recipe, start: Path, rank: int = 0) -> Prepared:
     recipe.method.attach(model, training.seed)
     decided = decide(training, recipe.method, model, len(encoded["train"].examples), bool(rows.validation))
     recipe = recipe.model_copy(
-        update={"task": task.name, "training": decided.model_copy(update={"device": str(device), "precision": precision})}
+        update={
+            "task": task.name,
+            "training": decided.model_copy(update={"device": str(device), "precision": precision}),
+        }
     )
     return Prepared(recipe, model, rows, encoded, device, precision, [*notices, *rows.notices, *model.notices])
 
@@ -138,7 +147,7 @@ def decide(training: TrainingConfig, method: Method, model: Model, rows: int, va
 
 
 def hidden_size(model: Model) -> int:
-    return int(model.module.config.get_text_config().hidden_size)  # type: ignore[union-attr, operator]
+    return int(model.module.config.get_text_config().hidden_size)
 
 
 def describe_data(prepared: Prepared) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -14,13 +14,18 @@ from tunewright.data.config import DataConfig
 from tunewright.engine.config import TrainingConfig
 from tunewright.errors import RecipeError
 from tunewright.evaluation.config import EvaluationConfig
-from tunewright.methods import METHODS
-from tunewright.objectives import OBJECTIVES
+from tunewright.methods import METHODS, LoRA, Method
+from tunewright.objectives import OBJECTIVES, Objective, Supervised
 from tunewright.tasks import MODULES
 
-AnyMethod = Annotated[Union[tuple(METHODS.values())], Field(discriminator="type")]  # type: ignore[valid-type]
-AnyObjective = Union[tuple(OBJECTIVES.values())]  # type: ignore[valid-type]
-TaskName = Literal[("auto", *MODULES)]  # type: ignore[valid-type]
+if TYPE_CHECKING:  # the unions are made of what exists, which a type checker cannot follow
+    AnyMethod = Method
+    AnyObjective = Objective
+    TaskName = str
+else:
+    AnyMethod = Annotated[Union[tuple(METHODS.values())], Field(discriminator="type")]
+    AnyObjective = Union[tuple(OBJECTIVES.values())]
+    TaskName = Literal[("auto", *MODULES)]
 
 
 class Recipe(BaseModel):
@@ -29,13 +34,15 @@ class Recipe(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     base: str = Field(min_length=1, description="Model folder, hub name, earlier run, or PEFT adapter folder.")
-    task: TaskName = Field("auto", description="What the model is for; auto: from base and data.")  # type: ignore[valid-type]
+    task: TaskName = Field("auto", description="What the model is for; auto: from base and data.")
     data: DataConfig
-    method: AnyMethod = Field(default_factory=lambda: METHODS["lora"](), description="Which parameters train.")  # type: ignore[valid-type]
-    objective: AnyObjective = Field(default_factory=lambda: OBJECTIVES["supervised"](), description="What the loss says.")  # type: ignore[valid-type]
+    method: AnyMethod = Field(default_factory=LoRA, description="Which parameters train.")
+    objective: AnyObjective = Field(default_factory=Supervised, description="What the loss says.")
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
-    output: str | None = Field(None, description="Folder of the run; none: a new one under runs/.", json_schema_extra={"local_only": True})
+    output: str | None = Field(
+        None, description="Folder of the run; none: a new one under runs/.", json_schema_extra={"local_only": True}
+    )
 
     @field_validator("method", mode="before")
     @classmethod
@@ -66,7 +73,9 @@ def make_recipe(document: Mapping[str, Any]) -> Recipe:
         return Recipe.model_validate(dict(document))
     except ValidationError as error:
         faults = [_explain(fault) for fault in error.errors()]
-        raise RecipeError("The recipe cannot be used:\n" + "\n".join(f"  {fault}" for fault in dict.fromkeys(faults))) from error
+        raise RecipeError(
+            "The recipe cannot be used:\n" + "\n".join(f"  {fault}" for fault in dict.fromkeys(faults))
+        ) from error
 
 
 def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -149,7 +158,11 @@ def _explain(fault: Any) -> str:
     if fault["type"] == "union_tag_invalid":
         return f"{where}: {fault['ctx']['tag']} is unknown. {_nearest(fault['ctx']['tag'], list(METHODS))}"
     message = fault["msg"].removeprefix("Value error, ")
-    return f"{where}: {message} (given: {fault['input']!r})" if not isinstance(fault["input"], dict) else f"{where}: {message}"
+    return (
+        f"{where}: {message} (given: {fault['input']!r})"
+        if not isinstance(fault["input"], dict)
+        else f"{where}: {message}"
+    )
 
 
 def _unknown_key(path: list[str], chosen: str | None) -> str:

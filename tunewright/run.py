@@ -25,7 +25,7 @@ from tunewright.engine.track import tracker
 from tunewright.errors import DataError, Interrupted, OutputError
 from tunewright.evaluation.evaluate import evaluate
 from tunewright.evaluation.report import write_report
-from tunewright.methods.base import parameter_groups_by_shape, trained_parameters
+from tunewright.methods.base import trained_groups, trained_parameters
 from tunewright.prepare import Prepared, describe_data, prepare, preview, write_bad_rows
 from tunewright.recipe import Recipe, make_recipe, read_document
 from tunewright.tasks.base import Model
@@ -89,19 +89,34 @@ def execute(recipe: Recipe, folder: Path, watchers: Sequence[Watcher] = (), resu
             raise
 
 
-def _train(
-    prepared: Prepared, writer: Writer, watchers: Sequence[Watcher], processes: Processes, resume: bool
-) -> Run:
+def _train(prepared: Prepared, writer: Writer, watchers: Sequence[Watcher], processes: Processes, resume: bool) -> Run:
     recipe, folder = prepared.recipe, writer.folder
     began = time.perf_counter(), time.process_time()
+    for watcher in watchers if processes.first else ():
+        watcher({"started": writer.info})
     if resume:
         _refuse_changes(prepared, writer.info)
     elif recipe.evaluation.before and processes.first:
         writer.update(evaluation=measure(prepared, {}, "before"))
     job = Job(
-        prepared.model, recipe.method, recipe.objective, recipe.training, prepared.examples("train"),
-        prepared.examples("validation"), folder, prepared.device, prepared.precision, processes,
-        [*watchers, *(tracker(name, folder, recipe.model_dump(mode='json')) for name in recipe.training.track if processes.first)],
+        prepared.model,
+        recipe.method,
+        recipe.objective,
+        recipe.training,
+        prepared.examples("train"),
+        prepared.examples("validation"),
+        folder,
+        prepared.device,
+        prepared.precision,
+        processes,
+        [
+            *watchers,
+            *(
+                tracker(name, folder, recipe.model_dump(mode="json"))
+                for name in recipe.training.track
+                if processes.first
+            ),
+        ],
     )
     outcome = run_loop(job, resume)
     if processes.first:
@@ -117,7 +132,10 @@ def _finish(prepared: Prepared, outcome: Outcome, writer: Writer, began: tuple[f
         best=outcome.best,
         notices=[*writer.info["notices"], *outcome.notices],
         evaluation=measure(prepared, writer.info.get("evaluation", {}), "after"),
-        timings={"seconds": round(time.perf_counter() - began[0], 2), "cpu_seconds": round(time.process_time() - began[1], 2)},
+        timings={
+            "seconds": round(time.perf_counter() - began[0], 2),
+            "cpu_seconds": round(time.process_time() - began[1], 2),
+        },
     )
     writer.end("finished")
 
@@ -159,27 +177,32 @@ class Writer:
         total = sum(p.numel() for p in model.module.parameters())
         (self.folder / RECIPE).write_text(recipe.to_yaml(), encoding="utf-8")
         write_bad_rows(prepared.rows, self.folder / "bad_rows")
-        _write_json(self.folder / INFO, {
-            "name": self.folder.name,
-            "status": "running",
-            "task": recipe.task,
-            "kind": getattr(model.task, "kind", None),
-            "labels": getattr(model.task, "labels", None),
-            "base": model.base,
-            "method": recipe.method.model_dump(mode="json"),
-            "objective": recipe.objective.model_dump(mode="json"),
-            "started": _now(),
-            "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
-            "machine": _machine(prepared),
-            "parameters": {
-                "total": total, "trained": trained, "share": trained / total,
-                "names": parameter_groups_by_shape(model.module),
+        _write_json(
+            self.folder / INFO,
+            {
+                "name": self.folder.name,
+                "status": "running",
+                "task": recipe.task,
+                "kind": getattr(model.task, "kind", None),
+                "labels": getattr(model.task, "labels", None),
+                "base": model.base,
+                "method": recipe.method.model_dump(mode="json"),
+                "objective": recipe.objective.model_dump(mode="json"),
+                "started": _now(),
+                "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+                "machine": _machine(prepared),
+                "parameters": {
+                    "total": total,
+                    "trained": trained,
+                    "share": trained / total,
+                    "names": trained_groups(model.module),
+                },
+                "saved_as": recipe.method.saved_as,
+                "notices": prepared.notices,
+                "data": describe_data(prepared),
+                "preview": preview(prepared),
             },
-            "saved_as": recipe.method.saved_as,
-            "notices": prepared.notices,
-            "data": describe_data(prepared),
-            "preview": preview(prepared),
-        })
+        )
 
     def update(self, **values: Any) -> None:
         if self.first:
@@ -214,7 +237,9 @@ def occupied(folder: Path, processes: Processes) -> Iterator[None]:
         raise OutputError(f"{folder} cannot be written to: {error}") from error
     with handle:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system lets go of it when the process ends, however it ends
+            fcntl.flock(
+                handle, fcntl.LOCK_EX | fcntl.LOCK_NB
+            )  # the system lets go of it when the process ends, however it ends
         except OSError as error:
             raise OutputError(f"{folder} is in use by another process that is training.") from error
         yield
@@ -246,7 +271,9 @@ def _refuse_changes(prepared: Prepared, info: Mapping[str, Any]) -> None:
     for name, now in describe_data(prepared).items():
         before = info["data"].get(name, {})
         if before.get("sha256") != now["sha256"]:
-            raise DataError(f"The rows of {name} ({now['location']}) are not those that this run began with. Start a new run.")
+            raise DataError(
+                f"The rows of {name} ({now['location']}) are not those that this run began with. Start a new run."
+            )
 
 
 def _machine(prepared: Prepared) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from tunewright.artifacts.load import load
 from tunewright.artifacts.save import save
 from tunewright.errors import OutputError, RecipeError
-from tunewright.methods import METHODS, Full
+from tunewright.methods import Adapter, Full
 from tunewright.methods._peft import merge_adapter
 
 TARGETS = ("merged",)
@@ -28,6 +28,6 @@ def export(where: str | Path, target: str, folder: Path) -> Path:
     if hasattr(model.module, "peft_config"):
         merge_adapter(model)
     elif any(hasattr(m, "bottleneck") for m in model.module.modules()):
-        METHODS["adapter"]().merge(model)  # says why not
+        Adapter().merge(model)  # says why not
     save(model, Full(), folder)
     return folder

@@ -74,7 +74,9 @@ def weights_folder(where: str | Path) -> Path:
     if (folder / "run.json").is_file():
         if not (folder / "model").is_dir():
             status = json.loads((folder / "run.json").read_text(encoding="utf-8")).get("status", "unknown")
-            raise BaseModelError(f"The run {folder} has no model yet (it is {status}). Finish it: tunewright resume {folder}")
+            raise BaseModelError(
+                f"The run {folder} has no model yet (it is {status}). Finish it: tunewright resume {folder}"
+            )
         return folder / "model"
     return folder
 
@@ -96,7 +98,9 @@ def infer_task(base: str) -> str:
         return "text-generation"
     if any(name.endswith("ForSequenceClassification") for name in architectures):
         return "text-classification"
-    raise BaseModelError(f"{base} does not tell what it is for ({', '.join(architectures) or 'no architecture'}). Give the task.")
+    raise BaseModelError(
+        f"{base} does not tell what it is for ({', '.join(architectures) or 'no architecture'}). Give the task."
+    )
 
 
 def _load_adapter(folder: Path) -> Model:
@@ -130,8 +134,8 @@ def _adapter_goes_on(inner: Model, task: Task, method: Method, base: str) -> Mod
     """A bottleneck adapter cannot be merged, but the same method can go on training it."""
     if method.type != "adapter":
         raise MethodError(
-            f"{base} is a run with bottleneck adapters, which cannot be merged into the weights. Go on with method: adapter, "
-            f"or begin from {inner.base}."
+            f"{base} is a run with bottleneck adapters, which cannot be merged into the weights. Go on with "
+            f"method: adapter, or begin from {inner.base}."
         )
     if getattr(inner.task, "labels", None) != getattr(task, "labels", None):
         raise MethodError(f"{base} was trained for other classes; its adapters can only go on with the same ones.")

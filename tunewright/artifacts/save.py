@@ -23,7 +23,9 @@ def save(model: Model, method: Method, folder: Path) -> None:
         draft.rename(folder)
     except OSError as error:
         shutil.rmtree(draft, ignore_errors=True)
-        raise OutputError(f"The model could not be written to {folder}: {error}. Free some space and resume.") from error
+        raise OutputError(
+            f"The model could not be written to {folder}: {error}. Free some space and resume."
+        ) from error
 
 
 def card(model: Model, method: Method) -> Card:

@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-POOL = 64  # steps whose rows are sorted by length together: enough to remove nearly all padding, few enough to stay random
+POOL = 64
+"""Steps whose rows are sorted by length together: enough to remove nearly all padding, few enough to stay random."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +44,8 @@ def epoch_plan(
 ) -> list[list[int]]:
     """The steps of one epoch, each a list of row numbers: shuffled, rows of similar length together.
 
-    Rows are shuffled, sorted by length within pools of about `POOL` steps, cut into steps of `batch` rows (or of at most
-    `batch_tokens` positions), and the steps shuffled. In the first epoch the step with the longest row comes first, so
+    Rows are shuffled, sorted by length within pools of about `POOL` steps, cut into steps of `batch` rows (or of at
+    most `batch_tokens` positions), and the steps shuffled. In the first epoch the step with the longest row comes first, so
     that a run that cannot fit into memory fails at once and not after an hour.
     """
     length_N = np.asarray(lengths)
@@ -92,7 +93,7 @@ def micro_batches(
 
 
 def pack(examples: Sequence[Example]) -> Example:
-    """Several rows of token positions as one, `position_ids` starting anew at each, so that attention can tell them apart.
+    """Several rows of token positions as one; `position_ids` start anew at each, so that attention tells them apart.
 
     A position that would look from one row's end into the next row does not exist: targets are already shifted.
     """

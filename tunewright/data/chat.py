@@ -54,19 +54,20 @@ class Chat:
         """What the template makes of the messages.
 
         Raises:
-            DataError: the template refuses them, with its own reason (the order of roles, a role it does not know).
+            DataError: the template refuses them, with its own reason (the order of roles, a role it does not know), or
+                there is none.
         """
         from jinja2 import TemplateError
 
-        knows_developer = "developer" in self.tokenizer.get_chat_template(tools=tools)
         try:
+            knows_developer = "developer" in self.tokenizer.get_chat_template(tools=tools)
             rendered = self.tokenizer.apply_chat_template(
                 for_template(messages, knows_developer),
                 tools=tools,
                 tokenize=False,
                 add_generation_prompt=add_generation_prompt,
             )
-        except (TemplateError, TypeError) as error:
+        except (TemplateError, TypeError, ValueError) as error:
             raise DataError(f"the chat template refuses this conversation: {error}") from error
         return str(rendered)
 

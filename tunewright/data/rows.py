@@ -219,29 +219,33 @@ READERS: dict[str, Callable[[Path], Rows]] = {
 # Folders
 
 SAVED_DATASET = ("dataset_dict.json", "dataset_info.json")
-SPLIT = re.compile(r"(train|valid|val|dev|eval|test)(?![a-z])")
+SPLIT = re.compile(r"(training|train|validation|valid|val|dev|eval|test)(?![a-z])")
 
 
 def _read_folder(folder: Path, split: str | None) -> Rows:
     if any((folder / name).exists() for name in SAVED_DATASET):
         return _read_saved_dataset(folder, split)
     files = sorted(path for path in folder.iterdir() if path.suffix.lower() in READERS)
+    files = [path for path in files if split is None or _split_in(path) == split]
     if not files:
-        raise DataError(f"{folder} holds no file that can be read: give one of {', '.join(READERS)}.")
+        of_split = f" of the split {split}" if split else ""
+        raise DataError(f"{folder} holds no file{of_split} that can be read: give one of {', '.join(READERS)}.")
     if not _belong_together(files):
         names = [str(path) for path in files]
-        raise DataError(f"{folder} holds files of several splits or kinds: name one of them.", names)
+        raise DataError(
+            f"{folder} holds files of several splits or kinds: name one, or a split as {folder}:train.", names
+        )
     reads = [_read_file(path) for path in files]
     return Rows([row for read in reads for row in read.rows], [fault for read in reads for fault in read.faults])
 
 
 def _belong_together(files: list[Path]) -> bool:
     """Files of one kind and one split: a folder with train and test files must never be trained on whole."""
-    return len({(path.suffix.lower(), _split_in(path.stem.lower())) for path in files}) == 1
+    return len({(path.suffix.lower(), _split_in(path)) for path in files}) == 1
 
 
-def _split_in(stem: str) -> str:
-    match = SPLIT.match(stem)
+def _split_in(path: Path) -> str:
+    match = SPLIT.match(path.stem.lower())
     return match[1] if match else ""
 
 

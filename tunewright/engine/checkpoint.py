@@ -1,8 +1,8 @@
 """Checkpoints: written beside, synced, then renamed, so that one is either whole or absent; safetensors and JSON.
 
-    checkpoints/step-40/
-      state.safetensors     weights, averages, optimizer state: one flat map of tensors
-      state.json            step, cursor, best so far, numbers of the optimizer, and the checksum of the tensors
+checkpoints/step-40/
+  state.safetensors     weights, averages, optimizer state: one flat map of tensors
+  state.json            step, cursor, best so far, numbers of the optimizer, and the checksum of the tensors
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ def write(folder: Path, step: int, tensors: Mapping[str, Any], numbers: Mapping[
         _sync(folder)
     except OSError as error:
         shutil.rmtree(draft, ignore_errors=True)
-        raise OutputError(f"The checkpoint of step {step} could not be written to {folder}: {error}. Free some space and resume.") from error
+        raise OutputError(
+            f"The checkpoint of step {step} could not be written to {folder}: {error}. Free some space and resume."
+        ) from error
     return target
 
 

@@ -29,22 +29,42 @@ class TrainingConfig(BaseModel):
     )
     weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay of matrices.")
     gradient_clip: float | None = Field(1.0, gt=0, description="Largest norm of the gradient; null: none.")
-    batch: int | Literal["auto"] = Field("auto", description="Rows a step, over all forward passes and processes.", ge=1)
-    batch_tokens: int | None = Field(None, ge=1, description="Make a step of at most so many positions instead of rows.")
+    batch: int | Literal["auto"] = Field(
+        "auto", description="Rows a step, over all forward passes and processes.", ge=1
+    )
+    batch_tokens: int | None = Field(
+        None, ge=1, description="Make a step of at most so many positions instead of rows."
+    )
     micro_batch_tokens: int | Literal["auto"] = Field(
-        "auto", description="Positions of one forward pass; a step is cut to fit (auto: 2048 on a CPU, 16384 on a GPU).", ge=1
+        "auto",
+        description="Positions of one forward pass; a step is cut to fit (auto: 2048 on a CPU, 16384 on a GPU).",
+        ge=1,
     )
     packing: bool = Field(False, description="Put several rows into one sequence, kept apart by position ids.")
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="Of the computation; trained weights are fp32.")
-    activation_checkpointing: bool = Field(False, description="Recompute activations in the backward pass to save memory.")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto", description="Of the computation; trained weights are fp32."
+    )
+    activation_checkpointing: bool = Field(
+        False, description="Recompute activations in the backward pass to save memory."
+    )
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps.")
     processes: int = Field(1, ge=1, description="Data-parallel processes on this machine.")
     seed: int = Field(0, ge=0, description="Of the new head, the order of rows, and dropout.")
-    evaluate_every: int | None = Field(None, ge=1, description="Steps between evaluations on the validation rows; null: each epoch.")
-    patience: int | None = Field(None, ge=1, description="Stop after so many evaluations without a better validation loss.")
-    keep: Literal["best", "last"] = Field("best", description="Which weights the run ends with: of the best validation loss, or the last.")
-    ema: float | None = Field(None, gt=0, lt=1, description="Decay of an average of the trained weights, which is then evaluated and saved.")
-    checkpoint_every: int | None = Field(None, ge=1, description="Steps between checkpoints; null: with each evaluation.")
+    evaluate_every: int | None = Field(
+        None, ge=1, description="Steps between evaluations on the validation rows; null: each epoch."
+    )
+    patience: int | None = Field(
+        None, ge=1, description="Stop after so many evaluations without a better validation loss."
+    )
+    keep: Literal["best", "last"] = Field(
+        "best", description="Which weights the run ends with: of the best validation loss, or the last."
+    )
+    ema: float | None = Field(
+        None, gt=0, lt=1, description="Decay of an average of the trained weights, which is then evaluated and saved."
+    )
+    checkpoint_every: int | None = Field(
+        None, ge=1, description="Steps between checkpoints; null: with each evaluation."
+    )
     track: list[Literal["tensorboard", "wandb", "mlflow"]] = Field([], description="Also log there (extra [track]).")
 
     @model_validator(mode="after")

@@ -28,7 +28,7 @@ from tunewright.objectives.base import Objective, Term
 from tunewright.tasks.base import Model
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
 Watcher = Callable[[Mapping[str, Any]], None]
 
@@ -147,7 +147,14 @@ class Step:
         state.optimizer.zero_grad(set_to_none=True)
         state.update_average()
         tokens = sum(job.lengths[i] for i in rows)
-        return {"step": state.step, "epoch": round(epoch, 4), **totals, "grad_norm": norm, "learning_rate": rate, "tokens": tokens}
+        return {
+            "step": state.step,
+            "epoch": round(epoch, 4),
+            **totals,
+            "grad_norm": norm,
+            "learning_rate": rate,
+            "tokens": tokens,
+        }
 
     def _accumulate(self, rows: list[int], counts: Mapping[str, float]) -> dict[str, float]:
         """Gradients of the whole step, by forward passes of at most `budget` positions, halved where memory runs out."""
@@ -166,7 +173,9 @@ class Step:
                         "training.activation_checkpointing: true, a smaller training.micro_batch_tokens, or method: lora."
                     ) from error
                 self.budget = max(longest, self.budget // 2)
-                self.notices.append(f"Step {self.state.step} did not fit: forward passes cut to {self.budget} positions.")
+                self.notices.append(
+                    f"Step {self.state.step} did not fit: forward passes cut to {self.budget} positions."
+                )
 
     def _passes(self, rows: list[int], counts: Mapping[str, float]) -> dict[str, float]:
         job, world = self.job, self.job.processes
@@ -256,7 +265,7 @@ def _impatient(state: TrainState, config: TrainingConfig) -> bool:
 def _recompute_activations(model: Model) -> None:
     if not hasattr(model.module, "gradient_checkpointing_enable"):
         raise BaseModelError("This model cannot recompute activations. Set training.activation_checkpointing: false.")
-    model.module.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+    model.module.gradient_checkpointing_enable({"use_reentrant": False})
 
 
 def _rows(config: TrainingConfig) -> int:

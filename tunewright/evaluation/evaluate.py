@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from tunewright.data.batches import Example
@@ -26,9 +27,10 @@ def evaluate(
     """
     predictions = model.task.predict(model, examples)
     scores = score(predictions, getattr(model.task, "labels", []))
-    asked = [r for r in records if isinstance(r, (Completion, Conversation))][: config.samples]
-    if asked and hasattr(model.task, "generate"):
-        return _with_generation(scores, model, asked, config)
+    asked = [r for r in records if isinstance(r, Completion | Conversation)][: config.samples]
+    generate = getattr(model.task, "generate", None)
+    if asked and generate:
+        return _with_generation(scores, partial(generate, model), asked, config)
     return scores, _classified(predictions, records, model, config.samples)
 
 
@@ -57,10 +59,10 @@ def answer(predictions: Predictions, row: int, labels: Sequence[str]) -> str:
 
 
 def _with_generation(
-    scores: Scores, model: Model, asked: Sequence[Any], config: EvaluationConfig
+    scores: Scores, generate: Callable[..., list[str]], asked: Sequence[Any], config: EvaluationConfig
 ) -> tuple[Scores, list[dict[str, Any]]]:
     pairs = [_question(record) for record in asked]
-    outputs = model.task.generate(model, [q for q, _ in pairs], max_new_tokens=config.max_new_tokens)  # type: ignore[attr-defined]
+    outputs = generate([q for q, _ in pairs], max_new_tokens=config.max_new_tokens)
     references = [reference for _, reference in pairs]
     generated = metrics.generation(outputs, references, config.pattern)
     merged = Scores(

@@ -26,12 +26,22 @@ def execute(recipe: Recipe, folder: Path, watchers: Sequence[Any] = (), resume: 
         path = Path(place) / "recipe.yaml"
         path.write_text(recipe.to_yaml(), encoding="utf-8")
         command = [
-            sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={recipe.training.processes}",
-            "-m", "tunewright.launch.torchrun", str(path), str(folder), "resume" if resume else "start",
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            f"--nproc-per-node={recipe.training.processes}",
+            "-m",
+            "tunewright.launch.torchrun",
+            str(path),
+            str(folder),
+            "resume" if resume else "start",
         ]
         done = subprocess.run(command, check=False)
     if done.returncode:
-        raise TunewrightError(f"The {recipe.training.processes} processes of {folder} failed (exit code {done.returncode}); see above.")
+        raise TunewrightError(
+            f"The {recipe.training.processes} processes of {folder} failed (exit code {done.returncode}); see above."
+        )
     return Run(folder)
 
 

@@ -8,6 +8,8 @@ from tunewright.methods.head import Head
 from tunewright.methods.lora import LoRA
 from tunewright.methods.peft import Peft
 
-METHODS: dict[str, type[Method]] = {m.model_fields["type"].default: m for m in (LoRA, Full, Freeze, Head, Adapter, Peft)}
+METHODS: dict[str, type[Method]] = {
+    m.model_fields["type"].default: m for m in (LoRA, Full, Freeze, Head, Adapter, Peft)
+}
 
 __all__ = ["METHODS", "Adapter", "Freeze", "Full", "Head", "LoRA", "Method", "Peft"]

@@ -40,7 +40,7 @@ class PeftMethod(Method):
             warnings.simplefilter("ignore")
             torch.manual_seed(seed)
             try:
-                wrapped = get_peft_model(model.module, config)  # type: ignore[arg-type]
+                wrapped = get_peft_model(model.module, config)
             except (ValueError, TypeError, NotImplementedError, AttributeError, KeyError) as error:
                 raise MethodError(f"PEFT cannot apply {config.peft_type.value} to this model: {error}") from error
         config.base_model_name_or_path = model.base
@@ -49,7 +49,7 @@ class PeftMethod(Method):
     def save(self, model: Model, folder: Path) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            model.module.save_pretrained(folder, save_embedding_layers=False)  # type: ignore[operator]
+            model.module.save_pretrained(folder, save_embedding_layers=False)
         model.processor.save_pretrained(folder)
         (folder / "README.md").unlink(missing_ok=True)  # PEFT's model card is an empty form
 
@@ -61,7 +61,7 @@ class PeftMethod(Method):
 
     @contextmanager
     def off(self, model: Model) -> Iterator[None]:
-        with model.module.disable_adapter():  # type: ignore[operator]
+        with model.module.disable_adapter():
             yield
 
 
@@ -72,7 +72,7 @@ def attach_folder(model: Model, folder: Path) -> None:
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         try:
-            model.module = PeftModel.from_pretrained(model.module, str(folder))  # type: ignore[arg-type]
+            model.module = PeftModel.from_pretrained(model.module, str(folder))
         except (ValueError, RuntimeError, TypeError, OSError) as error:
             raise MethodError(f"The adapter in {folder} does not fit {model.base}: {error}") from error
     missing = [str(w.message) for w in seen if "missing adapter keys" in str(w.message)]
@@ -85,7 +85,7 @@ def merge_adapter(model: Model) -> None:
     if not hasattr(model.module, "merge_and_unload"):
         raise MethodError("This kind of adapter (prompt or prefix) cannot be merged into the weights.")
     try:
-        model.module = model.module.merge_and_unload()  # type: ignore[operator]
+        model.module = model.module.merge_and_unload()
     except (AttributeError, ValueError, NotImplementedError) as error:
         raise MethodError(f"This kind of adapter cannot be merged into the weights: {error}") from error
 
@@ -109,13 +109,18 @@ def read_adapter(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def write_adapter(folder: Path, state: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
     from safetensors.torch import save_file
 
-    save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / WEIGHTS, metadata={"format": "pt"})
+    save_file(
+        {name: tensor.contiguous() for name, tensor in state.items()}, folder / WEIGHTS, metadata={"format": "pt"}
+    )
     (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def stackable(config: Mapping[str, Any]) -> bool:
     """Whether a LoRA is a plain sum of low-rank products, so that a stack of several is again a LoRA."""
-    plain = not any(config.get(key) for key in ("use_dora", "target_parameters", "lora_bias", "use_qalora", "alora_invocation_tokens"))
+    plain = not any(
+        config.get(key)
+        for key in ("use_dora", "target_parameters", "lora_bias", "use_qalora", "alora_invocation_tokens")
+    )
     return config.get("peft_type") == "LORA" and plain and config.get("bias", "none") == "none"
 
 
@@ -142,10 +147,16 @@ def stack_loras(
                 state[name] = tensor
     for name, parts in factors.items():
         state[name] = torch.cat(parts, dim=0 if "_A" in name else 1)
-    ranks = {module_of(name): tensor.shape[0] for name, tensor in state.items() if "lora_A" in name or "lora_embedding_A" in name}
+    ranks = {
+        module_of(name): tensor.shape[0]
+        for name, tensor in state.items()
+        if "lora_A" in name or "lora_embedding_A" in name
+    }
     rank = max(ranks.values())
     uneven = {name: size for name, size in ranks.items() if size != rank}
-    last.update(r=rank, lora_alpha=rank, use_rslora=False, init_lora_weights=True, rank_pattern=uneven, alpha_pattern=uneven)
+    last.update(
+        r=rank, lora_alpha=rank, use_rslora=False, init_lora_weights=True, rank_pattern=uneven, alpha_pattern=uneven
+    )
     last["target_modules"] = sorted(ranks)
     for key in ("modules_to_save", "trainable_token_indices"):
         last[key] = next((c[key] for _, c, _ in reversed(terms) if c.get(key)), None)
@@ -166,4 +177,6 @@ def lora_scale(config: Mapping[str, Any], module: str) -> float:
 
 def _pattern(pattern: Mapping[str, Any] | None, module: str, default: Any) -> Any:
     """PEFT's rule: a pattern's key matches a module's name or its end."""
-    return next((value for key, value in (pattern or {}).items() if module == key or module.endswith(f".{key}")), default)
+    return next(
+        (value for key, value in (pattern or {}).items() if module == key or module.endswith(f".{key}")), default
+    )

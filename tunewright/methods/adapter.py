@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -57,7 +57,7 @@ class Adapter(Method):
         blocks = model.task.blocks(model.module)
         if not blocks:
             raise MethodError("This model has no list of blocks, so there is no place for adapters. Use method: lora.")
-        size = model.module.config.get_text_config().hidden_size  # type: ignore[union-attr, operator]
+        size = model.module.config.get_text_config().hidden_size
         for name, block in blocks:
             attention = next((m for n, m in block.named_children() if "att" in n), None)
             if attention is None:
@@ -85,12 +85,16 @@ class Adapter(Method):
         state = load_file(folder / WEIGHTS)
         expected = {n for n, p in model.module.named_parameters() if p.requires_grad}
         if state.keys() != expected:
-            raise MethodError(f"{folder / WEIGHTS} does not fit this base: {sorted(state.keys() ^ expected)[:3]} differ.")
+            raise MethodError(
+                f"{folder / WEIGHTS} does not fit this base: {sorted(state.keys() ^ expected)[:3]} differ."
+            )
         model.module.load_state_dict(state, strict=False)
         model.module.requires_grad_(False)
 
     def merge(self, model: Model) -> None:
-        raise MethodError("Bottleneck adapters are not linear and cannot be merged into the weights. Keep them as an adapter.")
+        raise MethodError(
+            "Bottleneck adapters are not linear and cannot be merged into the weights. Keep them as an adapter."
+        )
 
     @contextmanager
     def off(self, model: Model) -> Iterator[None]:
@@ -104,22 +108,22 @@ class Adapter(Method):
                 module.bottleneck.off = False
 
 
-def bottleneck(size: int, width: int) -> nn.Module:
+def bottleneck(size: int, width: int) -> Any:
     """down [size → width], GELU, up [width → size], with up = 0."""
     from torch import nn
 
-    stack = nn.Sequential()
+    stack: Any = nn.Sequential()
     stack.down = nn.Linear(size, width)
     stack.act = nn.GELU()
     stack.up = nn.Linear(width, size)
     nn.init.normal_(stack.down.weight, std=size**-0.5)
     for parameter in (stack.down.bias, stack.up.weight, stack.up.bias):
         nn.init.zeros_(parameter)
-    stack.off = False  # type: ignore[assignment]
+    stack.off = False
     return stack
 
 
-def _through(module: nn.Module, _: object, output: object) -> object:
+def _through(module: Any, _: object, output: object) -> object:
     if module.bottleneck.off:
         return output
     if isinstance(output, tuple):
@@ -136,7 +140,7 @@ def _output_of(parent: nn.Module, size: int, skip: set[int]) -> nn.Module:
     from transformers.pytorch_utils import Conv1D
 
     modules = [m for m in parent.modules() if id(m) not in skip and m is not parent]
-    linear = [m for m in modules if isinstance(m, nn.Linear) and m.out_features == size]
+    linear: list[nn.Module] = [m for m in modules if isinstance(m, nn.Linear) and m.out_features == size]
     linear += [m for m in modules if isinstance(m, Conv1D) and m.nf == size]
     if linear:
         return linear[-1]

@@ -7,6 +7,7 @@ stays in eval mode) reads that.
 
 from __future__ import annotations
 
+import re
 from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -111,12 +112,11 @@ def _trains(module: nn.Module) -> bool:
     return any(p.requires_grad for p in module.parameters())
 
 
-def parameter_groups_by_shape(module: nn.Module) -> list[str]:
+def trained_groups(module: nn.Module) -> list[str]:
     """What trains, in a few lines a person can read: names with their numbers folded, shapes, how often."""
-    import re
-
     seen: dict[tuple[str, tuple[int, ...]], int] = {}
     for name, parameter in trained_parameters(module).items():
-        key = (re.sub(r"(?<=\.)\d+(?=\.)", "*", name), tuple(parameter.shape))
+        folded = re.sub(r"(?<=\.)\d+(?=\.)", "*", name.removeprefix("base_model.model.").replace(".default", ""))
+        key = (folded, tuple(parameter.shape))
         seen[key] = seen.get(key, 0) + 1
     return [f"{name}: {count} × {'×'.join(map(str, shape)) or 'scalar'}" for (name, shape), count in seen.items()]

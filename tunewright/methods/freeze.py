@@ -21,7 +21,9 @@ class Freeze(WholeModel):
 
     learning_rate: ClassVar[float] = 2e-5
     type: Literal["freeze"] = "freeze"
-    last: int | None = Field(None, ge=1, description="How many of the trunk's last blocks train (1 if `first` is not given).")
+    last: int | None = Field(
+        None, ge=1, description="How many of the trunk's last blocks train (1 if `first` is not given)."
+    )
     first: str | None = Field(None, description="Name of the first module that trains, e.g. bert.encoder.layer.4.")
 
     @model_validator(mode="after")
@@ -44,7 +46,9 @@ class Freeze(WholeModel):
         blocks = _block_names(model)
         wanted = self.last or 1
         if wanted > len(blocks):
-            raise MethodError(f"freeze: last: {wanted} is more than the {len(blocks)} blocks there are. For all use method: full.")
+            raise MethodError(
+                f"freeze: last: {wanted} is more than the {len(blocks)} blocks there are. For all use method: full."
+            )
         return blocks[-wanted]
 
 

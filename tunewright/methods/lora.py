@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from tunewright.errors import MethodError
-from tunewright.methods._peft import PEFT_TASKS, PeftMethod, linear_names, read_adapter, stack_loras, stackable, write_adapter
+from tunewright.methods._peft import (
+    PEFT_TASKS,
+    PeftMethod,
+    linear_names,
+    read_adapter,
+    stack_loras,
+    stackable,
+    write_adapter,
+)
 from tunewright.tasks.base import Model
 
 if TYPE_CHECKING:
@@ -28,11 +36,17 @@ class LoRA(PeftMethod):
     rank: int = Field(16, ge=1, description="Rank of the update.")
     alpha: float = Field(32, gt=0, description="Scale: the update is multiplied by alpha / rank.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on the adapter's input.")
-    targets: str | list[str] = Field("all-linear", description="all-linear, names of layers, or one regular expression.")
+    targets: str | list[str] = Field(
+        "all-linear", description="all-linear, names of layers, or one regular expression."
+    )
     rslora: bool = Field(False, description="Scale by alpha / √rank (rsLoRA, arXiv 2312.03732).")
     dora: bool = Field(False, description="Learn magnitude and direction apart (DoRA, arXiv 2402.09353).")
-    init: Literal["zero", "pissa"] = Field("zero", description="pissa: begin with the principal singular vectors (arXiv 2404.02948).")
-    plus_ratio: float = Field(1.0, ge=1, description="Learning rate of B over that of A (LoRA+, arXiv 2402.12354, uses 16).")
+    init: Literal["zero", "pissa"] = Field(
+        "zero", description="pissa: begin with the principal singular vectors (arXiv 2404.02948)."
+    )
+    plus_ratio: float = Field(
+        1.0, ge=1, description="Learning rate of B over that of A (LoRA+, arXiv 2402.12354, uses 16)."
+    )
     experts: bool = Field(False, description="Adapt the fused expert weights of a mixture of experts too.")
     train_along: list[str] = Field([], description="Modules that train in full beside the adapter, by name.")
 
@@ -42,7 +56,7 @@ class LoRA(PeftMethod):
         if self.init == "pissa":
             from peft import get_peft_model_state_dict
 
-            state = get_peft_model_state_dict(model.module, save_embedding_layers=False)  # type: ignore[arg-type]
+            state = get_peft_model_state_dict(model.module, save_embedding_layers=False)
             model.start_adapter = {name: tensor.clone() for name, tensor in state.items() if ".lora_" in name}
 
     def peft_config(self, model: Model) -> Any:
@@ -50,7 +64,7 @@ class LoRA(PeftMethod):
 
         along = [*model.along, *self.train_along]
         return LoraConfig(
-            task_type=PEFT_TASKS.get(model.task.name),  # type: ignore[arg-type]
+            task_type=PEFT_TASKS.get(model.task.name),
             r=self.rank,
             lora_alpha=self.alpha,  # type: ignore[arg-type]
             lora_dropout=self.dropout,
@@ -71,7 +85,9 @@ class LoRA(PeftMethod):
             matches = re.fullmatch if isinstance(self.targets, str) else _is_end_of
             idle = [t for t in wanted if not any(matches(t, name) for name in names)]
             if idle:
-                raise MethodError(f"LoRA target {', '.join(idle)} matches no layer. Linear layers here: {', '.join(linear_names(module))}.")
+                raise MethodError(
+                    f"LoRA target {', '.join(idle)} matches no layer. Linear layers here: {', '.join(linear_names(module))}."
+                )
         idle = [t for t in self.train_along if not any(_is_end_of(t, name) for name in names)]
         if idle:
             raise MethodError(f"train_along: {', '.join(idle)} matches no module.")
@@ -112,7 +128,7 @@ def token_rows(model: Model) -> dict[str, list[int]]:
     """The rows of new tokens in the embeddings, and in the head where it has its own weight."""
     if not model.new_tokens:
         return {}
-    tables = [model.module.get_input_embeddings(), model.module.get_output_embeddings()]  # type: ignore[operator]
+    tables = [model.module.get_input_embeddings(), model.module.get_output_embeddings()]
     tied = tables[0].weight is tables[1].weight
     names = {id(m): name for name, m in model.module.named_modules()}
     return {names[id(table)]: list(model.new_tokens) for table in (tables[:1] if tied else tables)}

@@ -60,7 +60,9 @@ def class_weights(
     if wanted != "balanced":
         unknown = [name for name in wanted if name not in labels]
         if unknown:
-            raise RecipeError(f"objective.class_weights names {', '.join(unknown)}; the classes are {', '.join(labels)}.")
+            raise RecipeError(
+                f"objective.class_weights names {', '.join(unknown)}; the classes are {', '.join(labels)}."
+            )
         return np.array([wanted.get(label, 1.0) for label in labels], dtype=np.float32)
     soft_NC = [e.target if e.target.dtype.kind == "f" else np.eye(len(labels))[e.target[0]] for e in examples]
     rows_C = np.sum(soft_NC, axis=0)

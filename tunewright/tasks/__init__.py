@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib
+from typing import Any
 
 MODULES = {"text-generation": "text_generation", "text-classification": "text_classification"}
 
 
-def task_class(name: str) -> type:
+def task_class(name: str) -> Any:
     """The class of a task by its name, imported only now."""
     module = importlib.import_module(f"tunewright.tasks.{MODULES[name]}")
     return module.TASK

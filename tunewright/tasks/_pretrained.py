@@ -66,12 +66,16 @@ def check_folder(base: str) -> None:
     folder = Path(base)
     if not folder.exists():
         if base.startswith((".", "/", "~")) or base.count("/") > 1:
-            raise BaseModelError(f"There is no folder {base}. Name a model folder, a run, or a model on the hub (owner/name).")
+            raise BaseModelError(
+                f"There is no folder {base}. Name a model folder, a run, or a model on the hub (owner/name)."
+            )
         return
     if not (folder / "config.json").is_file():
         raise BaseModelError(f"{base} is no model folder: it has no config.json.")
     names = {path.name for path in folder.iterdir()}
-    pickles = sorted(name for name in names if name.endswith((".bin", ".pt", ".pth", ".ckpt")) and name != "training_args.bin")
+    pickles = sorted(
+        name for name in names if name.endswith((".bin", ".pt", ".pth", ".ckpt")) and name != "training_args.bin"
+    )
     if pickles and not any(name.endswith(".safetensors") for name in names):
         raise BaseModelError(
             f"{base} holds its weights as a pickle ({pickles[0]}), which can run code when it is loaded, and so is refused. "
@@ -126,6 +130,6 @@ def quiet() -> Iterator[None]:
 
 def max_length(model: Model, wanted: int | None) -> int:
     """The longest row: what was asked for, within what model and tokenizer say they can hold."""
-    config = model.module.config.get_text_config()  # type: ignore[union-attr, operator]
+    config = model.module.config.get_text_config()
     limits = [getattr(config, "max_position_embeddings", None), model.processor.model_max_length, wanted]
     return int(min(limit for limit in limits if limit))

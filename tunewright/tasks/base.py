@@ -27,7 +27,7 @@ class Model:
     """A torch module together with what feeds it.
 
     Attributes:
-        module: the torch module; a method may wrap it.
+        module: the torch module (typed loosely: its attributes are the architecture's own); a method may wrap it.
         processor: tokenizer or image processor, saved beside the weights.
         task: how the module is fed, scored and saved.
         base: the folder or hub name whose weights these are; an adapter names it.
@@ -39,7 +39,7 @@ class Model:
         notices: what the user should know about the loading: a new head, a template that was added.
     """
 
-    module: nn.Module
+    module: Any
     processor: Any
     task: Task
     base: str

@@ -49,7 +49,9 @@ class TextClassification(Task):
             return cls(["value"], kind)
         names = {name for record in records for name in label_names(record.label)}
         if len(names) < 2 and kind == "single_label":
-            raise DataError(f"The training rows have one class only ({next(iter(names), 'none')}): there is nothing to tell apart.")
+            raise DataError(
+                f"The training rows have one class only ({next(iter(names), 'none')}): there is nothing to tell apart."
+            )
         return cls(sorted(names, key=natural_order), kind)
 
     def load(self, base: str, *, seed: int = 0, dtype: Any = None, weights: bool = True) -> Model:
@@ -81,7 +83,9 @@ class TextClassification(Task):
         """Keep the order of a base that already has just these classes, so that its head keeps its meaning."""
         if not self.labels:
             if not own:
-                raise BaseModelError(f"{base} has no classification head yet: train one first (tunewright train --base {base}).")
+                raise BaseModelError(
+                    f"{base} has no classification head yet: train one first (tunewright train --base {base})."
+                )
             self.labels = own
             self.kind = next((k for k, p in PROBLEM_TYPES.items() if p == config.problem_type), "single_label")
         elif sorted(own) == sorted(self.labels):
@@ -122,7 +126,9 @@ class TextClassification(Task):
         faults = [f"{r.source}: label {name!r}" for r, names in named for name in names if name not in known]
         if faults:
             labels = ", ".join(self.labels[:20])
-            raise DataError(f"{len(faults)} labels are unknown to the model, which knows {labels}. Mend or remove:", faults)
+            raise DataError(
+                f"{len(faults)} labels are unknown to the model, which knows {labels}. Mend or remove:", faults
+            )
 
     def _example(self, inputs: dict[str, list[int]], record: Any) -> Example:
         arrays = {name: np.asarray(value, dtype=np.int64) for name, value in inputs.items()}
@@ -214,7 +220,9 @@ class TextClassification(Task):
 
     def head(self, module: nn.Module) -> list[str]:
         trunk = module.base_model_prefix
-        return [name for name, child in module.named_children() if name != trunk and any(True for _ in child.parameters())]
+        return [
+            name for name, child in module.named_children() if name != trunk and any(True for _ in child.parameters())
+        ]
 
 
 def label_kind(records: Sequence[Any]) -> str:

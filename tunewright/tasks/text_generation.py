@@ -123,8 +123,15 @@ class TextGeneration(Task):
         return [name for name, child in module.named_modules() if child is output]
 
     def generate(
-        self, model: Model, prompts: Sequence[Any], *, max_new_tokens: int = 256, temperature: float = 0.0,
-        batch_tokens: int = 8192, seed: int = 0, streamer: Any = None,
+        self,
+        model: Model,
+        prompts: Sequence[Any],
+        *,
+        max_new_tokens: int = 256,
+        temperature: float = 0.0,
+        batch_tokens: int = 8192,
+        seed: int = 0,
+        streamer: Any = None,
     ) -> list[str]:
         """Answer prompts (a text, or a conversation as a list of messages), in their order.
 
@@ -155,9 +162,14 @@ class TextGeneration(Task):
             mask = torch.tensor([[0] * (longest - len(tokens[i])) + [1] * len(tokens[i]) for i in rows], device=device)
             ids = torch.tensor([[0] * (longest - len(tokens[i])) + tokens[i] for i in rows], device=device)
             with torch.inference_mode():
-                output = model.module.generate(  # type: ignore[operator]
-                    input_ids=ids, attention_mask=mask, max_new_tokens=room, eos_token_id=stop,
-                    pad_token_id=model.processor.pad_token_id, streamer=streamer, **sampling,
+                output = model.module.generate(
+                    input_ids=ids,
+                    attention_mask=mask,
+                    max_new_tokens=room,
+                    eos_token_id=stop,
+                    pad_token_id=model.processor.pad_token_id,
+                    streamer=streamer,
+                    **sampling,
                 )
             for row, answer in zip(rows, output[:, longest:].tolist(), strict=True):
                 kept = answer[: next((n for n, token in enumerate(answer) if token in stop), len(answer))]
@@ -211,14 +223,14 @@ def router_balance(module: nn.Module, router_logits: Sequence[Tensor], batch: Ba
         chosen_NE = torch.zeros_like(probability_NE).scatter(-1, probability_NE.topk(top_k, -1).indices, 1.0)
         empty_BE = probability_NE.new_zeros(int(row_N.max()) + 1, probability_NE.shape[-1])
         f_BE = empty_BE.index_add(0, row_N, chosen_NE * share_N1)
-        P_BE = empty_BE.index_add(0, row_N, probability_NE * share_N1)  # noqa: N806
+        P_BE = empty_BE.index_add(0, row_N, probability_NE * share_N1)
         total = total + probability_NE.shape[-1] * (f_BE * P_BE).sum()
     return total / len(router_logits)
 
 
 def add_tokens(model: Model, tokens: Sequence[str]) -> None:
     """Add special tokens; embeddings and head grow by a row each, which begins as the mean of the others and trains."""
-    tokenizer, module = model.processor, model.module
+    tokenizer = model.processor
     tokenizer.add_special_tokens({"additional_special_tokens": list(tokens)}, replace_extra_special_tokens=False)
     model.new_tokens = tuple(tokenizer.convert_tokens_to_ids(list(tokens)))
     grow_vocabulary(model)
@@ -229,10 +241,10 @@ def grow_vocabulary(model: Model) -> None:
     """Give every token of the tokenizer a row in embeddings and head."""
     import torch
 
-    if len(model.processor) > model.module.get_input_embeddings().num_embeddings:  # type: ignore[operator]
+    if len(model.processor) > model.module.get_input_embeddings().num_embeddings:
         with quiet(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            model.module.resize_token_embeddings(len(model.processor))  # type: ignore[operator]
+            model.module.resize_token_embeddings(len(model.processor))
 
 
 def _some(names: set[str]) -> str:
