@@ -211,7 +211,7 @@ def test_all_faults_of_a_file_are_in_one_report(tmp_path: Path):
     rows = [{"messages": [ASK, ANSWER]}, {"messages": []}, {"text": "a"}, {"prompt": "a", "completion": "b"}]
     path.write_text("\n".join(map(json.dumps, rows)) + "\n{\n")
     with pytest.raises(
-        DataError, match="4 of 5 rows .* cannot be used: mend them, or set data.on_bad_rows: skip"
+        DataError, match=r"4 of 5 rows .* cannot be used: mend them, or set data.on_bad_rows: skip"
     ) as caught:
         load_records(str(path), DataConfig(train=str(path)))
     assert [fault.split(": ")[0] for fault in caught.value.faults] == [f"{path}:{line}" for line in (5, 2, 3, 4)]
@@ -232,6 +232,16 @@ def test_bad_rows_are_returned_where_they_are_skipped():
 
 def test_skipping_every_row_is_an_error():
     assert faults([{"text": ""}], on_bad_rows="skip") == ["rows[0]: text is empty: there is nothing to learn"]
+
+
+def test_a_label_among_plain_texts_is_a_fault():
+    (fault,) = faults([{"text": "a"}, {"text": "b", "label": "x"}])
+    assert fault == "rows[1]: this row is classification, the file's first is text"
+
+
+def test_a_row_of_no_format_among_others_is_a_fault():
+    (fault,) = faults([{"text": "a", "label": "x"}, {"label": "y"}])
+    assert fault == "rows[1]: no column text"
 
 
 # Labels

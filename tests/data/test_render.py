@@ -282,6 +282,11 @@ def test_a_labelled_text_is_not_rendered():
         renderer("chatml")(Labelled("good", "positive", "a"))
 
 
+def test_a_conversation_without_a_chat_template_is_refused():
+    with pytest.raises(DataError, match=r"chat_template is not set"):
+        renderer("chatml", template=False)(TWO_TURNS)
+
+
 def test_a_tokenizer_without_eos_is_refused():
     render = renderer("chatml")
     render.tokenizer.eos_token = None
@@ -335,6 +340,13 @@ class LetterTokenizer(PreTrainedTokenizer):
 
     def _convert_id_to_token(self, index: int) -> str:
         return chr(index)
+
+
+def test_an_unknown_character_at_the_end_is_no_end_token():
+    render = Renderer(LetterTokenizer(chat_template="{% for m in messages %}{{ m.content + ' ' }}{% endfor %}"))
+    assert render.tokenizer.unk_token == "?"
+    (rendered,) = render(chat(user("hi"), assistant("ho?")))
+    assert [chr(token) for token in rendered.tokens][-3:] == ["?", " ", "$"]
 
 
 def test_a_slow_tokenizer_renders_alike():

@@ -14,8 +14,7 @@ from tunewright.data.render import Rendered, Renderer
 
 BYTE_LEVEL = ["chatml", "qwen3", "llama3"]
 
-settings.register_profile("data", deadline=None, max_examples=60)
-settings.load_profile("data")
+quick = settings(deadline=None, max_examples=60)
 
 characters = st.characters(codec="utf-8", exclude_characters="<>\x00")
 texts = st.text(characters, max_size=30)
@@ -52,6 +51,7 @@ def spans(rendered: Rendered) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+@quick
 @given(conversation=conversations)
 def test_every_prompt_is_served_as_it_was_trained(family, conversation):
     render = renderer(family)
@@ -62,6 +62,7 @@ def test_every_prompt_is_served_as_it_was_trained(family, conversation):
 
 
 @pytest.mark.parametrize("family", BYTE_LEVEL)
+@quick
 @given(conversation=conversations)
 def test_the_tokens_say_what_the_template_says(family, conversation):
     render = renderer(family)
@@ -70,6 +71,7 @@ def test_the_tokens_say_what_the_template_says(family, conversation):
 
 
 @pytest.mark.parametrize("family", BYTE_LEVEL)
+@quick
 @given(conversation=conversations)
 def test_the_trained_text_is_the_answers(family, conversation):
     learned = [decode(family, span) for one in renderer(family)(conversation) for span in spans(one)]
@@ -81,6 +83,7 @@ def test_the_trained_text_is_the_answers(family, conversation):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+@quick
 @given(prompt=texts, completion=texts.filter(bool))
 def test_a_completion_continues_its_prompt(family, prompt, completion):
     render = renderer(family)
@@ -93,6 +96,7 @@ def test_a_completion_continues_its_prompt(family, prompt, completion):
 
 
 @pytest.mark.parametrize("family", BYTE_LEVEL)
+@quick
 @given(text=texts.filter(bool))
 def test_a_document_is_itself_and_an_end(family, text):
     (rendered,) = renderer(family)(Document(text, "rows[0]"))

@@ -39,7 +39,7 @@ def test_truncate_cuts_the_end_and_drops_what_has_nothing_left_to_train():
 
 
 def test_nothing_left_is_an_error():
-    with pytest.raises(DataError, match="raise data.max_length"):
+    with pytest.raises(DataError, match=r"raise data.max_length"):
         fit([sequence(9)], 4, "drop")
 
 

@@ -87,10 +87,13 @@ def test_a_folder_gives_the_files_of_its_one_split(folder):
 
 def test_a_folder_with_several_splits_is_never_read_whole(folder):
     write("d/train.jsonl", lines(ROWS))
-    write("d/test.jsonl", lines(ROWS))
-    with pytest.raises(DataError, match="name one of them") as caught:
+    write("d/validation.jsonl", lines(ROWS))
+    with pytest.raises(DataError, match="name one, or a split as d:train") as caught:
         read_rows("d")
-    assert caught.value.faults == ["d/test.jsonl", "d/train.jsonl"]
+    assert caught.value.faults == ["d/train.jsonl", "d/validation.jsonl"]
+    assert [row.source for row in read_rows("d:validation").rows] == ["d/validation.jsonl:1", "d/validation.jsonl:2"]
+    with pytest.raises(DataError, match="d holds no file of the split test"):
+        read_rows("d:test")
 
 
 def test_a_split_of_a_saved_dataset_is_named_behind_a_colon(folder):
@@ -98,7 +101,7 @@ def test_a_split_of_a_saved_dataset_is_named_behind_a_colon(folder):
 
     DatasetDict(train=Dataset.from_list(ROWS), test=Dataset.from_list(ROWS[:1])).save_to_disk("saved")
     assert [row.source for row in read_rows("saved:test").rows] == ["saved:test:row 1"]
-    with pytest.raises(DataError, match="has the splits train, test: name one, e.g. saved:train"):
+    with pytest.raises(DataError, match=r"has the splits train, test: name one, e.g. saved:train"):
         read_rows("saved")
 
 
@@ -160,7 +163,7 @@ def test_an_empty_list_holds_no_rows():
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
 def test_a_file_without_permission_is_named(folder):
     Path(write("a.jsonl", lines(ROWS))).chmod(0)
-    with pytest.raises(DataError, match="cannot be read .*permissions"):
+    with pytest.raises(DataError, match=r"cannot be read .*permissions"):
         read_rows("a.jsonl")
 
 
@@ -193,7 +196,7 @@ def test_a_hub_name_that_cannot_be_had_says_so(folder, monkeypatch):
         raise ConnectionError(f"Couldn't reach '{name}' on the Hub (OfflineModeIsEnabled)")
 
     monkeypatch.setattr(datasets, "load_dataset", offline)
-    with pytest.raises(DataError, match="owner/name is no file here and cannot be had from the hub .*Couldn't reach"):
+    with pytest.raises(DataError, match=r"owner/name is no file here and cannot be had from the hub .*Couldn't reach"):
         read_rows("owner/name:train")
 
 

@@ -43,6 +43,13 @@ def test_the_plain_template_needs_no_new_token(family):
     assert rendered.tokens.count(tokenizer.bos_token_id) == (tokenizer.bos_token is not None)
 
 
+def test_the_plain_template_begins_with_bos_only_where_the_tokenizer_does():
+    tokenizer = tiny_tokenizer("chatml", template=False)
+    tokenizer.bos_token = "<|im_start|>"  # as GPT-2, which has one and never writes it
+    ensure_chat_template(tokenizer, None)
+    assert tokenizer.bos_token_id not in Renderer(tokenizer).prompt(TALK.messages[:2])
+
+
 def test_the_plain_template_is_saved_and_served_alike(tmp_path):
     tokenizer = tiny_tokenizer("llama3", template=False)
     ensure_chat_template(tokenizer, "plain")
@@ -70,7 +77,7 @@ def test_a_template_can_be_given_as_a_file():
 
 
 def test_a_template_that_cannot_be_read_is_an_error(tmp_path):
-    with pytest.raises(DataError, match="data.chat_template: .*none.jinja cannot be read"):
+    with pytest.raises(DataError, match=r"data.chat_template: .*none.jinja cannot be read"):
         ensure_chat_template(tiny_tokenizer("chatml"), str(tmp_path / "none.jinja"))
 
 

@@ -15,6 +15,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from tunewright.data.chat import Chat, Turn
+from tunewright.data.encoding import Encoder
 from tunewright.data.kinds import Completion, Conversation, Document, Record
 from tunewright.data.messages import Message
 from tunewright.data.rendered import Fitted, Rendered, fit
@@ -101,6 +102,10 @@ class Renderer:
         return sorted(ends)
 
     @cached_property
+    def _encode(self) -> Encoder:
+        return Encoder(self.tokenizer)
+
+    @cached_property
     def _chat(self) -> Chat:
         return Chat(self.tokenizer)
 
@@ -149,11 +154,6 @@ class Renderer:
             case Document(text):
                 return [Turn("", text, 1.0)]
         raise DataError("a labelled text holds no answer to generate: use a classification task, or another format")
-
-    def _encode(self, texts: list[str]) -> list[list[int]]:
-        if not texts:
-            return []
-        return self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
 
     def _lead(self, tokens: list[int]) -> list[int]:
         """Tokens with what the tokenizer puts in front of a text, once: the text may hold it already."""
