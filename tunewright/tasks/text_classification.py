@@ -188,8 +188,10 @@ class TextClassification(Task):
         return Likelihood(nll_B[:, None], (logits_BC.argmax(-1) == gold_B)[:, None])
 
     def logits(self, module: nn.Module, batch: Batch) -> Tensor:
-        """[B, C], in fp32."""
-        return module(**batch.inputs).logits.float()
+        """[B, C], in fp32. A decoder reads its answer off the last position that holds no padding token."""
+        ids_BT, mask_BT = batch.inputs["input_ids"], batch.inputs["attention_mask"]
+        padded_BT = ids_BT.masked_fill(mask_BT == 0, module.config.pad_token_id)  # type: ignore[union-attr, arg-type]
+        return module(**{**batch.inputs, "input_ids": padded_BT}).logits.float()
 
     def predict(self, model: Model, examples: Sequence[Example], batch_tokens: int = 4096) -> Predictions:
         import torch

@@ -1,0 +1,66 @@
+"""One step of the loop, taken apart: what the contracts compare."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tunewright.engine.loop import Job, Step
+from tunewright.engine.state import TrainState
+from tunewright.methods.base import enter_training
+from tunewright.prepare import Prepared, prepare
+from tunewright.recipe import make_recipe
+
+ALL = 10**6  # positions: everything in one forward pass
+NO_START = Path("/nonexistent/start")  # a run from a plain base writes no start
+
+
+def prepared(base: str, rows: Sequence[Mapping[str, Any]], **recipe: Any) -> Prepared:
+    """A recipe on rows without validation, ready to run."""
+    data = {"train": list(rows), "validation": 0, **recipe.pop("data", {})}
+    return prepare(make_recipe({"base": base, "data": data, **recipe}), NO_START)
+
+
+def job_of(ready: Prepared, **training: Any) -> Job:
+    recipe = ready.recipe
+    config = recipe.training.model_copy(update=training)
+    return Job(
+        ready.model, recipe.method, recipe.objective, config, ready.examples("train"), ready.examples("validation"),
+        Path("/nonexistent"), ready.device, ready.precision,
+    )  # fmt: skip
+
+
+def gradient(ready: Prepared, budget: int = ALL, **training: Any) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
+    """The named means and the gradient of all training rows as one step, in forward passes of `budget` positions."""
+    job = job_of(ready, **training)
+    step = Step(job, TrainState(ready.model, job.method, job.config, "fp32"))
+    step.budget = budget
+    enter_training(ready.model)
+    ready.model.module.zero_grad(set_to_none=True)
+    terms = step._accumulate(list(range(len(job.train))), job.objective.counts(job.train))
+    return terms, {n: p.grad.clone() for n, p in step.state.parameters.items() if p.grad is not None}
+
+
+def assert_same(one: Any, other: Any, relative: float = 1e-6) -> None:
+    """Terms agree, and gradients as one long vector."""
+    (terms, gradients), (other_terms, other_gradients) = one, other
+    assert terms.keys() == other_terms.keys()
+    for name, value in terms.items():
+        assert abs(value - other_terms[name]) <= relative * max(1e-3, abs(value)), name
+    assert gradients.keys() == other_gradients.keys()
+    size = sum(float(g.double().square().sum()) for g in gradients.values()) ** 0.5
+    apart = sum(float((g - other_gradients[n]).double().square().sum()) for n, g in gradients.items()) ** 0.5
+    assert size > 0
+    assert apart <= relative * size
+
+
+def likelihood(ready: Prepared, rows: Sequence[int]) -> torch.Tensor:
+    """The negative log-likelihood summed over each of these rows' positions, as one batch."""
+    ready.model.module.eval()
+    with torch.no_grad():
+        task = ready.model.task
+        batch = task.collate([ready.examples("train")[i] for i in rows])
+        return (task.nll(ready.model.module, batch).nll_BT * batch.weight).sum(-1)

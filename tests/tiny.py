@@ -1,0 +1,138 @@
+"""Tiny random models of the real classes, with their tokenizers, as folders that look like what people download."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers as hf
+from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
+
+from tests.fixtures import SENTENCES, tiny_tokenizer
+
+SIZES: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 256,
+    "initializer_range": 0.15,  # wide enough that outputs differ visibly between rows
+}
+GROUPED = {**SIZES, "num_key_value_heads": 2}
+HEADS = {"head_dim": 8}
+NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+
+DECODERS: dict[str, tuple[str, Callable[..., Any]]] = {
+    "llama": ("llama3", lambda **o: hf.LlamaConfig(**GROUPED, tie_word_embeddings=False, **o)),
+    "qwen3": ("qwen3", lambda **o: hf.Qwen3Config(**GROUPED, **HEADS, tie_word_embeddings=True, **o)),
+    "mistral": ("mistral", lambda **o: hf.MistralConfig(**GROUPED, **HEADS, sliding_window=12, **o)),
+    "mixtral": ("mistral", lambda **o: hf.MixtralConfig(**GROUPED, **HEADS, num_local_experts=4, **o)),
+    "gpt2": (
+        "chatml",
+        lambda **o: hf.GPT2Config(
+            n_embd=32, n_layer=3, n_head=4, n_positions=256, initializer_range=0.15,
+            resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, **o,
+        ),
+    ),
+    "gemma3": (
+        "gemma",
+        lambda **o: hf.Gemma3TextConfig(
+            **GROUPED, **HEADS, sliding_window=12, final_logit_softcapping=20.0, tie_word_embeddings=True,
+            layer_types=["sliding_attention", "full_attention", "sliding_attention"], **o,
+        ),
+    ),
+    "phi3": ("mistral", lambda **o: hf.Phi3Config(**GROUPED, **o)),
+}  # fmt: skip
+ENCODERS: dict[str, Callable[..., Any]] = {
+    "bert": lambda **o: hf.BertConfig(**SIZES, **NO_DROPOUT, **o),
+    "distilbert": lambda **o: hf.DistilBertConfig(
+        dim=32, hidden_dim=48, n_layers=3, n_heads=4, max_position_embeddings=256, initializer_range=0.15,
+        dropout=0.0, attention_dropout=0.0, seq_classif_dropout=0.0, **o,
+    ),
+    "roberta": lambda **o: hf.RobertaConfig(**SIZES, **NO_DROPOUT, type_vocab_size=1, **o),
+}  # fmt: skip
+KINDS = (*DECODERS, *ENCODERS)
+
+
+def make_base(folder: Path, kind: str, **options: Any) -> Path:
+    """Write a tiny base of this kind; `options` go to its configuration. Weights are random but always the same."""
+    if kind in DECODERS:
+        family, make_config = DECODERS[kind]
+        tokenizer, auto = tiny_tokenizer(family), hf.AutoModelForCausalLM
+    else:
+        tokenizer, make_config, auto = encoder_tokenizer(kind), ENCODERS[kind], hf.AutoModelForMaskedLM
+    special = {
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
+    config = make_config(vocab_size=len(tokenizer), **special, **options)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(7)
+        module = auto.from_config(config)
+        with torch.no_grad():
+            for parameter in module.parameters():
+                if parameter.ndim == 1:  # biases of 0 and norms of 1 would hide that they are lost
+                    parameter.add_(0.1 * torch.randn_like(parameter))
+    module.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def encoder_tokenizer(kind: str) -> PreTrainedTokenizerFast:
+    """Words, with [CLS] in front, [SEP] behind, and token types where the model has them."""
+    names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    words = trainers.WordPieceTrainer(vocab_size=300, special_tokens=names, show_progress=False)
+    tokenizer.train_from_iterator(SENTENCES * 4, words)
+    ends = [(name, tokenizer.token_to_id(name)) for name in ("[CLS]", "[SEP]")]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=ends
+    )
+    inputs = ["input_ids", "attention_mask", *(["token_type_ids"] if kind == "bert" else [])]
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]", mask_token="[MASK]",
+        model_input_names=inputs,
+    )  # fmt: skip
+
+
+# Rows
+
+WORDS = "the little fox lived in a forest she had four apples and ate many of them good morning Paris".split()
+
+
+def words(number: int, count: int) -> str:
+    """`count` words that depend on `number` alone."""
+    return " ".join(WORDS[(number * 7 + i * (number % 5 + 1)) % len(WORDS)] for i in range(count))
+
+
+def completions(count: int = 12) -> list[dict[str, Any]]:
+    """Prompts with answers of very unequal lengths."""
+    return [
+        {"prompt": words(i, 2 + i % 5) + " ", "completion": words(i + 3, 1 + (i * 5) % 13)} for i in range(count)
+    ]
+
+
+def chats(count: int = 12) -> list[dict[str, Any]]:
+    return [
+        {
+            "messages": [
+                {"role": "user", "content": words(i, 3 + i % 4)},
+                {"role": "assistant", "content": words(i + 1, 1 + (i * 3) % 7)},
+            ]
+        }
+        for i in range(count)
+    ]
+
+
+def labelled(count: int = 16, classes: int = 3) -> list[dict[str, Any]]:
+    return [{"text": words(i, 2 + (i * 5) % 11), "label": f"class {i % classes}"} for i in range(count)]
+
+
+def rows_for(task: str, count: int = 12) -> list[dict[str, Any]]:
+    return completions(count) if task == "text-generation" else labelled(count)
