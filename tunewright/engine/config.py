@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
 
 OPTIMIZERS = ("adamw", "adafactor", "adamw8bit")
 
@@ -21,7 +24,7 @@ class TrainingConfig(BaseModel):
 
     epochs: float = Field(3.0, gt=0, description="Passes over the training rows.")
     max_steps: int | None = Field(None, ge=1, description="Stop after so many steps, whatever the epochs say.")
-    learning_rate: float | Literal["auto"] = Field("auto", description="Peak learning rate.", gt=0)
+    learning_rate: Positive | Literal["auto"] = Field("auto", description="Peak learning rate.")
     schedule: Literal["cosine", "linear", "constant", "wsd"] = Field("cosine", description="Shape after the warm-up.")
     warmup: float = Field(0.05, ge=0, description="Share of the steps (below 1) or number of steps to warm up over.")
     optimizer: Literal["adamw", "adafactor", "adamw8bit"] = Field(
@@ -29,16 +32,13 @@ class TrainingConfig(BaseModel):
     )
     weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay of matrices.")
     gradient_clip: float | None = Field(1.0, gt=0, description="Largest norm of the gradient; null: none.")
-    batch: int | Literal["auto"] = Field(
-        "auto", description="Rows a step, over all forward passes and processes.", ge=1
-    )
+    batch: Count | Literal["auto"] = Field("auto", description="Rows a step, over all forward passes and processes.")
     batch_tokens: int | None = Field(
         None, ge=1, description="Make a step of at most so many positions instead of rows."
     )
-    micro_batch_tokens: int | Literal["auto"] = Field(
+    micro_batch_tokens: Count | Literal["auto"] = Field(
         "auto",
         description="Positions of one forward pass; a step is cut to fit (auto: 2048 on a CPU, 16384 on a GPU).",
-        ge=1,
     )
     packing: bool = Field(False, description="Put several rows into one sequence, kept apart by position ids.")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
