@@ -102,7 +102,7 @@ def write_run(folder: Path, run: dict[str, Any]) -> Path:
     steps.append({"step": 20, "validation": {"loss": 0.3, "accuracy": 0.9}})
     (folder / "metrics.jsonl").write_text("".join(json.dumps(step) + "\n" for step in steps))
     (folder / "timings.jsonl").write_text(
-        '{"step": 1, "seconds": 2.0, "memory": 100}\n{"step": 2, "seconds": 4.0, "memory": 90}\n'
+        '{"step": 1, "seconds": 2.0, "memory": 2147483648}\n{"step": 2, "seconds": 4.0, "memory": 90}\n'
     )
     (folder / "recipe.yaml").write_text("task: text-classification\nbase: hub/mini\n")
     return folder
@@ -169,23 +169,41 @@ def test_the_verdict_comes_first_with_its_figures(full: Page) -> None:
         "equals the reference",
         "100,000 of 20,000,000 parameters were trained (0.50 %)",
         "encoder.0…5.query: 6 of 8, 384",
-        "Saved weights: best (step 120), as a PEFT adapter.",
+        "Saved as a PEFT adapter: best (step 120).",
         "250 (25.0 %)",
         "3 truncated",
         SHA[:16],
         "1,300",
-        "2 of 3 tokens trained",
+        "Marked text is trained",
         "PeftModel.from_pretrained(base, ",
         "from_pretrained('hub/mini', num_labels=2)",
         "base: hub/mini",
         "2.13.0",
         "Some Processor",
         "3 min 26 s",
+        "2.00 GiB",
         "2026-03-02 09:12",
     ],
 )
 def test_a_full_run_shows(full: Page, shown: str) -> None:
     assert shown in full.text
+
+
+def test_only_what_the_model_answered_can_equal_the_reference(full: Page) -> None:
+    assert full.text.count("equals the reference") == 1
+
+
+def test_rows_without_trained_text_say_so_and_long_rows_are_cut(tmp_path: Path) -> None:
+    row = {"source": "train.jsonl:1", "pieces": [["a" * 1_999, 0], ["bcd", 0], ["e" * 10, 0]]}
+    page = page_of(write_run(tmp_path / "run", full_run() | {"preview": [row]}))
+    assert "what is trained is the answer to the row as a whole" in page.text
+    assert "a" * 1_999 + "b … and 12 more characters" in page.text
+
+
+def test_a_model_is_offered_for_loading_only_once_it_is_saved(tmp_path: Path) -> None:
+    page = page_of(write_run(tmp_path / "run", full_run() | {"status": "running"}))
+    assert "No model has been saved yet." in page.text
+    assert "tw.load" not in page.text
 
 
 def test_trained_tokens_are_marked(full: Page) -> None:
@@ -394,6 +412,8 @@ def test_a_chart_leaves_gaps_and_draws_lone_points() -> None:
     assert chart is not None
     assert chart.lines[0].path.count("M") == 2
     assert len(chart.lines[0].dots) == 3
+    lone = chart.lines[0].path.split("M")[-1]
+    assert len(lone.split("L")) == 2, "a line of no length, which is drawn as a dot"
     assert charts.line_chart("loss", {"training": {1: None}}) is None
 
 
@@ -430,10 +450,20 @@ def test_snippets_follow_what_was_saved_and_quote_what_they_are_given() -> None:
         "transformers": ["Python", "Command line", "transformers"],
         "adapter": ["Python", "Command line"],
     }
+    assert snippets({"task": "text-generation"}, folder)[1].code == """tunewright chat 'my runs/it'"'"'s'"""
     for snippet in snippets({"task": "text-generation", "saved_as": "peft", "base": "x'); evil('"}, folder):
         if snippet.title != "Command line":
             compile(snippet.code, snippet.title, "exec")
             assert "evil('" not in re.sub(r"\"[^\"]*\"", "", snippet.code)
+
+
+def test_the_size_of_the_head_is_in_the_snippet() -> None:
+    def code(**run: Any) -> str:
+        return snippets({"task": "text-classification", "saved_as": "peft", "base": "b", **run}, Path("r"))[-1].code
+
+    assert "num_labels=3" in code(labels=["a", "b", "c"])
+    assert "num_labels=1" in code(kind="regression")
+    assert "num_labels" not in code()
 
 
 def test_reading_a_run_skips_what_is_no_step(tmp_path: Path) -> None:

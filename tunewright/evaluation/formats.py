@@ -119,6 +119,12 @@ def duration(seconds: Any) -> str:
     return f"{minutes // 60:,}{NO_BREAK}h {minutes % 60}{NO_BREAK}min"
 
 
+def size(count: float) -> str:
+    """Bytes as `2.02 GiB`, or as `640 MiB` below one."""
+    mebibytes = count / 2**20
+    return f"{mebibytes / 1024:.2f}{NO_BREAK}GiB" if mebibytes >= 1024 else f"{mebibytes:.0f}{NO_BREAK}MiB"
+
+
 def moment(iso: Any) -> str:
     """`2026-03-01 12:30` from an ISO time, in the time zone in which it was written."""
     return number(iso).replace("T", " ")[:16]

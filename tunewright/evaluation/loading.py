@@ -17,6 +17,13 @@ AUTO_CLASSES = {
 """The transformers class of each task that has one."""
 
 
+USES = {
+    "text-generation": ("chat", "'What do you do?'"),
+    "text-classification": ("predict", "['A text to classify']"),
+}
+"""What each task's model is asked with: the function of `tunewright`, which is also the command, and a question."""
+
+
 @dataclass(frozen=True)
 class Snippet:
     title: str
@@ -31,13 +38,17 @@ def snippets(run: Mapping[str, Any], run_folder: Path) -> list[Snippet]:
         run_folder: written into the snippets as given.
     """
     folder, model = run_folder.as_posix(), (run_folder / "model").as_posix()
-    found = [
-        Snippet("Python", f"import tunewright as tw\n\nmodel = tw.load({folder!r})"),
-        Snippet("Command line", f"tunewright predict {shlex.quote(folder)} --input rows.jsonl"),
-    ]
-    auto_class = AUTO_CLASSES.get(str(run.get("task")))
+    task = str(run.get("task"))
+    found = []
+    if task in USES:
+        verb, question = USES[task]
+        found = [
+            Snippet("Python", f"import tunewright as tw\n\nmodel = tw.load({folder!r})\ntw.{verb}(model, {question})"),
+            Snippet("Command line", f"tunewright {verb} {shlex.quote(folder)}"),
+        ]
+    auto_class = AUTO_CLASSES.get(task)
     if auto_class and run.get("saved_as") == "peft":
-        found.append(Snippet("PEFT and transformers", _peft(auto_class, str(run.get("base")), model, _labels(run))))
+        found.append(Snippet("PEFT and transformers", _peft(auto_class, str(run.get("base")), model, _classes(run))))
     if auto_class and run.get("saved_as") == "transformers":
         found.append(
             Snippet("transformers", f"from transformers import {auto_class}\n\n{_from_pretrained(auto_class, model)}")
@@ -45,9 +56,9 @@ def snippets(run: Mapping[str, Any], run_folder: Path) -> list[Snippet]:
     return found
 
 
-def _peft(auto_class: str, base: str, model: str, labels: int) -> str:
+def _peft(auto_class: str, base: str, model: str, classes: int) -> str:
     """PEFT does not record the size of a new head: the base must be given it, or the saved head does not fit."""
-    size = f", num_labels={labels}" if labels and auto_class != "AutoModelForCausalLM" else ""
+    size = f", num_labels={classes}" if classes and auto_class != "AutoModelForCausalLM" else ""
     return (
         f"from peft import PeftModel\nfrom transformers import {auto_class}\n\n"
         f"base = {auto_class}.from_pretrained({base!r}{size})\nmodel = PeftModel.from_pretrained(base, {model!r})"
@@ -58,6 +69,8 @@ def _from_pretrained(auto_class: str, model: str) -> str:
     return f"model = {auto_class}.from_pretrained({model!r})"
 
 
-def _labels(run: Mapping[str, Any]) -> int:
-    """How many labels the training rows have; 0 where that is not recorded."""
-    return len(((run.get("data") or {}).get("train") or {}).get("label_counts") or {})
+def _classes(run: Mapping[str, Any]) -> int:
+    """How many outputs the head has; 0 where that is not recorded."""
+    if run.get("kind") == "regression":
+        return 1
+    return len(run.get("labels") or ((run.get("data") or {}).get("train") or {}).get("label_counts") or {})

@@ -107,7 +107,6 @@ def _context(files: RunFiles) -> dict[str, Any]:
         "objective": sections.settings(run.get("objective")),
         "data": sections.data_table(run.get("data") or {}),
         "previews": sections.previews(run),
-        "most_pieces": sections.MOST_PIECES,
         "recipe": files.recipe,
         "snippets": snippets(run, files.folder),
         "versions": sections.settings(run.get("versions")),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from tunewright.evaluation.formats import (
     metric_name,
     number,
     percent,
+    size,
     spoken,
     value_of,
 )
@@ -35,7 +36,6 @@ NOT_CURVES = frozenset({"step", "epoch", "tokens", "trained_tokens", "examples",
 """What only counts up or describes the batch says nothing as a curve."""
 
 LONGEST_TEXT = 2_000
-MOST_PIECES = 600
 MOST_SAMPLES = 12
 MOST_LABELS = 12
 """A confusion matrix of more labels than this is given as its largest confusions."""
@@ -249,20 +249,32 @@ def _fact(key: str, facts: Row) -> str:
 
 @dataclass(frozen=True)
 class Preview:
+    """A row as the model sees it: pieces of text, each with the weight that its tokens have in the loss."""
+
     source: str
     pieces: tuple[tuple[str, float], ...]
-    trained: int
-    total: int
+
+    @property
+    def is_trained(self) -> bool:
+        return any(weight for _, weight in self.pieces)
 
 
 def previews(run: Row) -> list[Preview]:
-    """Three rows as the model sees them, each token with its weight."""
-    found = []
-    for row in (run.get("preview") or [])[:3]:
-        pieces = [(str(text), float(weight)) for text, weight in row["pieces"]]
-        trained = sum(weight != 0 for _, weight in pieces)
-        found.append(Preview(str(row.get("source", "")), tuple(pieces[:MOST_PIECES]), trained, len(pieces)))
-    return found
+    """The first three rows, each up to `LONGEST_TEXT` characters."""
+    return [
+        Preview(str(row.get("source", "")), tuple(_up_to_longest(row.get("pieces") or [])))
+        for row in (run.get("preview") or [])[:3]
+    ]
+
+
+def _up_to_longest(pieces: Sequence[Sequence[Any]]) -> Iterator[tuple[str, float]]:
+    room, rest = LONGEST_TEXT, 0
+    for text, weight in pieces:
+        if shown := str(text)[:room]:
+            yield shown, float(weight)
+        room, rest = room - len(shown), rest + len(str(text)) - len(shown)
+    if rest:
+        yield _and_more(rest), 0.0
 
 
 def speed(timings: Iterable[Row]) -> list[tuple[str, str, str]]:
@@ -279,7 +291,7 @@ def speed(timings: Iterable[Row]) -> list[tuple[str, str, str]]:
 
 
 def _timing(name: str) -> Callable[[float], str]:
-    return duration if name == "seconds" else number
+    return {"seconds": duration, "memory": size}.get(name, number)
 
 
 def settings(options: Any) -> list[tuple[str, str]]:
@@ -300,4 +312,8 @@ def plain(value: Any) -> str:
 
 def shortened(text: str) -> str:
     rest = len(text) - LONGEST_TEXT
-    return text if rest <= 0 else f"{text[:LONGEST_TEXT]} … and {rest:,} more characters"
+    return text if rest <= 0 else text[:LONGEST_TEXT] + _and_more(rest)
+
+
+def _and_more(characters: int) -> str:
+    return f" … and {characters:,} more characters"
