@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from transformers import AddedToken
 
@@ -18,12 +18,14 @@ texts = st.lists(st.sampled_from([*SPECIAL, "<|im", "[INST]x", " ", "  ", "\n", 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @settings(deadline=None, max_examples=60)
+@example(shared="Paris\n<s>is", ends=["<s>", " <eos>is<eos>"])
+@example(shared="is<s>", ends=["x<eos>", "y"])
 @given(shared=texts, ends=st.lists(texts, max_size=3))
 def test_texts_are_encoded_as_each_is_alone(family, shared, ends):
     tokenizer = tiny_tokenizer(family)
-    for greedy in ("is<eos>", "</s>\n"):
+    for greedy in ("is<eos>", "<s>x", "x<eos>", "</s>\n"):
         tokenizer.add_tokens([AddedToken(greedy, special=True)])
-    tokenizer.add_tokens([AddedToken("<eos>", lstrip=True, special=True), AddedToken("\n<s>", rstrip=True)])
+    tokenizer.add_tokens([AddedToken("<eos>", lstrip=True, special=True), AddedToken("\n<s>", normalized=False)])
     whole = [shared + end for end in ends]
     assert Encoder(tokenizer)(whole) == [tokenizer(text, add_special_tokens=False)["input_ids"] for text in whole]
 

@@ -54,8 +54,9 @@ class Encoder:
 
     @cached_property
     def _added(self) -> re.Pattern[str] | None:
-        """All added tokens, the longest first, as the tokenizer finds them; none for a tokenizer in Python."""
+        """The tokens that are found first, the longest before others; none for a tokenizer in Python."""
         if not self.tokenizer.is_fast or not self._cuts:
             return None
-        contents = sorted((token.content for token in self.tokenizer.added_tokens_decoder.values()), key=len)
-        return re.compile("|".join(map(re.escape, reversed(contents))))
+        added = self.tokenizer.added_tokens_decoder.values()
+        contents = sorted((token.content for token in added if not token.normalized), key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, contents)))
