@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -31,18 +33,29 @@ def _tensorboard(folder: Path, document: Mapping[str, Any]) -> Callable[[Mapping
 
 
 def _wandb(folder: Path, document: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], None]:
+    """Offline where nobody is logged in: the files can be sent later with `wandb sync`."""
     import wandb
 
-    run = wandb.init(dir=str(folder), name=folder.name, config=dict(document), project="tunewright")
+    mode = os.environ.get("WANDB_MODE") or ("online" if wandb.api.api_key else "offline")
+    run = wandb.init(dir=str(folder), name=folder.name, config=dict(document), project="tunewright", mode=mode, reinit="create_new")
     return lambda line: run.log(dict(_numbers(line)), step=line["step"])
 
 
 def _mlflow(folder: Path, document: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], None]:
+    """Into the run's own folder where MLFLOW_TRACKING_URI names no server."""
     import mlflow
 
-    mlflow.start_run(run_name=folder.name)
-    mlflow.log_dict(dict(document), "recipe.json")
-    return lambda line: mlflow.log_metrics(dict(_numbers(line)), step=line["step"])
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or (folder / "mlruns").absolute().as_uri()
+    os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
+    client = mlflow.MlflowClient(uri)
+    run = client.create_run("0", run_name=folder.name).info.run_id
+    client.log_dict(run, dict(document), "recipe.json")
+
+    def watch(line: Mapping[str, Any]) -> None:
+        now = int(time.time() * 1000)
+        client.log_batch(run, [mlflow.entities.Metric(key, value, now, line["step"]) for key, value in _numbers(line)])
+
+    return watch
 
 
 def _numbers(line: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
