@@ -417,6 +417,13 @@ def test_a_chart_leaves_gaps_and_draws_lone_points() -> None:
     assert charts.line_chart("loss", {"training": {1: None}}) is None
 
 
+@pytest.mark.parametrize(("value", "labels"), [(0.0, ["0 %", "20 %", "40 %"]), (0.5, ["20 %", "40 %", "60 %", "80 %"])])
+def test_a_constant_has_a_chart_too(value: float, labels: list[str]) -> None:
+    chart = charts.line_chart("accuracy", {"training": {1: value, 2: value}})
+    assert chart is not None
+    assert set(labels) <= {tick.text.replace("\u00a0", " ") for tick in chart.y_ticks}
+
+
 def test_a_long_line_becomes_a_mean_in_a_band_that_keeps_the_spikes() -> None:
     points: dict[int, float | None] = {step: 1.0 for step in range(1, 5001)}
     chart = charts.line_chart("loss", {"training": points | {2500: 50.0}})

@@ -72,7 +72,7 @@ class Scale:
 
 def line_chart(metric: str, series: Mapping[str, Points]) -> Chart | None:
     """A chart of a metric over steps, a line for each place where it is measured; None where no value is finite."""
-    drawn = {label: points for label, points in series.items() if any(_finite(points))}
+    drawn = {label: points for label, points in series.items() if _finite(points)}
     if not drawn:
         return None
     steps = [step for points in drawn.values() for step in points]
@@ -117,7 +117,7 @@ def _y_axis(low: float, high: float) -> tuple[float, float, list[float]]:
 
 def _apart(low: float, high: float) -> tuple[float, float]:
     """A constant needs an axis too."""
-    return (low, high) if high > low else (low - (abs(low) / 2 or 0.5), high + (abs(high) / 2 or 0.5))
+    return (low, high) if high > low else (low - abs(low) / 2, high + (abs(high) / 2 or 1.0))
 
 
 def _line(metric: str, label: str, points: Points, x: Scale, y: Scale) -> Line:
