@@ -1,0 +1,16 @@
+"""The command line: a file a group of commands. Nothing heavy is imported before a command runs.
+
+Every command prints for people, or with `--json` exactly one JSON object to stdout. Exit codes: 0 done, 2 something
+that the user can mend, 130 interrupted, 1 anything else.
+"""
+
+from tunewright.cli import train, quickstart, use, runs, describe  # noqa: F401, I001  (each adds its commands, in this order)
+from tunewright.cli._app import app
+
+
+def main() -> None:
+    """The entry point of `tunewright`."""
+    app(prog_name="tunewright")
+
+
+__all__ = ["app", "main"]

@@ -1,0 +1,125 @@
+"""A run as it goes: what it trains, then a bar where stderr is a terminal, else a line every so often."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+
+from tunewright.cli._console import err, say, table
+
+SECONDS_BETWEEN_LINES = 10.0
+NAMES_SHOWN = 12
+
+Line = Mapping[str, Any]
+
+
+@contextmanager
+def progress() -> Iterator[Callable[[Line], None]]:
+    """Gives a watcher for `api.train` that prints to stderr."""
+    if err().is_terminal:
+        with _Bar() as bar:
+            yield bar
+    else:
+        yield _Lines()
+
+
+class _Lines:
+    """The first and last step, and one whenever some seconds have passed."""
+
+    def __init__(self) -> None:
+        self.epoch, self.last = 0.0, -SECONDS_BETWEEN_LINES
+
+    def __call__(self, line: Line) -> None:
+        if "started" in line:
+            say_started(line["started"])
+        elif "validation" in line:
+            say(validation(line, self.epoch))
+        else:
+            self._step(line)
+
+    def _step(self, line: Line) -> None:
+        self.epoch, now = line["epoch"], time.monotonic()
+        if line["step"] in (1, line["total"]) or now - self.last >= SECONDS_BETWEEN_LINES:
+            say(f"Step {line['step']}/{line['total']}  epoch {self.epoch:.2f}  {pace(line)}")
+            self.last = now
+
+
+class _Bar:
+    """One live line at the bottom; what stays is printed above it."""
+
+    def __init__(self) -> None:
+        columns = TextColumn("{task.description}"), BarColumn(12), TextColumn("{task.fields[pace]}")
+        self.progress = Progress(*columns, console=err(), transient=True)
+        self.task = TaskID(0)
+        self.epoch = 0.0
+
+    def __enter__(self) -> _Bar:
+        self.progress.start()
+        self.task = self.progress.add_task("Preparing", total=None, pace="")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+    def __call__(self, line: Line) -> None:
+        if "started" in line:
+            say_started(line["started"], self.progress.console)
+            self.progress.update(self.task, description="Measuring the base")
+        elif "validation" in line:
+            self.progress.console.print(validation(line, self.epoch), soft_wrap=True)
+        else:
+            self._step(line)
+
+    def _step(self, line: Line) -> None:
+        self.epoch = line["epoch"]
+        last = line["step"] == line["total"]
+        description = "Measuring" if last else f"Step {line['step']}/{line['total']}"
+        self.progress.update(
+            self.task, description=description, completed=line["step"], total=line["total"], pace=pace(line)
+        )
+
+
+def pace(line: Line) -> str:
+    from tunewright.evaluation.formats import duration, number
+
+    speed = f"{line['tokens_per_second']:,.0f} tokens/s"
+    return f"loss {number(float(line['loss']))}  {speed}  ETA {duration(line['eta'])}"
+
+
+def validation(line: Line, epoch: float) -> str:
+    from tunewright.evaluation.formats import value_of
+
+    terms = ", ".join(f"{name.replace('_', ' ')} {value_of(name, value)}" for name, value in line["validation"].items())
+    return f"Validation after step {line['step']} (epoch {epoch:.2f}): {terms}"
+
+
+def say_started(info: Mapping[str, Any], console: Any = None) -> None:
+    """What a run is about to do, in a few lines."""
+    method, rows = info["method"]["type"], info["data"]
+    sizes = ", ".join(f"{name} {found['rows']:,}" for name, found in rows.items())
+    say_trained(info["parameters"], f"{info['task']} with {method} on {info['base']}", console)
+    for line in (f"Rows: {sizes}", *(f"Note: {notice}" for notice in info["notices"])):
+        (console or err()).print(line, soft_wrap=True)
+
+
+def say_trained(parameters: Mapping[str, Any], title: str, console: Any = None) -> None:
+    """How many parameters train, which share that is, and what they are called."""
+    console = console or err()
+    console.print(title, soft_wrap=True)
+    console.print(f"Trains {counted(parameters)}:")
+    pairs = [name.rpartition(": ")[::2] for name in parameters["names"]]
+    console.print(
+        table(
+            ("Shape", "Name"), [(shape, name) for name, shape in pairs[:NAMES_SHOWN]], clip=("Name",), fixed=("Shape",)
+        )
+    )
+    if len(pairs) > NAMES_SHOWN:
+        console.print(f"… and {len(pairs) - NAMES_SHOWN} more kinds; run.json names them all.")
+
+
+def counted(parameters: Mapping[str, Any]) -> str:
+    return f"{parameters['trained']:,} of {parameters['total']:,} parameters ({100 * parameters['share']:.3g} %)"

@@ -1,0 +1,77 @@
+"""Scores as tables: before beside after, or alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.table import Table
+
+from tunewright.cli._console import out, say, show, table
+
+INTERVALS = "In brackets: 95 % intervals."
+
+
+def show_result(folder: str, info: Mapping[str, Any], report: str) -> None:
+    """How a run ended: what was measured before and after, and where things are."""
+    if info.get("evaluation"):
+        show()
+        out().print(before_after(info))
+        show(INTERVALS, style="dim")
+        _say_notes(info)
+    show()
+    show(f"Run      {folder}")
+    show(f"Report   {report}")
+
+
+def before_after(info: Mapping[str, Any], primary_only: bool = False) -> Table:
+    """A row for each evaluation set and metric."""
+    from tunewright.evaluation.formats import metric_name
+    from tunewright.evaluation.verdict import comparisons
+
+    rows = []
+    for compared in comparisons(info):
+        scores = compared.after or compared.before
+        names = [compared.metric] if primary_only else list(scores.metrics) if scores else []
+        for name in names:
+            before, after = (measured(name, compared.of(s, name)) for s in (compared.before, compared.after))
+            change = compared.change(name) if compared.before and compared.after else ""
+            rows.append((compared.name if name == names[0] else "", metric_name(name), before, after, str(change)))
+    return table(("Set", "Metric", "Before", "After", "Change"), rows, clip=("Set",), fixed=("Before", "After"))
+
+
+def alone(scores: Mapping[str, Any]) -> Table:
+    """A row for each metric of one evaluation."""
+    from tunewright.evaluation.formats import metric_name, number
+    from tunewright.evaluation.scores import Scores
+
+    found = Scores.from_dict(scores).metrics
+    rows = [(metric_name(name), measured(name, metric), number(metric.n)) for name, metric in found.items()]
+    return table(("Metric", "Value", "Rows"), rows)
+
+
+def primary(info: Mapping[str, Any]) -> str:
+    """The figure of the first evaluation set that answers "is it good?", in a few characters."""
+    from tunewright.evaluation.formats import value_of
+    from tunewright.evaluation.verdict import comparisons
+
+    for compared in comparisons(info):
+        metric = compared.of(compared.after, compared.metric)
+        if metric and metric.is_defined:
+            return f"{compared.metric} {value_of(compared.metric, metric.value)}"
+    return ""
+
+
+def measured(name: str, metric: Any) -> str:
+    """`91.0 % [86.2–94.2]`."""
+    from tunewright.evaluation.formats import ABSENT, interval_of, value_of
+
+    if metric is None or not metric.is_defined:
+        return ABSENT
+    return f"{value_of(name, metric.value)} [{interval_of(name, metric)}]"
+
+
+def _say_notes(info: Mapping[str, Any]) -> None:
+    for name, measured_set in info["evaluation"].items():
+        for note in measured_set.get("after", {}).get("notes", ()):
+            say(f"{name}: {note}")

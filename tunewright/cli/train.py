@@ -1,0 +1,185 @@
+"""`train` and `resume`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tunewright.cli._app import AsJson, Stopped, app
+from tunewright.cli._console import out, say
+from tunewright.cli._progress import progress, say_trained
+from tunewright.cli._scores import show_result
+from tunewright.errors import Interrupted, RecipeError
+
+if TYPE_CHECKING:
+    from tunewright.recipe import Recipe
+    from tunewright.run import Run
+
+Document = dict[str, Any]
+
+
+@app.command()
+def train(
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="RECIPE.yaml|KEY.PATH=VALUE", help="A recipe, and keys to set in it: training.epochs=2."
+        ),
+    ] = None,
+    base: Annotated[str | None, typer.Option(help="Model folder, hub name, earlier run or adapter.")] = None,
+    data: Annotated[str | None, typer.Option(help="Training rows: file, folder or hub name.")] = None,
+    method: Annotated[str | None, typer.Option(help="Which parameters train; `tunewright methods` lists them.")] = None,
+    objective: Annotated[
+        str | None, typer.Option(help="What the loss says; `tunewright objectives` lists them.")
+    ] = None,
+    output: Annotated[str | None, typer.Option(help="Folder of the run; else a new one under runs/.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would train, and stop: loads no weights.")
+    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the output folder.")] = False,
+    as_json: AsJson = False,
+) -> Document:
+    """Fine-tune a model, by a recipe or by --base and --data."""
+    shorthands = {"base": base, "data.train": data, "method": method, "objective": objective, "output": output}
+    document = compose(arguments or [], shorthands)
+    if resume:
+        return _finish(_go_on(document), as_json)
+    from tunewright.recipe import make_recipe
+
+    recipe = make_recipe(document)
+    return _rehearse(recipe, as_json) if dry_run else _finish(_start(recipe), as_json)
+
+
+@app.command("resume")
+def resume_run(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Folder of the run.")], as_json: AsJson = False
+) -> Document:
+    """Go on with a run from its last checkpoint; it ends as if nothing had happened."""
+    return _finish(_resume(Path(run)), as_json)
+
+
+def compose(arguments: list[str], shorthands: Mapping[str, str | None]) -> Document:
+    """The recipe document: the file, then the options, then key.path=value in their order."""
+    from tunewright.recipe import apply_overrides, read_document
+
+    files = [argument for argument in arguments if "=" not in argument or Path(argument).is_file()]
+    if len(files) > 1:
+        raise RecipeError(f"There is one recipe a run, and these are {len(files)}: {', '.join(files)}.")
+    document = read_document(files[0]) if files else {}
+    for path, value in shorthands.items():
+        if value is not None:
+            _set(document, path, value)
+    apply_overrides(document, [argument for argument in arguments if argument not in files])
+    if not document:
+        raise RecipeError(
+            "There is nothing to train. Give a recipe (tunewright train RECIPE.yaml), or --base and --data."
+        )
+    return document
+
+
+def _set(document: Document, path: str, value: str) -> None:
+    """Set a key; the options of a recipe's method stay where the same method is named again."""
+    from tunewright.recipe import set_key
+
+    before = document.get(path)
+    if not (isinstance(before, dict) and before.get("type") == value):
+        set_key(document, path, value)
+
+
+def _rehearse(recipe: Recipe, as_json: bool) -> Document:
+    from tunewright import api
+
+    found = api.dry_run(recipe)
+    if not as_json:
+        say_trained(found, f"{found['task']} with {recipe.method.type} on {recipe.base}", out())
+        for notice in found["notices"]:
+            say(f"Note: {notice}")
+    return found
+
+
+def _start(recipe: Recipe) -> Run:
+    from tunewright import api
+    from tunewright.run import new_folder
+
+    folder = Path(recipe.output or new_folder(recipe))
+    placed = recipe.model_copy(update={"output": str(folder)})
+    return watched(folder, lambda watcher: api.train(placed, watchers=[watcher]))
+
+
+def _resume(folder: Path) -> Run:
+    from tunewright import api
+
+    return watched(folder, lambda watcher: api.resume(folder, watchers=[watcher]))
+
+
+def _go_on(document: Document) -> Run:
+    """Resume the run in the output folder. Raises RecipeError where the recipe differs from the one it began with."""
+    from tunewright.run import open_run
+
+    output = document.pop("output", None)
+    if not output:
+        raise RecipeError("--resume needs the run's folder: give --output, or output in the recipe.")
+    run = open_run(output)
+    _refuse_changes(run.recipe, document)
+    return _resume(run.folder)
+
+
+def _refuse_changes(begun: Recipe, document: Document) -> None:
+    from tunewright.recipe import make_recipe
+
+    before = begun.model_dump(mode="json")
+    wanted = make_recipe({**before, **document}).model_dump(mode="json", exclude_unset=True)
+    given = _leaves({key: wanted[key] for key in document})
+    known = _leaves(before)
+    changed = [
+        f"  {path}: {value}, but the run has {known.get(path)}"
+        for path, value in given.items()
+        if value != "auto" and value != known.get(path)
+    ]
+    if changed:
+        lines = "\n".join(changed)
+        raise RecipeError(f"A run goes on as it began. Leave these out, or start a new run:\n{lines}")
+
+
+def _leaves(value: Any, path: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {path: value}
+    return {p: v for key, inner in value.items() for p, v in _leaves(inner, f"{path}.{key}" if path else key).items()}
+
+
+def watched(folder: Path, work: Callable[[Callable[[Mapping[str, Any]], None]], Run]) -> Run:
+    """Do the work of a run under a progress display; an interruption says how to go on."""
+    with _interruptible(folder), progress() as watcher:
+        return work(watcher)
+
+
+@contextmanager
+def _interruptible(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except Interrupted as error:
+        message = f"Interrupted at step {error}; a checkpoint is written. To continue: tunewright resume {folder}"
+        raise Stopped(message, run=str(folder)) from error
+    except KeyboardInterrupt as error:
+        if any((folder / "checkpoints").glob("step-*")):
+            message = f"Interrupted. To continue from the last checkpoint: tunewright resume {folder}"
+        else:
+            message = "Interrupted before the first checkpoint: there is nothing to continue. Start the training again."
+        raise Stopped(message, run=str(folder)) from error
+
+
+def _finish(run: Run, as_json: bool) -> Document:
+    if not as_json:
+        show_result(str(run.folder), run.info, str(run.report))
+    return summary(run)
+
+
+def summary(run: Run) -> Document:
+    """What a finished run comes to, as `--json` prints it."""
+    info = run.info
+    keys = ("status", "task", "steps", "weights", "best", "parameters", "notices", "timings", "evaluation")
+    return {"run": str(run.folder), "report": str(run.report), **{key: info.get(key) for key in keys}}

@@ -1,0 +1,158 @@
+"""What is done with a run or a model: `predict`, `chat`, `evaluate`, `export`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tunewright.cli._app import AsJson, Device, Where, app
+from tunewright.cli._console import out, say, show, table
+from tunewright.cli._scores import alone
+from tunewright.cli._texts import read_texts
+from tunewright.errors import RecipeError
+
+Document = dict[str, Any]
+
+
+@app.command()
+def predict(
+    where: Where,
+    texts: Annotated[list[str] | None, typer.Argument(metavar="TEXT", help="Texts to classify.")] = None,
+    file: Annotated[
+        str | None,
+        typer.Option(help="Texts from a file: .txt (one a line), .jsonl, .json, .csv, .tsv, .parquet; - is stdin."),
+    ] = None,
+    column: Annotated[str, typer.Option(help="The column of the file that holds the text.")] = "text",
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> Document:
+    """Classify texts with a tuned model."""
+    asked = read_texts(texts or [], file, column)
+    from tunewright import api
+
+    answers = api.predict(where, asked, device=device)
+    if not as_json:
+        _show_predictions(answers)
+    return {"predictions": answers}
+
+
+def _show_predictions(answers: Sequence[Mapping[str, Any]]) -> None:
+    rows = [(answer["text"], *_answer(answer)) for answer in answers]
+    titles = ("Text", "Value", "") if "value" in answers[0] else ("Text", "Label", "Probability")
+    shown = [title for title in titles if title]
+    out().print(table(shown, [row[: len(shown)] for row in rows], clip=("Text", "Label")))
+    cut = sum(bool(answer.get("truncated")) for answer in answers)
+    if cut:
+        say(f"{cut} of {len(answers)} texts are longer than the model can read, and were cut.")
+
+
+def _answer(answer: Mapping[str, Any]) -> tuple[str, str]:
+    """What was predicted, and with which probability."""
+    if "value" in answer:
+        return f"{answer['value']:.4g}", ""
+    names = answer.get("labels", [answer.get("label")])
+    chances = [f"{100 * answer['probabilities'][name]:.1f} %" for name in names]
+    return ", ".join(names) or "(none)", ", ".join(chances)
+
+
+@app.command()
+def evaluate(
+    where: Where,
+    data: Annotated[str, typer.Option(help="Labelled rows: file, folder or hub name.")],
+    columns: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=COLUMN", help="Where the file names its columns otherwise: text=review,label=stars."
+        ),
+    ] = None,
+    pattern: Annotated[
+        str | None, typer.Option(help="Regular expression for the part of an answer that counts.")
+    ] = None,
+    format: Annotated[str, typer.Option(help="What a row looks like; auto: by its columns.")] = "auto",
+    overlength: Annotated[
+        str, typer.Option(help="For rows that are too long: fail, truncate, drop or split.")
+    ] = "auto",
+    samples: Annotated[int, typer.Option(min=0, help="Rows to show with the model's answer.")] = 3,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest generated answer, in tokens.")] = 128,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> Document:
+    """Measure a run or a model on labelled rows, with 95 % intervals."""
+    from tunewright import api
+
+    found = api.evaluate(
+        where,
+        data,
+        evaluation={"pattern": pattern, "samples": samples, "max_new_tokens": max_new_tokens},
+        columns=_pairs(columns or []),
+        format=format,
+        overlength=overlength,
+        device=device,
+    )
+    if not as_json:
+        _show_evaluation(found)
+    return found
+
+
+def _pairs(given: Sequence[str]) -> dict[str, str]:
+    """`text=review,label=stars`, in one option or in several."""
+    pairs = [pair.strip().partition("=") for each in given for pair in each.split(",")]
+    wrong = [name for name, found, column in pairs if not (name and found and column)]
+    if wrong:
+        raise RecipeError(f"--columns: {wrong[0]!r} is no NAME=COLUMN, such as text=review.")
+    return {name: column for name, _, column in pairs}
+
+
+def _show_evaluation(found: Mapping[str, Any]) -> None:
+    out().print(alone(found["scores"]))
+    show("In brackets: 95 % intervals.", style="dim")
+    if found["samples"]:
+        show()
+        rows = [(sample["input"], sample["reference"], sample["output"]) for sample in found["samples"]]
+        out().print(table(("Input", "Reference", "Answer"), rows, clip=("Input", "Reference", "Answer")))
+    for notice in [*found["notices"], *found["scores"].get("notes", ())]:
+        say(f"Note: {notice}")
+
+
+@app.command()
+def export(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run or an adapter's folder.")],
+    folder: Annotated[str, typer.Argument(metavar="DIR", help="New folder to write to.")],
+    to: Annotated[str, typer.Option(metavar="TARGET", help="merged: one folder that transformers loads by itself.")],
+    as_json: AsJson = False,
+) -> Document:
+    """Write a tuned model in another form."""
+    from tunewright import api
+
+    written = api.export(run, to, Path(folder))
+    if not as_json:
+        show(f"Written to {written}")
+    return {"target": to, "folder": str(written)}
+
+
+@app.command()
+def chat(
+    where: Where,
+    prompt: Annotated[
+        str | None, typer.Argument(metavar="PROMPT", help="Ask once; without it, a conversation.")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 256,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0: always the likeliest token.")] = 0.0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the sampling.")] = 0,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> Document:
+    """Talk to a language model. /reset begins a new conversation, Ctrl-D ends."""
+    if as_json and prompt is None:
+        raise RecipeError("chat --json answers one question: give it as PROMPT.")
+    from tunewright.cli._chat import Chat
+
+    talk = Chat(where, device, {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed})
+    if prompt is not None:
+        return {"prompt": prompt, "answer": talk.ask(prompt, streaming=not as_json)}
+    talk.converse(sys.stdin)
+    return {}
