@@ -11,7 +11,7 @@ from tunewright.artifacts.load import infer_task, load
 from tunewright.data.config import DataConfig, Location
 from tunewright.data.records import load_records
 from tunewright.engine.device import pick_device
-from tunewright.engine.loop import Watcher
+from tunewright.engine.job import Watcher
 from tunewright.errors import BaseModelError, DataError
 from tunewright.evaluation.config import EvaluationConfig
 from tunewright.evaluation.evaluate import evaluate as measure

@@ -18,7 +18,8 @@ from typing import Any
 from tunewright.artifacts.load import load
 from tunewright.artifacts.save import save
 from tunewright.engine.device import computing
-from tunewright.engine.loop import Job, Outcome, Watcher
+from tunewright.engine.job import Job, Watcher
+from tunewright.engine.loop import Outcome
 from tunewright.engine.loop import train as run_loop
 from tunewright.engine.processes import Processes, join
 from tunewright.engine.track import tracker
@@ -176,7 +177,7 @@ class Writer:
         trained = sum(p.numel() for p in trained_parameters(model.module).values())
         total = sum(p.numel() for p in model.module.parameters())
         (self.folder / RECIPE).write_text(recipe.to_yaml(), encoding="utf-8")
-        write_bad_rows(prepared.rows, self.folder / "bad_rows")
+        write_bad_rows(prepared, self.folder / "bad_rows")
         _write_json(
             self.folder / INFO,
             {

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from tunewright.engine.loop import Job, Step
+from tunewright.engine.job import Job
+from tunewright.engine.loop import Step
 from tunewright.engine.state import TrainState
 from tunewright.methods.base import enter_training
 from tunewright.prepare import Prepared, prepare

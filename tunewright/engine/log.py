@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tunewright.engine.loop import Job
+    from tunewright.engine.job import Job
 
 METRICS, TIMINGS = "metrics.jsonl", "timings.jsonl"
 

@@ -7,66 +7,25 @@ are summed and divided by counts of the whole step, so neither the cut nor the d
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from tunewright.data.batches import Example, epoch_plan, micro_batches, pack
+from tunewright.data.batches import Example, micro_batches, pack
 from tunewright.engine import checkpoint
 from tunewright.engine.config import TrainingConfig
 from tunewright.engine.device import computing, micro_batch_tokens
 from tunewright.engine.interrupt import until_interrupted
+from tunewright.engine.job import Job
 from tunewright.engine.log import Log
 from tunewright.engine.optimizer import learning_rate, set_rate
 from tunewright.engine.processes import Processes
 from tunewright.engine.state import TrainState
 from tunewright.errors import BaseModelError, Interrupted, TrainingDiverged
-from tunewright.methods.base import Method, enter_training
-from tunewright.objectives.base import Objective, Term
+from tunewright.methods.base import enter_training
+from tunewright.objectives.base import Term
 from tunewright.tasks.base import Model
-
-if TYPE_CHECKING:
-    pass
-
-Watcher = Callable[[Mapping[str, Any]], None]
-
-
-@dataclass
-class Job:
-    """A run, resolved: `config` has no `auto` left but that of the forward pass."""
-
-    model: Model
-    method: Method
-    objective: Objective
-    config: TrainingConfig
-    train: Sequence[Example]
-    validation: Sequence[Example]
-    folder: Path
-    device: Any
-    precision: str
-    processes: Processes = field(default_factory=Processes)
-    watchers: Sequence[Watcher] = ()
-
-    @cached_property
-    def lengths(self) -> list[int]:
-        return [e.length for e in self.train]
-
-    def epoch(self, number: int) -> list[list[int]]:
-        config = self.config
-        return epoch_plan(self.lengths, number, config.seed, _rows(config), config.batch_tokens)
-
-    @cached_property
-    def plan(self) -> list[tuple[float, list[int]]]:
-        """Every step of the run: (epochs done after it, its rows)."""
-        steps: list[tuple[float, list[int]]] = []
-        for number in range(math.ceil(self.config.epochs) if self.config.max_steps is None else 2**31):
-            rows = self.epoch(number)
-            steps += [(number + (i + 1) / len(rows), step) for i, step in enumerate(rows)]
-            if self.config.max_steps is not None and len(steps) >= self.config.max_steps:
-                return steps[: self.config.max_steps]
-        return [step for step in steps if step[0] <= self.config.epochs + 1e-9]
 
 
 @dataclass(frozen=True)
@@ -266,7 +225,3 @@ def _recompute_activations(model: Model) -> None:
     if not hasattr(model.module, "gradient_checkpointing_enable"):
         raise BaseModelError("This model cannot recompute activations. Set training.activation_checkpointing: false.")
     model.module.gradient_checkpointing_enable({"use_reentrant": False})
-
-
-def _rows(config: TrainingConfig) -> int:
-    return 1 if config.batch == "auto" else config.batch
