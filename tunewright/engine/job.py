@@ -1,0 +1,59 @@
+"""A run, resolved: all that the loop works on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from tunewright.data.batches import Example, epoch_plan
+from tunewright.engine.config import TrainingConfig
+from tunewright.engine.processes import Processes
+from tunewright.methods.base import Method
+from tunewright.objectives.base import Objective
+from tunewright.tasks.base import Model
+
+Watcher = Callable[[Mapping[str, Any]], None]
+
+
+@dataclass
+class Job:
+    """A run, resolved: `config` has no `auto` left but that of the forward pass."""
+
+    model: Model
+    method: Method
+    objective: Objective
+    config: TrainingConfig
+    train: Sequence[Example]
+    validation: Sequence[Example]
+    folder: Path
+    device: Any
+    precision: str
+    processes: Processes = field(default_factory=Processes)
+    watchers: Sequence[Watcher] = ()
+
+    @cached_property
+    def lengths(self) -> list[int]:
+        return [e.length for e in self.train]
+
+    def epoch(self, number: int) -> list[list[int]]:
+        config = self.config
+        return epoch_plan(self.lengths, number, config.seed, _rows(config), config.batch_tokens)
+
+    @cached_property
+    def plan(self) -> list[tuple[float, list[int]]]:
+        """Every step of the run: (epochs done after it, its rows)."""
+        steps: list[tuple[float, list[int]]] = []
+        for number in range(math.ceil(self.config.epochs) if self.config.max_steps is None else 2**31):
+            rows = self.epoch(number)
+            steps += [(number + (i + 1) / len(rows), step) for i, step in enumerate(rows)]
+            if self.config.max_steps is not None and len(steps) >= self.config.max_steps:
+                return steps[: self.config.max_steps]
+        return [step for step in steps if step[0] <= self.config.epochs + 1e-9]
+
+
+def _rows(config: TrainingConfig) -> int:
+    return 1 if config.batch == "auto" else config.batch
