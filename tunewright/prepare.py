@@ -62,11 +62,6 @@ def read_rows(data: DataConfig, seed: int) -> Rows:
             raise DataError(
                 f"{name} holds {records.kind} rows, the training set {train.kind} rows: they must be alike."
             )
-    for name, records in {"train": train, **({"validation": validation} if validation else {}), **found}.items():
-        if records.bad_rows:
-            notices.append(
-                f"{len(records.bad_rows)} rows of {name} cannot be used and are skipped: bad_rows/{name}.jsonl."
-            )
     return Rows(train, validation, found, notices)
 
 
@@ -122,6 +117,9 @@ def prepare(recipe: Recipe, start: Path, rank: int = 0) -> Prepared:
     encoded = {name: task.encode(model, records.records, recipe.data) for name, records in rows.sets().items()}
     for name, found in encoded.items():
         notices += [f"{name}: {notice}" for notice in found.overlength.notices()]
+        skipped = len(found.faults) + len(rows.sets()[name].faults)
+        if skipped:
+            notices.append(f"{name}: {skipped} rows cannot be used and are skipped; see bad_rows/{name}.jsonl.")
     _weigh_classes(recipe, task, encoded["train"].examples)
     recipe.method.attach(model, training.seed)
     decided = decide(training, recipe.method, model, len(encoded["train"].examples), bool(rows.validation))
@@ -158,7 +156,7 @@ def describe_data(prepared: Prepared) -> dict[str, Any]:
             "rows": len(records.records),
             "sha256": records.sha256,
             "kind": records.kind,
-            "bad_rows": len(records.bad_rows),
+            "bad_rows": len(records.bad_rows) + len(prepared.encoded[name].faults),
             **_lengths(prepared.encoded[name]),
             **_labels(records),
         }
@@ -166,12 +164,14 @@ def describe_data(prepared: Prepared) -> dict[str, Any]:
     }
 
 
-def write_bad_rows(rows: Rows, folder: Path) -> None:
+def write_bad_rows(prepared: Prepared, folder: Path) -> None:
     """Put the rows that were skipped aside, each with what is wrong with it."""
-    for name, records in rows.sets().items():
-        if records.bad_rows:
+    for name, records in prepared.rows.sets().items():
+        by_source = {record.source: vars(record) for record in records.records}
+        pairs = list(zip(records.bad_rows, records.bad_values, strict=True))
+        pairs += [(fault, by_source[fault.split(": ")[0]]) for fault in prepared.encoded[name].faults]
+        if pairs:
             folder.mkdir(parents=True, exist_ok=True)
-            pairs = zip(records.bad_rows, records.bad_values, strict=True)
             lines = [json.dumps({"fault": fault, "row": row}, ensure_ascii=False, default=str) for fault, row in pairs]
             (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
 

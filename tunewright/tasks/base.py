@@ -146,11 +146,12 @@ class Task(ABC):
 
 @dataclass(frozen=True)
 class Encoded:
-    """Examples, the longest row there may be, and the account of the rows that were longer."""
+    """Examples, the longest row there may be, the account of longer rows, and what is wrong with skipped ones."""
 
     examples: list[Example]
     limit: int
     overlength: Fitted
+    faults: list[str] = field(default_factory=list)
 
 
 def in_batches(examples: Sequence[Example], budget: int) -> Iterator[list[int]]:

@@ -53,11 +53,13 @@ class TextGeneration(Task):
             add_tokens(model, data.special_tokens)
 
     def encode(self, model: Model, records: Sequence[Any], data: Any) -> Encoded:
-        rendered = Renderer(model.processor, data.loss_on).render_all(records)
+        faults: list[str] = []
+        skip = data.on_bad_rows == "skip"
+        rendered = Renderer(model.processor, data.loss_on).render_all(records, faults if skip else None)
         limit = max_length(model, data.max_length)
         kind = KINDS[type(records[0])] if records else "text"
         fitted = fit(rendered, limit, data.overlength_for(kind))
-        return Encoded([shifted(r.tokens, r.weights, r.source) for r in fitted.rendered], limit, fitted)
+        return Encoded([shifted(r.tokens, r.weights, r.source) for r in fitted.rendered], limit, fitted, faults)
 
     def collate(self, examples: Sequence[Example]) -> Batch:
         import torch
