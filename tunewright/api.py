@@ -16,7 +16,7 @@ from tunewright.errors import BaseModelError, DataError
 from tunewright.evaluation.config import EvaluationConfig
 from tunewright.evaluation.evaluate import evaluate as measure
 from tunewright.launch import launch
-from tunewright.methods.base import trained_groups, trained_parameters
+from tunewright.methods.base import parameter_count, trained_count, trained_groups
 from tunewright.recipe import Recipe, make_recipe
 from tunewright.run import Run, new_folder, open_run
 from tunewright.tasks import task_class
@@ -133,9 +133,9 @@ def dry_run(recipe: Recipe | dict[str, Any]) -> dict[str, Any]:
     task, notices = _shape_of_task(chosen)
     model = task.load(chosen.base, weights=False)
     model.along = tuple(task.head(model.module)) if task.name.endswith("classification") else ()
+    total = parameter_count(model.module)
     chosen.method.attach(model)
-    trained = sum(p.numel() for p in trained_parameters(model.module).values())
-    total = sum(p.numel() for p in model.module.parameters())
+    trained = trained_count(model.module)
     return {
         "task": task.name,
         "method": chosen.method.type,

@@ -17,7 +17,7 @@ from tunewright.data.records import Labelled, Records, load_records, split_valid
 from tunewright.engine.config import TrainingConfig
 from tunewright.engine.device import auto_batch, auto_learning_rate, pick_device, pick_precision
 from tunewright.errors import DataError, RecipeError
-from tunewright.methods.base import Method
+from tunewright.methods.base import Method, parameter_count
 from tunewright.objectives.supervised import Supervised, class_weights
 from tunewright.recipe import Recipe
 from tunewright.tasks import MODULES, task_class
@@ -83,12 +83,16 @@ def choose_task(recipe: Recipe, rows: Records) -> tuple[Task, list[str]]:
 
 @dataclass
 class Prepared:
-    """A recipe ready to run: `recipe` has every `auto` decided but that of the forward pass."""
+    """A recipe ready to run: `recipe` has every `auto` decided but that of the forward pass.
+
+    `total` counts the parameters of the model before the method added any.
+    """
 
     recipe: Recipe
     model: Model
     rows: Rows
     encoded: dict[str, Encoded]
+    total: int
     device: Any
     precision: str
     notices: list[str]
@@ -121,6 +125,7 @@ def prepare(recipe: Recipe, start: Path, rank: int = 0) -> Prepared:
         if skipped:
             notices.append(f"{name}: {skipped} rows cannot be used and are skipped; see bad_rows/{name}.jsonl.")
     _weigh_classes(recipe, task, encoded["train"].examples)
+    total = parameter_count(model.module)
     recipe.method.attach(model, training.seed)
     decided = decide(training, recipe.method, model, len(encoded["train"].examples), bool(rows.validation))
     recipe = recipe.model_copy(
@@ -129,7 +134,7 @@ def prepare(recipe: Recipe, start: Path, rank: int = 0) -> Prepared:
             "training": decided.model_copy(update={"device": str(device), "precision": precision}),
         }
     )
-    return Prepared(recipe, model, rows, encoded, device, precision, [*notices, *rows.notices, *model.notices])
+    return Prepared(recipe, model, rows, encoded, total, device, precision, [*notices, *rows.notices, *model.notices])
 
 
 def decide(training: TrainingConfig, method: Method, model: Model, rows: int, validation: bool) -> TrainingConfig:

@@ -26,7 +26,7 @@ from tunewright.engine.track import tracker
 from tunewright.errors import DataError, Interrupted, OutputError
 from tunewright.evaluation.evaluate import evaluate
 from tunewright.evaluation.report import write_report
-from tunewright.methods.base import trained_groups, trained_parameters
+from tunewright.methods.base import trained_count, trained_groups
 from tunewright.prepare import Prepared, describe_data, prepare, preview, write_bad_rows
 from tunewright.recipe import Recipe, make_recipe, read_document
 from tunewright.tasks.base import Model
@@ -174,8 +174,7 @@ class Writer:
         if not self.first:
             return
         recipe, model = prepared.recipe, prepared.model
-        trained = sum(p.numel() for p in trained_parameters(model.module).values())
-        total = sum(p.numel() for p in model.module.parameters())
+        trained, total = trained_count(model.module), prepared.total
         (self.folder / RECIPE).write_text(recipe.to_yaml(), encoding="utf-8")
         write_bad_rows(prepared, self.folder / "bad_rows")
         _write_json(

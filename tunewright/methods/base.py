@@ -112,6 +112,15 @@ def _trains(module: nn.Module) -> bool:
     return any(p.requires_grad for p in module.parameters())
 
 
+def parameter_count(module: nn.Module) -> int:
+    """How many parameters there are, tied ones once."""
+    return sum(p.numel() for p in module.parameters())
+
+
+def trained_count(module: nn.Module) -> int:
+    return sum(p.numel() for p in trained_parameters(module).values())
+
+
 def trained_groups(module: nn.Module) -> list[str]:
     """What trains, in a few lines a person can read: names with their numbers folded, shapes, how often."""
     seen: dict[tuple[str, tuple[int, ...]], int] = {}
