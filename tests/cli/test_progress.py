@@ -1,0 +1,60 @@
+"""What is printed while a run goes on, with and without a terminal."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from tunewright.cli import _progress
+from tunewright.cli._progress import _Bar, _Lines
+
+STARTED = {
+    "task": "text-classification",
+    "method": {"type": "lora"},
+    "base": "some/base",
+    "parameters": {"trained": 1_000, "total": 100_000, "share": 0.01, "names": [f"part.{i}: 2 × 3×4" for i in range(14)]},
+    "data": {"train": {"rows": 1_200}, "validation": {"rows": 100}},
+    "notices": ["A new head."],
+}
+
+
+def step(number: int) -> dict[str, Any]:
+    return {"step": number, "total": 3, "epoch": number / 3, "loss": 0.5, "tokens_per_second": 1234.5, "eta": 75.0}
+
+
+LINES = [{"started": STARTED}, step(1), step(2), step(3), {"step": 3, "validation": {"loss": 0.4, "accuracy": 0.91}}]
+
+
+def test_lines_name_the_first_and_last_step(capsys: pytest.CaptureFixture[str]) -> None:
+    watcher = _Lines()
+    for line in LINES:
+        watcher(line)
+    found = capsys.readouterr().err
+    assert "Trains 1,000 of 100,000 parameters (1 %):" in found and "… and 2 more kinds" in found
+    assert "Rows: train 1,200, validation 100" in found and "Note: A new head." in found
+    assert "Step 1/3  epoch 0.33  loss 0.500  1,234 tokens/s  ETA 1\u00a0min 15\u00a0s" in found
+    assert "Step 2/3" not in found and "Step 3/3" in found
+    assert "Validation after step 3 (epoch 1.00): loss 0.400, accuracy 91.0\u00a0%" in found
+
+
+def test_lines_come_every_so_often(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(_progress, "SECONDS_BETWEEN_LINES", 0.0)
+    watcher = _Lines()
+    watcher(step(2))
+    assert "Step 2/3" in capsys.readouterr().err
+
+
+def test_the_bar_fits_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    console = Console(file=stream, force_terminal=True, width=80, highlight=False, markup=False, no_color=True)
+    monkeypatch.setattr(_progress, "err", lambda: console)
+    with _Bar() as bar:
+        for line in LINES:
+            bar(line)
+            bar.progress.refresh()
+    found = stream.getvalue()
+    assert "Preparing" in found and "Step 2/3" in found and "Measuring" in found
+    assert "Validation after step 3" in found and "ETA 1\u00a0min 15\u00a0s" in found
