@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -16,7 +17,7 @@ from tunewright.data.config import DataConfig
 from tunewright.data.records import Labelled, Records, load_records, split_validation
 from tunewright.engine.config import TrainingConfig
 from tunewright.engine.device import auto_batch, auto_learning_rate, pick_device, pick_precision
-from tunewright.errors import DataError, RecipeError
+from tunewright.errors import DataError, MethodError, RecipeError
 from tunewright.methods.base import Method, parameter_count
 from tunewright.objectives.supervised import Supervised, class_weights
 from tunewright.recipe import Recipe
@@ -114,6 +115,10 @@ def prepare(recipe: Recipe, start: Path, rank: int = 0) -> Prepared:
     task, notices = choose_task(recipe, rows.train)
     if training.packing and not task.packs:
         raise RecipeError(f"training.packing: {task.name} does not pack rows. Leave it out.")
+    if training.packing and not recipe.method.packs():
+        raise RecipeError(
+            "training.packing does not go with virtual tokens, which would stand in front of the first row."
+        )
     dtype = "bfloat16" if precision == "bf16" and recipe.method.saved_as != "transformers" else None
     model = load_start(recipe.base, task, recipe.method, start, training.seed, dtype)
     if hasattr(task, "prepare"):
@@ -124,7 +129,10 @@ def prepare(recipe: Recipe, start: Path, rank: int = 0) -> Prepared:
         skipped = len(found.faults) + len(rows.sets()[name].faults)
         if skipped:
             notices.append(f"{name}: {skipped} rows cannot be used and are skipped; see bad_rows/{name}.jsonl.")
+    _refuse_idle(recipe, model)
     _weigh_classes(recipe, task, encoded["train"].examples)
+    if model.new_tokens and not recipe.method.trains_new_tokens:
+        raise MethodError(f"data.special_tokens do not train with method: {recipe.method.type}. Use lora or full.")
     total = parameter_count(model.module)
     recipe.method.attach(model, training.seed)
     decided = decide(training, recipe.method, model, len(encoded["train"].examples), bool(rows.validation))
@@ -194,7 +202,7 @@ def _pieces(model: Model, example: Example) -> list[tuple[str, float]]:
         return [(model.processor.decode(ids), 0.0)]
     tokens, weights = [int(ids[0]), *example.target.tolist()], [0.0, *example.weight.tolist()]
     starts = [0, *(i for i in range(1, len(tokens)) if weights[i] != weights[i - 1]), len(tokens)]
-    return [(model.processor.decode(tokens[a:b]), weights[a]) for a, b in zip(starts, starts[1:], strict=False)]
+    return [(model.processor.decode(tokens[a:b]), weights[a]) for a, b in pairwise(starts)]
 
 
 def _lengths(encoded: Encoded) -> dict[str, Any]:
@@ -222,6 +230,17 @@ def _names(label: Any) -> list[str]:
     if isinstance(label, dict):
         return [max(label, key=lambda name: label[name])]
     return label if isinstance(label, list) else [label] if isinstance(label, str) else []
+
+
+def _refuse_idle(recipe: Recipe, model: Model) -> None:
+    """Options of the objective that would have no effect on this model."""
+    objective = recipe.objective
+    if not isinstance(objective, Supervised):
+        return
+    if objective.router_loss and not model.task.routes(model.module):
+        raise RecipeError("objective.router_loss is for language models that are mixtures of experts. Leave it out.")
+    if objective.label_smoothing and getattr(model.task, "kind", "") == "regression":
+        raise RecipeError("objective.label_smoothing is for classes, and these labels are numbers. Leave it out.")
 
 
 def _weigh_classes(recipe: Recipe, task: Task, examples: Sequence[Example]) -> None:

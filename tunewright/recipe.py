@@ -171,7 +171,8 @@ def _unknown_key(path: list[str], chosen: str | None) -> str:
         owners = [name for name, method in METHODS.items() if key in method.model_fields]
         fields = list({**METHODS, **OBJECTIVES}[chosen].model_fields)
         if owners:
-            return f"{path[0]} {chosen} has no option {key}; it is one of {', '.join(owners)}. Options: {', '.join(fields)}."
+            options = f"Options: {', '.join(fields)}."
+            return f"{path[0]} {chosen} has no option {key}; it is one of {', '.join(owners)}. {options}"
     else:
         fields = list(_model_at(path[:-1]).model_fields)
     return f"unknown key {key}. {_nearest(key, fields)}"

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -75,19 +76,36 @@ def execute(recipe: Recipe, folder: Path, watchers: Sequence[Watcher] = (), resu
     processes = join()
     if processes.first and not resume:
         refuse_used(folder)
-    prepared = prepare(recipe, folder / "start" / "base", processes.rank)
     with occupied(folder, processes):
+        prepared = _prepare(recipe, folder, processes)
         writer = Writer(folder, processes)
         if not resume:
             writer.begin(prepared)
         try:
             return _train(prepared, writer, watchers, processes, resume)
-        except Interrupted:
-            writer.end("stopped")
-            raise
         except BaseException as error:
-            writer.end("failed", str(error) or type(error).__name__)
+            status = "stopped" if isinstance(error, Interrupted) else "failed"
+            with suppress(OutputError):  # a full disk takes no last words either
+                writer.end(status, str(error) or type(error).__name__)
+            if isinstance(error, OSError):
+                raise OutputError(f"{folder} cannot be written to: {error}. Mend that and resume.") from error
             raise
+
+
+def _prepare(recipe: Recipe, folder: Path, processes: Processes) -> Prepared:
+    """The first process before the others, which find what it wrote of the start. Leaves nothing behind if it fails."""
+    start = folder / "start" / "base"
+    if not processes.first:
+        processes.wait()
+        return prepare(recipe, start, processes.rank)
+    try:
+        prepared = prepare(recipe, start)
+    except BaseException:
+        if not (folder / INFO).exists():
+            shutil.rmtree(folder)
+        raise
+    processes.wait()
+    return prepared
 
 
 def _train(prepared: Prepared, writer: Writer, watchers: Sequence[Watcher], processes: Processes, resume: bool) -> Run:
@@ -217,7 +235,7 @@ class Writer:
 
 def refuse_used(folder: Path) -> None:
     """A folder that holds anything is never written over. Raises OutputError."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and (not folder.is_dir() or any(path.name != LOCK for path in folder.iterdir())):
         hint = f" To go on with it: tunewright resume {folder}" if (folder / INFO).is_file() else ""
         raise OutputError(f"{folder} is in use. Name another output folder.{hint}")
 

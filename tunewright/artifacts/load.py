@@ -64,7 +64,8 @@ def load_start(base: str, task: Task, method: Method, folder: Path, seed: int = 
         inner.adapters = (weights,)
         inner.task = task
         return inner
-    save(inner, Full(), folder)
+    if not folder.exists():  # a run that is resumed, or shared by several processes, has it already
+        save(inner, Full(), folder)
     return task.load(str(folder), seed=seed, dtype=dtype)
 
 

@@ -13,6 +13,8 @@ from tunewright.tasks.base import Model
 
 def save(model: Model, method: Method, folder: Path) -> None:
     """Write `model` as `method` saves it, with its card. Raises OutputError where the disk does not take it."""
+    from safetensors import SafetensorError
+
     draft = folder.with_name(f".{folder.name}.draft")
     try:
         shutil.rmtree(draft, ignore_errors=True)
@@ -21,7 +23,7 @@ def save(model: Model, method: Method, folder: Path) -> None:
         card(model, method).write(draft)
         shutil.rmtree(folder, ignore_errors=True)
         draft.rename(folder)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         shutil.rmtree(draft, ignore_errors=True)
         raise OutputError(
             f"The model could not be written to {folder}: {error}. Free some space and resume."

@@ -35,13 +35,33 @@ def runs(
 
 def _line(run: Run) -> Document:
     info = run.info
-    keys = ("status", "task", "base", "started", "finished")
+    keys = ("task", "base", "started", "finished")
     return {
         "run": str(run.folder),
+        "status": status(run),
         **{key: info.get(key) for key in keys},
         "method": info.get("method", {}).get("type"),
         "result": primary(info),
     }
+
+
+def status(run: Run) -> str | None:
+    """What run.json says; `killed` where it says running and no process holds the run's folder."""
+    import fcntl
+
+    from tunewright.run import LOCK
+
+    said = run.info.get("status")
+    if said != "running":
+        return said
+    try:
+        with (run.folder / LOCK).open() as handle:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return "killed"
+    except OSError:
+        return said
+    return "killed"
 
 
 def _show_runs(found: list[Document], folder: str) -> None:
@@ -77,7 +97,7 @@ def _show_info(run: Run, info: Mapping[str, Any]) -> None:
         show(f"{name}: {found['rows']:,} rows, {found['tokens']:,} tokens, from {found['location']}")
     timing = f", {duration(info['timings']['seconds'])}" if info.get("timings") else ""
     steps = f", {info['steps']:,} steps" if info.get("steps") else ""
-    show(f"{info['status']}: {moment(info['started'])} UTC{steps}{timing}")
+    show(f"{status(run)}: {moment(info['started'])} UTC{steps}{timing}")
     if info.get("weights"):
         show(f"Kept: {info['weights']}")
     if info.get("error"):

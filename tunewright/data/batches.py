@@ -45,8 +45,8 @@ def epoch_plan(
     """The steps of one epoch, each a list of row numbers: shuffled, rows of similar length together.
 
     Rows are shuffled, sorted by length within pools of about `POOL` steps, cut into steps of `batch` rows (or of at
-    most `batch_tokens` positions), and the steps shuffled. In the first epoch the step with the longest row comes first, so
-    that a run that cannot fit into memory fails at once and not after an hour.
+    most `batch_tokens` positions), and the steps shuffled. In the first epoch the step with the longest row comes
+    first, so that a run that cannot fit into memory fails at once and not after an hour.
     """
     length_N = np.asarray(lengths)
     generator = np.random.default_rng([seed, epoch])

@@ -21,7 +21,8 @@ TENSORS, NUMBERS = "state.safetensors", "state.json"
 
 
 def write(folder: Path, step: int, tensors: Mapping[str, Any], numbers: Mapping[str, Any]) -> Path:
-    """Write checkpoint `step` into `folder`. Raises OutputError where the disk does not take it; nothing is left then."""
+    """Write checkpoint `step` into `folder`. Raises OutputError, and leaves nothing, where the disk is full."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     target, draft = folder / f"step-{step}", folder / f".step-{step}.draft"
@@ -36,7 +37,7 @@ def write(folder: Path, step: int, tensors: Mapping[str, Any], numbers: Mapping[
         shutil.rmtree(target, ignore_errors=True)
         draft.rename(target)
         _sync(folder)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         shutil.rmtree(draft, ignore_errors=True)
         raise OutputError(
             f"The checkpoint of step {step} could not be written to {folder}: {error}. Free some space and resume."

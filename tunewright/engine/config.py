@@ -49,7 +49,7 @@ class TrainingConfig(BaseModel):
     )
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps.")
     processes: int = Field(1, ge=1, description="Data-parallel processes on this machine.")
-    seed: int = Field(0, ge=0, description="Of the new head, the order of rows, and dropout.")
+    seed: int = Field(0, ge=0, lt=2**31, description="Of the new head, the order of rows, and dropout.")
     evaluate_every: int | None = Field(
         None, ge=1, description="Steps between evaluations on the validation rows; null: each epoch."
     )

@@ -52,7 +52,7 @@ class Job:
             steps += [(number + (i + 1) / len(rows), step) for i, step in enumerate(rows)]
             if self.config.max_steps is not None and len(steps) >= self.config.max_steps:
                 return steps[: self.config.max_steps]
-        return [step for step in steps if step[0] <= self.config.epochs + 1e-9]
+        return [step for step in steps if step[0] <= self.config.epochs + 1e-9] or steps[:1]
 
 
 def _rows(config: TrainingConfig) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -88,7 +89,9 @@ def _reopened(path: Path, done: int) -> Any:
     if done and path.exists():
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
         kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= done]
-    path.write_text("".join(kept), encoding="utf-8")
+    draft = path.with_name(f".{path.name}.draft")  # renamed, so that the lines are never gone
+    draft.write_text("".join(kept), encoding="utf-8")
+    os.replace(draft, path)
     return path.open("a", encoding="utf-8")
 
 

@@ -1,7 +1,7 @@
 """The one loop, for all tasks, methods and objectives.
 
-A step is a set of rows, given by (seed, step). It is cut into forward passes that fit, and dealt to the processes; terms
-are summed and divided by counts of the whole step, so neither the cut nor the deal changes the gradient.
+A step is a set of rows, given by (seed, step). It is cut into forward passes that fit, and dealt to the processes;
+terms are summed and divided by counts of the whole step, so neither the cut nor the deal changes the gradient.
 """
 
 from __future__ import annotations
@@ -64,10 +64,12 @@ def train(job: Job, resume: bool = False) -> Outcome:
             best = evaluated and state.judge(log.evaluation(evaluate(job, state)))
             due = state.step % (job.config.checkpoint_every or every) == 0
             stop = job.processes.any(stopped())
-            if job.processes.first and (best or due or stop or state.step == last):
+            ends = state.step == last or _impatient(state, job.config)
+            if job.processes.first and (best or due or stop or ends):
                 checkpoint.write(folder, state.step, state.tensors(), state.numbers())
                 checkpoint.prune(folder, {int(state.best["step"])} if state.best else set())
             if stop:
+                job.processes.wait()  # for the checkpoint
                 raise Interrupted(state.step)
     return Outcome(state.step, _keep(job, state, folder), state.best, [*notices, *step.notices])
 
@@ -89,7 +91,7 @@ class Step:
         state.step += 1
         enter_training(job.model)
         torch.manual_seed((job.config.seed * 1_000_003 + state.step) * 1024 + job.processes.rank)
-        counts = job.objective.counts([job.train[i] for i in rows])
+        counts = _counts(job, [job.train[i] for i in rows])
         totals = self._accumulate(rows, counts)
         gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in state.parameters.values()]
         for parameter, gradient in zip(state.parameters.values(), gradients, strict=True):
@@ -116,7 +118,7 @@ class Step:
         }
 
     def _accumulate(self, rows: list[int], counts: Mapping[str, float]) -> dict[str, float]:
-        """Gradients of the whole step, by forward passes of at most `budget` positions, halved where memory runs out."""
+        """Gradients of the whole step, by forward passes of at most `budget` positions: fewer where memory runs out."""
         import torch
 
         while True:
@@ -129,7 +131,7 @@ class Step:
                 if self.budget <= longest or self.job.processes.world > 1:
                     raise BaseModelError(
                         f"Out of memory at step {self.state.step}, with forward passes of {self.budget} positions. Set "
-                        "training.activation_checkpointing: true, a smaller training.micro_batch_tokens, or method: lora."
+                        "training.activation_checkpointing: true, smaller training.micro_batch_tokens, or method: lora."
                     ) from error
                 self.budget = max(longest, self.budget // 2)
                 self.notices.append(
@@ -170,7 +172,7 @@ def evaluate(job: Job, state: TrainState) -> dict[str, float]:
     import torch
 
     world, lengths = job.processes, [e.length for e in job.validation]
-    counts = job.objective.counts(job.validation)
+    counts = _counts(job, job.validation)
     sums = Sums()
     job.model.module.eval()
     budget = micro_batch_tokens(job.config, job.device)
@@ -179,6 +181,11 @@ def evaluate(job: Job, state: TrainState) -> dict[str, float]:
             batch = job.model.task.collate([job.validation[i] for i in group]).to(job.device)
             sums.add(job.objective.terms(job.model.task, job.model.module, batch))
     return sums.means(world, counts)
+
+
+def _counts(job: Job, examples: Sequence[Example]) -> dict[str, float]:
+    """Rows whose weights are all 0 have sums of 0, which stay 0 when they are divided by 1."""
+    return {name: count or 1.0 for name, count in job.objective.counts(examples).items()}
 
 
 class Sums:
@@ -208,10 +215,7 @@ def _keep(job: Job, state: TrainState, folder: Path) -> str:
         said += f" of step {step}, the best validation loss"
     else:
         said += f" of the last step, {step}"
-    if job.processes.world > 1:
-        import torch.distributed as dist
-
-        dist.barrier()  # the first process has written the checkpoint
+    job.processes.wait()  # until the first one has written the checkpoint
     state.load_weights(checkpoint.read(folder / f"step-{step}")[0], kind)
     job.model.module.eval()
     return said

@@ -49,7 +49,7 @@ def learning_rate(step: int, total: int, config: TrainingConfig) -> float:
     warmup = config.warmup if config.warmup >= 1 else config.warmup * total
     if step <= warmup:
         return peak * step / warmup
-    done = (step - warmup - 1) / max(1.0, total - warmup)
+    done = max(0.0, step - warmup - 1) / max(1.0, total - warmup)
     if config.schedule == "cosine":
         return peak * 0.5 * (1 + math.cos(math.pi * done))
     if config.schedule == "linear":

@@ -19,6 +19,13 @@ class Processes:
     def first(self) -> bool:
         return self.rank == 0
 
+    def wait(self) -> None:
+        """Until all processes have come here."""
+        if self.world > 1:
+            import torch.distributed as dist
+
+            dist.barrier()
+
     def add(self, tensors: Iterable[Any]) -> None:
         """Replace each tensor by its sum over all processes, in place."""
         if self.world == 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -58,8 +59,8 @@ class TrainState:
             parameter.data, self.average[name] = self.average[name], parameter.data
 
     def judge(self, loss: float) -> bool:
-        """Note an evaluation; whether it is the best so far."""
-        if self.best is None or loss < self.best["loss"]:
+        """Note an evaluation; whether it is the best so far. One that is not finite never is."""
+        if math.isfinite(loss) and (self.best is None or loss < self.best["loss"]):
             self.best, self.stale = {"step": self.step, "loss": loss}, 0
             return True
         self.stale += 1

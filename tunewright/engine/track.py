@@ -36,8 +36,10 @@ def _wandb(folder: Path, document: Mapping[str, Any]) -> Callable[[Mapping[str, 
     """Offline where nobody is logged in: the files can be sent later with `wandb sync`."""
     import wandb
 
-    mode = os.environ.get("WANDB_MODE") or ("online" if wandb.api.api_key else "offline")
-    run = wandb.init(dir=str(folder), name=folder.name, config=dict(document), project="tunewright", mode=mode, reinit="create_new")
+    mode: Any = os.environ.get("WANDB_MODE") or ("online" if wandb.api.api_key else "offline")
+    run = wandb.init(
+        dir=str(folder), name=folder.name, config=dict(document), project="tunewright", mode=mode, reinit="create_new"
+    )
     return lambda line: run.log(dict(_numbers(line)), step=line["step"])
 
 

@@ -15,7 +15,9 @@ class EvaluationConfig(BaseModel):
     before: bool = Field(True, description="Measure the base too, so that the report can say what changed.")
     samples: int = Field(8, ge=0, description="Rows shown in the report; a language model answers them.")
     max_new_tokens: int = Field(128, ge=1, description="Longest generated answer, in tokens.")
-    pattern: str | None = Field(None, description="Regular expression for the part of an answer that counts, e.g. '#### (.+)'.")
+    pattern: str | None = Field(
+        None, description="Regular expression for the part of an answer that counts, e.g. '#### (.+)'."
+    )
 
     @field_validator("pattern")
     @classmethod

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 PEFT_TASKS = {"text-generation": "CAUSAL_LM", "text-classification": "SEQ_CLS"}
+BESIDE = ("gaussian", "eva", "orthogonal")  # ways to begin a LoRA that take nothing out of the base
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
@@ -61,8 +62,19 @@ class PeftMethod(Method):
 
     @contextmanager
     def off(self, model: Model) -> Iterator[None]:
+        config = model.module.active_peft_config
+        if not leaves_base({"bias": "none", "init_lora_weights": True, **vars(config)}):
+            raise MethodError("This adapter changed the base's own weights: switching it off does not give the start.")
+        if config.is_prompt_learning and not hasattr(model.module, "prepare_inputs_for_generation"):
+            raise MethodError("PEFT cannot switch off the virtual tokens of a classifier.")  # PEFT 0.21 fails there
         with model.module.disable_adapter():
             yield
+
+
+def leaves_base(config: Mapping[str, Any]) -> bool:
+    """Whether an adapter leaves the base's weights alone: trained biases, PiSSA and others of its kind do not."""
+    init = config.get("init_lora_weights", True)
+    return config.get("bias", "none") == "none" and (isinstance(init, bool) or init in BESIDE)
 
 
 def attach_folder(model: Model, folder: Path) -> None:
@@ -90,13 +102,17 @@ def merge_adapter(model: Model) -> None:
         raise MethodError(f"This kind of adapter cannot be merged into the weights: {error}") from error
 
 
-def linear_names(module: nn.Module) -> list[str]:
-    """The last parts of the names of linear layers, once each: what a user would name as targets."""
+def linear_layers(module: nn.Module) -> list[str]:
+    """The names of all linear layers."""
     from torch import nn
     from transformers.pytorch_utils import Conv1D
 
-    layers = (nn.Linear, Conv1D)
-    return list(dict.fromkeys(n.rsplit(".", 1)[-1] for n, m in module.named_modules() if isinstance(m, layers)))
+    return [name for name, layer in module.named_modules() if isinstance(layer, (nn.Linear, Conv1D))]
+
+
+def linear_names(module: nn.Module) -> list[str]:
+    """The last parts of the names of linear layers, once each: what a user would name as targets."""
+    return list(dict.fromkeys(name.rsplit(".", 1)[-1] for name in linear_layers(module)))
 
 
 def read_adapter(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -121,7 +137,8 @@ def stackable(config: Mapping[str, Any]) -> bool:
         config.get(key)
         for key in ("use_dora", "target_parameters", "lora_bias", "use_qalora", "alora_invocation_tokens")
     )
-    return config.get("peft_type") == "LORA" and plain and config.get("bias", "none") == "none"
+    by_name = isinstance(config.get("trainable_token_indices") or {}, dict)
+    return config.get("peft_type") == "LORA" and plain and by_name and leaves_base(config)
 
 
 def stack_loras(
@@ -130,7 +147,7 @@ def stack_loras(
     """One LoRA that equals a sum of LoRAs on the same base: Σ sign·s_i·B_i·A_i = [s_1·B_1 … s_n·B_n]·[A_1; …; A_n].
 
     Terms are (weights, configuration, sign). Ranks add up and the scale becomes 1. Whatever else a term trained (a
-    head, token rows) is taken from the last term that has it.
+    head, the row of a token) is taken from the last term that has it.
     """
     import torch
 
@@ -158,9 +175,28 @@ def stack_loras(
         r=rank, lora_alpha=rank, use_rslora=False, init_lora_weights=True, rank_pattern=uneven, alpha_pattern=uneven
     )
     last["target_modules"] = sorted(ranks)
-    for key in ("modules_to_save", "trainable_token_indices"):
-        last[key] = next((c[key] for _, c, _ in reversed(terms) if c.get(key)), None)
+    along = dict.fromkeys(name for _, config, _ in terms for name in config.get("modules_to_save") or ())
+    last["modules_to_save"] = list(along) or None
+    rows = _token_rows(terms)
+    last["trainable_token_indices"] = {table: sorted(found) for table, found in rows.items()} or None
+    for table, found in rows.items():
+        state[TOKENS.format(table)] = torch.stack([found[index] for index in sorted(found)])
     return state, last
+
+
+TOKENS = "base_model.model.{}.token_adapter.trainable_tokens_delta"
+
+
+def _token_rows(
+    terms: Sequence[tuple[Mapping[str, Tensor], Mapping[str, Any], float]],
+) -> dict[str, dict[int, Tensor]]:
+    """The trained rows of each table by their token: several runs may have added tokens, each its own."""
+    rows: dict[str, dict[int, Tensor]] = {}
+    for weights, config, _ in terms:
+        for table, indices in (config.get("trainable_token_indices") or {}).items():
+            if TOKENS.format(table) in weights:
+                rows.setdefault(table, {}).update(zip(indices, weights[TOKENS.format(table)], strict=True))
+    return rows
 
 
 def module_of(key: str) -> str:

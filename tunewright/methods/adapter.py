@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -37,15 +37,25 @@ class Adapter(Method):
     def attach(self, model: Model, seed: int = 0) -> None:
         import torch
 
-        if any(hasattr(place, "bottleneck") for place in model.module.modules()):
-            return self._select(model)  # the base is a run with these adapters: they go on training
         places = list(self.places(model))
+        begun = [place for place in model.module.modules() if hasattr(place, "bottleneck")]
+        if begun:  # the base is a run with these adapters: they go on training
+            self._check_same(begun, places)
+            places = []
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             for place, size in places:
                 place.bottleneck = bottleneck(size, self.width).to(next(model.module.parameters()).device)
                 place.register_forward_hook(_through)
         self._select(model)
+
+    def _check_same(self, begun: Sequence[nn.Module], places: Sequence[tuple[nn.Module, int]]) -> None:
+        widths = {place.bottleneck.down.out_features for place in begun}  # type: ignore[union-attr]
+        if widths != {self.width} or {id(place) for place in begun} != {id(place) for place, _ in places}:
+            raise MethodError(
+                f"The base has {len(begun)} adapters of width {max(widths)}, which go on training as they are. "  # type: ignore[type-var]
+                "Give the same variant and width."
+            )
 
     def _select(self, model: Model) -> None:
         along = tuple(f"{name}." for name in model.along)
@@ -98,6 +108,8 @@ class Adapter(Method):
 
     @contextmanager
     def off(self, model: Model) -> Iterator[None]:
+        if model.along:
+            raise MethodError("The task head trained along: switching the adapters off does not give back the start.")
         adapted = [m for m in model.module.modules() if hasattr(m, "bottleneck")]
         for module in adapted:
             module.bottleneck.off = True
@@ -139,7 +151,8 @@ def _output_of(parent: nn.Module, size: int, skip: set[int]) -> nn.Module:
     from torch import nn
     from transformers.pytorch_utils import Conv1D
 
-    modules = [m for m in parent.modules() if id(m) not in skip and m is not parent]
+    own = {id(m) for p in parent.modules() if hasattr(p, "bottleneck") for m in p.bottleneck.modules()}  # type: ignore[union-attr, operator]
+    modules = [m for m in parent.modules() if id(m) not in skip | own and m is not parent]
     linear: list[nn.Module] = [m for m in modules if isinstance(m, nn.Linear) and m.out_features == size]
     linear += [m for m in modules if isinstance(m, Conv1D) and m.nf == size]
     if linear:

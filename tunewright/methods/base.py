@@ -28,13 +28,15 @@ class Method(BaseModel):
 
     Class attributes:
         learning_rate: a good rate at hidden size 4096; `learning_rate: auto` scales it to the model's own.
-        saved_as: `transformers` (the whole model), `peft` (an adapter in PEFT's format) or `adapter` (safetensors + JSON).
+        saved_as: `transformers` (the whole model), `peft` (PEFT's format) or `adapter` (safetensors + JSON).
+        trains_new_tokens: whether rows that were added to the vocabulary train and are saved.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     learning_rate: ClassVar[float]
     saved_as: ClassVar[str]
+    trains_new_tokens: ClassVar[bool] = False
     type: str
 
     @abstractmethod
@@ -59,6 +61,10 @@ class Method(BaseModel):
     def off(self, model: Model) -> AbstractContextManager[None]:
         """Inside, the model computes what the run started from. Raises MethodError where that is not exact."""
         raise MethodError(f"{self.type} changes the base's own weights: switching it off does not give back the start.")
+
+    def packs(self) -> bool:
+        """Whether rows may share one sequence: not where the method puts something in front of it."""
+        return True
 
     def rate_factor(self, name: str) -> float:
         """Factor on the learning rate of the parameter `name`."""

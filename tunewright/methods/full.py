@@ -12,6 +12,7 @@ class Full(WholeModel):
     """Every parameter trains."""
 
     learning_rate: ClassVar[float] = 2e-5
+    trains_new_tokens: ClassVar[bool] = True
     type: Literal["full"] = "full"
 
     def attach(self, model: Model, seed: int = 0) -> None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from tunewright.errors import MethodError
 from tunewright.methods._peft import (
     PEFT_TASKS,
     PeftMethod,
+    linear_layers,
     linear_names,
     read_adapter,
     stack_loras,
@@ -32,6 +34,7 @@ class LoRA(PeftMethod):
     """
 
     learning_rate: ClassVar[float] = 2e-4
+    trains_new_tokens: ClassVar[bool] = True
     type: Literal["lora"] = "lora"
     rank: int = Field(16, ge=1, description="Rank of the update.")
     alpha: float = Field(32, gt=0, description="Scale: the update is multiplied by alpha / rank.")
@@ -50,9 +53,23 @@ class LoRA(PeftMethod):
     experts: bool = Field(False, description="Adapt the fused expert weights of a mixture of experts too.")
     train_along: list[str] = Field([], description="Modules that train in full beside the adapter, by name.")
 
+    @model_validator(mode="after")
+    def _what_goes_together(self) -> LoRA:
+        if self.init == "pissa" and (self.dora or self.experts):
+            raise ValueError("init: pissa cannot be combined with dora or experts")
+        if self.dora and self.experts:
+            raise ValueError("dora cannot be combined with experts")
+        if isinstance(self.targets, str):
+            try:
+                re.compile(self.targets)
+            except re.error as error:
+                raise ValueError(f"targets is no regular expression: {error}") from error
+        return self
+
     def attach(self, model: Model, seed: int = 0) -> None:
         self._check_targets(model.module)
         super().attach(model, seed)
+        self._check_experts(model.module)
         if self.init == "pissa":
             from peft import get_peft_model_state_dict
 
@@ -68,7 +85,7 @@ class LoRA(PeftMethod):
             r=self.rank,
             lora_alpha=self.alpha,  # type: ignore[arg-type]
             lora_dropout=self.dropout,
-            target_modules=self.targets,
+            target_modules=self._targets(model, along),
             exclude_modules=rf"(.*\.)?({'|'.join(map(re.escape, along))})(\..*)?" if along else None,
             use_rslora=self.rslora,
             use_dora=self.dora,
@@ -78,6 +95,21 @@ class LoRA(PeftMethod):
             trainable_token_indices=token_rows(model) or None,
         )
 
+    def _targets(self, model: Model, along: Sequence[str]) -> str | list[str]:
+        """all-linear by name: PEFT's own includes the experts and routers of some models."""
+        if self.targets != "all-linear":
+            return self.targets
+        skipped = [*model.task.head(model.module), *along]
+        return [name for name in linear_layers(model.module) if not any(_holds(s, name) for s in skipped)]
+
+    def _check_experts(self, module: nn.Module) -> None:
+        """PEFT takes the names of layers that experts once had (w1, gate_proj) for their fused weights."""
+        adapted = [n for n, p in module.named_parameters() if p.requires_grad and ".experts." in n and "lora_" in n]
+        if adapted and not self.experts:
+            raise MethodError(
+                f"These targets adapt the weights of experts ({adapted[0]}). Set experts: true, or name other targets."
+            )
+
     def _check_targets(self, module: nn.Module) -> None:
         names = [name for name, _ in module.named_modules()]
         if self.targets != "all-linear":
@@ -85,9 +117,8 @@ class LoRA(PeftMethod):
             matches = re.fullmatch if isinstance(self.targets, str) else _is_end_of
             idle = [t for t in wanted if not any(matches(t, name) for name in names)]
             if idle:
-                raise MethodError(
-                    f"LoRA target {', '.join(idle)} matches no layer. Linear layers here: {', '.join(linear_names(module))}."
-                )
+                there = ", ".join(linear_names(module))
+                raise MethodError(f"LoRA target {', '.join(idle)} matches no layer. Linear layers here: {there}.")
         idle = [t for t in self.train_along if not any(_is_end_of(t, name) for name in names)]
         if idle:
             raise MethodError(f"train_along: {', '.join(idle)} matches no module.")
@@ -106,11 +137,6 @@ class LoRA(PeftMethod):
     def stacks(self) -> bool:
         """Whether this LoRA can be saved in one file together with those that were merged before it."""
         return stackable({"peft_type": "LORA", "use_dora": self.dora, "target_parameters": self.experts})
-
-    def off(self, model: Model) -> Any:
-        if self.init == "pissa":
-            raise MethodError("PiSSA changes the base's weights: switching it off does not give back the start.")
-        return super().off(model)
 
     def rate_factor(self, name: str) -> float:
         return self.plus_ratio if ".lora_B." in name else 1.0
@@ -136,6 +162,11 @@ def token_rows(model: Model) -> dict[str, list[int]]:
 
 def _is_end_of(target: str, name: str) -> bool:
     return name == target or name.endswith(f".{target}")
+
+
+def _holds(place: str, name: str) -> bool:
+    """Whether the module `name` lies in one that is called `place`, or whose name ends so."""
+    return f".{place}." in f".{name}."
 
 
 METHOD = LoRA

@@ -11,6 +11,8 @@ from tunewright.errors import MethodError
 from tunewright.methods._peft import PEFT_TASKS, PeftMethod
 from tunewright.tasks.base import Model
 
+VIRTUAL_TOKENS = ("PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING", "MULTITASK_PROMPT_TUNING", "CPT")
+
 
 class Peft(PeftMethod):
     """Any PEFT configuration as a mapping: {peft_type: LOHA, r: 8, target_modules: [q_proj, v_proj]}."""
@@ -18,6 +20,9 @@ class Peft(PeftMethod):
     learning_rate: ClassVar[float] = 2e-4
     type: Literal["peft"] = "peft"
     config: dict[str, Any] = Field(description="PEFT's own options, with peft_type.")
+
+    def packs(self) -> bool:
+        return str(self.config.get("peft_type", "")).upper() not in VIRTUAL_TOKENS
 
     def peft_config(self, model: Model) -> Any:
         from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftType
@@ -32,11 +37,14 @@ class Peft(PeftMethod):
         for key in given:
             if key not in fields:
                 raise MethodError(f"{config_class.__name__} has no option {key}. {_nearest(key, fields)}")
+        if name in VIRTUAL_TOKENS[1:] and "score" in model.along:
+            raise MethodError(
+                f"{name} does not fit this classifier, which answers at the last token of a row: behind virtual tokens "
+                "it cannot tell that from padding. Use PREFIX_TUNING or method: lora."
+            )
         given.setdefault("task_type", PEFT_TASKS.get(model.task.name))
         if model.along and "modules_to_save" in fields:
             given["modules_to_save"] = [*(given.get("modules_to_save") or []), *model.along]
-        if model.new_tokens:
-            raise MethodError("New tokens train with method: lora or full, not with method: peft.")
         try:
             return config_class(**given)
         except (ValueError, TypeError) as error:

@@ -2,8 +2,8 @@
 
     loss = Σ coefficient · total / count
 
-A term is summed over one forward pass; its count is taken over the whole step, over all forward passes and ranks, before
-the first of them. So neither the size of a forward pass nor the number of processes can change the gradient.
+A term is summed over one forward pass; its count is taken over the whole step, over all forward passes and ranks,
+before the first of them. So neither the size of a forward pass nor the number of processes can change the gradient.
 """
 
 from __future__ import annotations

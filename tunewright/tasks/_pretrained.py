@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from tunewright.errors import BaseModelError
+from tunewright.tasks._quiet import quiet
 from tunewright.tasks.base import Model
 
 
@@ -78,7 +77,7 @@ def check_folder(base: str) -> None:
     )
     if pickles and not any(name.endswith(".safetensors") for name in names):
         raise BaseModelError(
-            f"{base} holds its weights as a pickle ({pickles[0]}), which can run code when it is loaded, and so is refused. "
+            f"{base} holds its weights as a pickle ({pickles[0]}), which can run code when it is loaded: refused. "
             "Convert it to safetensors on a machine you can lose, or take the safetensors revision."
         )
     try:
@@ -109,23 +108,6 @@ def _missing(base: str, error: Exception) -> str:
 
 def _first_line(error: Exception) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Silence transformers' progress bars and load reports: what matters in them becomes notices."""
-    from transformers.utils import logging
-
-    level = logging.get_verbosity()
-    bars = logging.is_progress_bar_enabled()
-    logging.set_verbosity(logging.CRITICAL)
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
 
 
 def max_length(model: Model, wanted: int | None) -> int:

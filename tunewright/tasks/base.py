@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from tunewright.data.batches import Example, split_by_tokens
 from tunewright.data.rendered import Fitted
+from tunewright.tasks._quiet import quiet
 
 if TYPE_CHECKING:
     import numpy as np
@@ -91,7 +92,8 @@ class Predictions:
     """What a model answered on N encoded rows; `kind` names the fields that are filled.
 
     single_label, multi_label: `output_NC` probabilities, `gold` class indices [N], distributions or labels [N, C].
-    regression: `output_NC` and `gold`, [N, 1]. likelihood: `nll_N` summed over a row's positions, `count_N`, `correct_N`.
+    regression: `output_NC` and `gold`, [N, 1].
+    likelihood: `nll_N` summed over a row's positions with weight, how many those are, how many the model got right.
     """
 
     kind: str
@@ -134,13 +136,18 @@ class Task(ABC):
     def head(self, module: nn.Module) -> list[str]:
         """Names of the modules that make the task head, before any method has wrapped the model."""
 
+    def routes(self, module: nn.Module) -> bool:
+        """Whether `nll` can give the balance of a router."""
+        return False
+
     def blocks(self, module: nn.Module) -> list[tuple[str, nn.Module]]:
         """The trunk's blocks from input to output: see `trunk_blocks`."""
         return trunk_blocks(module)
 
     def save(self, model: Model, folder: Path) -> None:
         """Write weights (safetensors) and processor in the ecosystem's format."""
-        model.module.save_pretrained(folder)
+        with quiet():
+            model.module.save_pretrained(folder)
         model.processor.save_pretrained(folder)
 
 

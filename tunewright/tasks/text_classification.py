@@ -138,7 +138,7 @@ class TextClassification(Task):
         return Example(arrays, target, weight, record.source, len(arrays["input_ids"]))
 
     def target(self, label: Any) -> np.ndarray:
-        """A class index [1], a distribution or labels [C], or a value [1]; index 0 stands in where there is no label."""
+        """A class index [1], a distribution or labels [C], or a value [1]; index 0 where there is no label."""
         if self.kind == "regression":
             return np.array([float(label) if label is not None else 0.0], dtype=np.float32)
         if self.kind == "single_label" and not isinstance(label, dict):
@@ -215,7 +215,7 @@ class TextClassification(Task):
         return logits_BC.sigmoid() if self.kind == "multi_label" else logits_BC.softmax(-1)
 
     def classify(self, model: Model, texts: Sequence[str]) -> tuple[Predictions, list[str]]:
-        """Probabilities of each class (or a value) for each text, [N, C], and the names of texts that were cut to fit."""
+        """Probabilities of each class (or a value) for each text, [N, C]; and the texts that were cut to fit."""
         records = [Labelled(text, None, source=f"text {i + 1}") for i, text in enumerate(texts)]
         encoded = self.encode(model, records, DataConfig(train="-", overlength="truncate"))
         return self.predict(model, encoded.examples), encoded.overlength.truncated

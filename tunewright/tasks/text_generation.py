@@ -14,7 +14,8 @@ from tunewright.data.render import Renderer
 from tunewright.data.rendered import fit
 from tunewright.data.templates import ensure_chat_template
 from tunewright.errors import BaseModelError
-from tunewright.tasks._pretrained import load_config, load_tokenizer, load_weights, max_length, quiet, without_weights
+from tunewright.tasks._pretrained import load_config, load_tokenizer, load_weights, max_length, without_weights
+from tunewright.tasks._quiet import quiet
 from tunewright.tasks.base import Batch, Encoded, Likelihood, Model, Predictions, Task, in_batches
 
 if TYPE_CHECKING:
@@ -38,7 +39,8 @@ class TextGeneration(Task):
         if info["missing_keys"]:
             raise BaseModelError(
                 f"{base} lacks the weights {_some(info['missing_keys'])} that a language model needs: it is "
-                f"{' or '.join(config.architectures or ['something else'])}. For a classifier set task: text-classification."
+                f"{' or '.join(config.architectures or ['something else'])}. "
+                "For a classifier set task: text-classification."
             )
         tokenizer = load_tokenizer(base)
         return Model(module, tokenizer, self, base, chats=bool(tokenizer.chat_template))
@@ -119,6 +121,9 @@ class TextGeneration(Task):
         return Predictions(
             "likelihood", [e.source for e in examples], nll_N=nll_N, count_N=count_N, correct_N=correct_N
         )
+
+    def routes(self, module: nn.Module) -> bool:
+        return hasattr(module.config.get_text_config(), "num_experts_per_tok")
 
     def head(self, module: nn.Module) -> list[str]:
         output = module.get_output_embeddings()  # type: ignore[operator]
@@ -221,7 +226,8 @@ def router_balance(module: nn.Module, router_logits: Sequence[Tensor], batch: Ba
     share_N1 = (1.0 / row_N.bincount())[row_N][:, None]
     total = share_N1.new_zeros(())
     for logits in router_logits:
-        probability_NE = logits.float().reshape(*batch.mask.shape, -1)[batch.mask].softmax(-1)
+        logits_BTE = logits.float().reshape(len(batch.mask), -1, logits.shape[-1])[:, -batch.mask.shape[1] :]
+        probability_NE = logits_BTE[batch.mask].softmax(-1)
         chosen_NE = torch.zeros_like(probability_NE).scatter(-1, probability_NE.topk(top_k, -1).indices, 1.0)
         empty_BE = probability_NE.new_zeros(int(row_N.max()) + 1, probability_NE.shape[-1])
         f_BE = empty_BE.index_add(0, row_N, chosen_NE * share_N1)
