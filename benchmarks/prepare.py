@@ -1,4 +1,4 @@
-"""Makes what all systems share: the base model with its tokenizer, the rows to train and validate on, and their counts."""
+"""Makes what all systems share: the base model and its tokenizer, the rows, and their counts."""
 
 from __future__ import annotations
 

@@ -50,9 +50,13 @@ class Report:
     measured: list[Measured]
 
     @property
+    def flops(self) -> float:
+        return training_flops(self.facts, self.workload.rank)
+
+    @property
     def limit_seconds(self) -> float:
         """The least seconds that the rows could take: the model's operations at the measured matrix rate."""
-        return training_flops(self.facts, self.workload.rank) / median(self.flops_per_second)
+        return self.flops / median(self.flops_per_second)
 
     def systems(self) -> list[dict[str, Any]]:
         """A line a system, in the order of measuring. Seconds, tokens a second and bytes are medians of the rounds."""
@@ -81,7 +85,7 @@ class Report:
             "workload": asdict(self.workload),
             "facts": asdict(self.facts),
             "limit": {
-                "flops": training_flops(self.facts, self.workload.rank),
+                "flops": self.flops,
                 "flops_per_second": self.flops_per_second,
                 "seconds": self.limit_seconds,
                 "tokens_per_second": self.facts.tokens / self.limit_seconds,
@@ -119,8 +123,8 @@ class Report:
         facts, workload = self.facts, self.workload
         before = f" Validation loss before training: {facts.loss_before:.4f}." if facts.loss_before else ""
         return (
-            f"Work: {workload.about}. {facts.parameters / 1e6:.1f} M parameters; {facts.rows} rows of {facts.shortest} to "
-            f"{facts.longest} tokens, {facts.tokens:,} in all, each trained on once; batch {workload.batch}, AdamW, "
+            f"Work: {workload.about}. {facts.parameters / 1e6:.1f} M parameters; {facts.rows} rows of {facts.shortest} "
+            f"to {facts.longest} tokens, {facts.tokens:,} in all, each trained on once; batch {workload.batch}, AdamW, "
             f"constant learning rate {workload.learning_rate:g}, gradients clipped at 1.{before}"
         )
 
@@ -128,20 +132,20 @@ class Report:
         on_cpu = self.header["device"] == "cpu"
         return (
             f"Training s: {'CPU seconds' if on_cpu else 'seconds'} from the first forward pass to the end of the last "
-            "optimizer step, by one stopwatch for all; median of the rounds (least to most). Every system ran in turn, in "
-            "a fresh process with one thread. Process s: CPU seconds of that whole process, with imports, loading, "
-            "tokenizing and saving. Tokens/s: real tokens of the rows, without padding, over training s. Peak MB: of the "
-            f"whole process{'' if on_cpu else ', on the GPU'}. Validation loss: of the saved model on "
+            "optimizer step, by one stopwatch for all; median of the rounds (least to most). Every system ran in turn, "
+            "in a fresh process with one thread. Process s: CPU seconds of that whole process, with imports, loading, "
+            "tokenizing and saving. Tokens/s: real tokens of the rows, without padding, over training s. Peak MB: of "
+            f"the whole process{'' if on_cpu else ', on the GPU'}. Validation loss: of the saved model on "
             f"{self.workload.validation_rows} held-out rows, by one function for all."
         )
 
     def _about_limit(self) -> str:
-        limit, rate = self.limit_seconds, median(self.flops_per_second)
+        flops, limit, rate = self.flops, self.limit_seconds, median(self.flops_per_second)
         return (
-            f"Limit: {training_flops(self.facts, self.workload.rank) / 1e12:.2f} TFLOP of forward and backward (with LoRA, "
-            "a frozen weight 2 + 2 operations a position and an adapter's 6; in full, 6; attention at unmasked pairs; the "
-            f"head where there is a loss; no padding, nothing twice) at {rate / 1e9:.1f} GFLOP/s, the rate of the model's "
-            f"own matrix products in the same run: {limit:.1f} s, {self.facts.tokens / limit:.0f} tokens/s."
+            f"Limit: {flops / 1e12:.2f} TFLOP of forward and backward (with LoRA, a frozen weight 2 + 2 operations a "
+            "position and an adapter's 6; in full, 6; attention at unmasked pairs; the head where there is a loss; no "
+            f"padding, nothing twice) at {rate / 1e9:.1f} GFLOP/s, the rate of the model's own matrix products in the "
+            f"same run: {limit:.1f} s, {self.facts.tokens / limit:.0f} tokens/s."
         )
 
     def to_markdown(self) -> str:
@@ -178,9 +182,11 @@ class Report:
 
         table = Table(title=f"{self.workload.name}, {self.header['device']}")
         for i, column in enumerate(COLUMNS):
-            table.add_column(column, justify="right" if i else "left")
+            table.add_column(column, justify="right" if i else "left", min_width=0 if i else 16)
         for cells in self.cells():
             table.add_row(*cells)
-        Console().print(table)
+        console = Console()
+        console.width = max(console.width, 120)  # a log file has no width of its own
+        console.print(table)
         for sentence in self.about():
             print(sentence)

@@ -54,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     data = os.environ.get("TUNEWRIGHT_DATA", str(ROOT.parent / "shared" / "data"))
     add = parser.add_argument
     add("workload", choices=WORKLOADS)
-    add("--peers", default="trl,trainer", help="who else, by name and comma; '' for nobody (default: trl,trainer)")
+    add("--peers", default="trl,trainer", help="who else: trl, trl-packed, …; '' for nobody (default: trl,trainer)")
     add("--peers-only", action="store_true", help="leave Tunewright out")
     add("--rounds", type=int, default=3, help="turns of all systems (default: 3)")
     add("--steps", type=int, help="optimizer steps (default: the workload's own)")
@@ -68,11 +68,12 @@ def _parser() -> argparse.ArgumentParser:
 
 def choose(workload: Workload, peers: Sequence[str], own: bool = True) -> list[System]:
     """The systems that can do the workload. Ends the program where a peer is unknown or not installed."""
-    families = {system.family for system in SYSTEMS} - {OWN}
-    if unknown := sorted(set(peers) - families):
-        raise SystemExit(f"unknown peers: {', '.join(unknown)}. Known: {', '.join(sorted(families))}.")
-    wanted = {*peers, OWN} if own else set(peers)
-    systems = [s for s in SYSTEMS if s.family in wanted and workload.task in s.tasks]
+    others = [s for s in SYSTEMS if s.family != OWN]
+    if unknown := [name for name in peers if not any(s.answers_to(name) for s in others)]:
+        known = dict.fromkeys(name for s in others for name in (s.family, s.label))
+        raise SystemExit(f"unknown peers: {', '.join(unknown)}. Known: {', '.join(known)}.")
+    wanted = [OWN, *peers] if own else list(peers)
+    systems = [s for s in SYSTEMS if any(map(s.answers_to, wanted)) and workload.task in s.tasks]
     missing = sorted({package for s in systems for package in s.requires if _version(package) is None})
     if missing:
         raise SystemExit(f"not installed: {', '.join(missing)}. Run: pip install 'tunewright[bench]'")
@@ -106,7 +107,7 @@ def take_turns(job: Job, systems: Sequence[System], rounds: int) -> tuple[list[f
 
 def measure(job: Job, system: System) -> dict[str, Any]:
     """Train once and validate what was saved. Ends the program where a system took other steps than it was told."""
-    job = replace(job, out=job.work / "runs" / system.label.replace(" ", "-"), options=dict(system.options))
+    job = replace(job, out=job.work / "runs" / system.label, options=dict(system.options))
     found = in_fresh_process("train", job, system.module)
     if found["steps"] != job.workload.steps and not system.packs:
         raise SystemExit(f"{system.label} took {found['steps']} steps instead of {job.workload.steps}.")

