@@ -57,7 +57,11 @@ SYSTEMS = (
         note="SFTTrainer with its defaults: random order, activations recomputed in the backward pass",
     ),
     System(
-        "trl", "grouped", ("trl", "peft", "accelerate"), (TEXT,), {**GROUPED, "gradient_checkpointing": False},
+        "trl", "grouped", ("trl", "peft", "accelerate"), (TEXT,), GROUPED,
+        note="SFTTrainer, rows of similar length together, else its defaults",
+    ),
+    System(
+        "trl", "tuned", ("trl", "peft", "accelerate"), (TEXT,), {**GROUPED, "gradient_checkpointing": False},
         note="SFTTrainer, rows of similar length together, nothing recomputed",
     ),
     System(
