@@ -100,7 +100,7 @@ def test_unknown_and_missing_peers_are_named(monkeypatch: pytest.MonkeyPatch) ->
     ("names", "chosen"),
     [
         (["trl-packed", "trainer"], ["trl-packed", "trainer-default", "trainer-grouped"]),
-        (["trl"], ["trl-default", "trl-grouped", "trl-packed"]),
+        (["trl"], ["trl-default", "trl-grouped", "trl-tuned", "trl-packed"]),
     ],
 )
 def test_a_peer_is_named_with_or_without_its_setting(
