@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +48,9 @@ def run_command(*arguments: Any, input: str | None = None) -> Result:
 def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of small files of rows."""
     folder = tmp_path_factory.mktemp("rows")
-    for name, values in {"tickets": TICKETS, "talk": TALK, "facts": FACTS}.items():
-        write_jsonl(folder / f"{name}.jsonl", values)
+    write_jsonl(folder / "tickets.jsonl", TICKETS)
+    write_jsonl(folder / "talk.jsonl", TALK)
+    write_jsonl(folder / "facts.jsonl", FACTS)
     return folder
 
 
@@ -89,6 +90,6 @@ def trained(folder: Path, base: str, data: Path, *more: str) -> Path:
     return folder
 
 
-def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
+def write_jsonl(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
@@ -21,7 +22,7 @@ def test_tasks(invoke: Invoke) -> None:
 
 
 @pytest.mark.parametrize(("command", "classes"), [("methods", METHODS), ("objectives", OBJECTIVES)])
-def test_options_are_the_fields(invoke: Invoke, command: str, classes: dict[str, type]) -> None:
+def test_options_are_the_fields(invoke: Invoke, command: str, classes: dict[str, Any]) -> None:
     listed = invoke(command).stdout
     document = json.loads(invoke(command, "--json").stdout)[command]
     for name, each in classes.items():
@@ -57,4 +58,6 @@ def test_types_in_words(field: dict[str, object], words: str) -> None:
 def test_schema_is_the_recipes(invoke: Invoke) -> None:
     plain = json.loads(invoke("schema").stdout)
     assert plain == json.loads(invoke("schema", "--json").stdout)
-    assert {"base", "task", "data", "method", "objective", "training", "evaluation", "output"} == set(plain["properties"])
+    assert {"base", "task", "data", "method", "objective", "training", "evaluation", "output"} == set(
+        plain["properties"]
+    )

@@ -15,7 +15,12 @@ STARTED = {
     "task": "text-classification",
     "method": {"type": "lora"},
     "base": "some/base",
-    "parameters": {"trained": 1_000, "total": 100_000, "share": 0.01, "names": [f"part.{i}: 2 × 3×4" for i in range(14)]},
+    "parameters": {
+        "trained": 1_000,
+        "total": 100_000,
+        "share": 0.01,
+        "names": [f"part.{i}: 2 × 3×4" for i in range(14)],
+    },
     "data": {"train": {"rows": 1_200}, "validation": {"rows": 100}},
     "notices": ["A new head."],
 }

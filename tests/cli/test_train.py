@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +50,13 @@ def test_train_as_json_is_one_object(invoke: Invoke, encoder: str, rows: Path) -
 def test_a_recipe_with_keys_on_top(invoke: Invoke, encoder: str, rows: Path) -> None:
     document = {"base": "elsewhere", "data": str(rows / "tickets.jsonl"), "method": {"type": "lora", "rank": 2}}
     Path("recipe.yaml").write_text(yaml.safe_dump(document))
-    done = invoke("train", "recipe.yaml", "training.max_steps=1", "--base", encoder, "--output", "out", "--method", "lora")
+    done = invoke(
+        "train", "recipe.yaml", "training.max_steps=1", "--base", encoder, "--output", "out", "--method", "lora"
+    )
     recipe = open_run("out").recipe
     assert done.exit_code == 0
-    assert (recipe.base, recipe.training.max_steps, recipe.method.rank) == (encoder, 1, 2)  # type: ignore[union-attr]
+    assert (recipe.base, recipe.training.max_steps) == (encoder, 1)
+    assert recipe.method.model_dump()["rank"] == 2
 
 
 def test_another_method_drops_the_options_of_the_first() -> None:
@@ -91,7 +93,7 @@ def test_faults_are_named_and_exit_with_2(invoke: Invoke, arguments: list[str], 
     plain, as_json = invoke("train", *arguments), invoke("train", *arguments, "--json")
     assert (plain.exit_code, plain.stdout) == (2, "") and words in plain.stderr and "Traceback" not in plain.stderr
     assert as_json.exit_code == 2 and words in json.loads(as_json.stdout)["error"]["message"]
-    assert not Path("runs").exists()
+    assert not list(Path().glob("runs/*"))
 
 
 def test_a_used_folder_is_refused_with_how_to_go_on(invoke: Invoke, encoder: str, rows: Path, classifier: Path) -> None:
@@ -147,7 +149,11 @@ def test_an_interruption_says_how_to_continue(
     monkeypatch.setattr(api, "train", interrupted)
     arguments = ["train", "--base", "b", "--data", "d", "--output", "out"]
     plain, as_json = invoke(*arguments), invoke(*arguments, "--json")
-    words = "at step 7; a checkpoint is written. To continue: tunewright resume out" if checkpoint else "nothing to continue"
+    words = (
+        "at step 7; a checkpoint is written. To continue: tunewright resume out"
+        if checkpoint
+        else "nothing to continue"
+    )
     assert plain.exit_code == 130 and words in plain.stderr and "Traceback" not in plain.stderr
     error = json.loads(as_json.stdout)["error"]
     assert as_json.exit_code == 130 and (error["type"], error["run"]) == ("Interrupted", "out")
@@ -169,5 +175,3 @@ def test_ctrl_c_writes_a_checkpoint_to_continue_from(invoke: Invoke, encoder: st
     assert process.returncode == 130 and "tunewright resume out" in error["message"]
     assert open_run("out").info["status"] == "stopped"
     assert json.loads(invoke("resume", "out", "--json").stdout)["steps"] == 300
-
-

@@ -1,0 +1,62 @@
+"""`runs` and `show`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tests.cli.conftest import Invoke
+
+
+def test_runs_lists_what_there_is(invoke: Invoke, classifier: Path) -> None:
+    plain, document = invoke("runs", classifier.parent), json.loads(invoke("runs", classifier.parent, "--json").stdout)
+    (run,) = document["runs"]
+    assert plain.exit_code == 0
+    assert (run["run"], run["status"], run["method"]) == (str(classifier), "finished", "lora")
+    assert all(
+        words in plain.stdout for words in ("classifier", "finished", "lora", run["result"].replace("\u00a0", " "))
+    )
+    assert all(len(line) <= 80 for line in plain.stdout.splitlines())
+
+
+def test_no_runs_is_no_error(invoke: Invoke) -> None:
+    assert invoke("runs").stdout == "There are no runs in runs.\n"
+    assert json.loads(invoke("runs", "elsewhere", "--json").stdout) == {"runs": []}
+
+
+def test_a_run_that_was_killed_is_not_called_running(invoke: Invoke) -> None:
+    folder = Path("runs/killed")
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text(json.dumps({"status": "running", "method": {"type": "lora"}}))
+    assert json.loads(invoke("runs", "--json").stdout)["runs"][0]["status"] == "killed"
+
+
+def test_show(invoke: Invoke, classifier: Path) -> None:
+    plain, document = invoke("show", classifier), json.loads(invoke("show", classifier, "--json").stdout)
+    info = json.loads((classifier / "run.json").read_text())
+    assert document == {"run": str(classifier), "report": str(classifier / "report.html"), "info": info}
+    for words in (
+        "lora (rank 16",
+        "Trains ",
+        "train: 12 rows",
+        "finished: ",
+        "2 steps",
+        "Kept: ",
+        "Accuracy",
+        "report.html",
+    ):
+        assert words in plain.stdout
+
+
+def test_show_of_a_run_that_failed_early(invoke: Invoke, classifier: Path) -> None:
+    info = json.loads((classifier / "run.json").read_text())
+    kept = {key: value for key, value in info.items() if key not in ("evaluation", "timings", "steps", "weights")}
+    Path("failed").mkdir()
+    Path("failed/run.json").write_text(json.dumps({**kept, "status": "failed", "error": "The disk is full."}))
+    done = invoke("show", "failed")
+    assert done.exit_code == 0 and "failed: " in done.stdout and "Error: The disk is full." in done.stdout
+
+
+def test_show_needs_a_run(invoke: Invoke) -> None:
+    done = invoke("show", "nowhere")
+    assert done.exit_code == 2 and "nowhere is no run" in done.stderr

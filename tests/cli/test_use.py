@@ -1,0 +1,195 @@
+"""`predict`, `chat`, `evaluate` and `export`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cli.conftest import Invoke, write_jsonl
+from tunewright import api
+from tunewright.cli import _chat
+from tunewright.errors import BaseModelError
+
+TEXTS = ["the bill is wrong", "add a dark mode"]
+
+
+@pytest.fixture
+def predicted(invoke: Invoke, classifier: Path) -> Any:
+    """The texts that `predict --json` answered."""
+
+    def texts(*arguments: Any, input: str | None = None) -> list[str]:
+        done = invoke("predict", classifier, *arguments, "--json", input=input)
+        assert done.exit_code == 0, done.output
+        return [answer["text"] for answer in json.loads(done.stdout)["predictions"]]
+
+    return texts
+
+
+def test_predict_shows_label_and_probability(invoke: Invoke, classifier: Path) -> None:
+    long = "it would be nice to have a mode, please, " * 5
+    plain = invoke("predict", classifier, TEXTS[0], long)
+    answers = json.loads(invoke("predict", classifier, TEXTS[0], long, "--json").stdout)["predictions"]
+    lines = plain.stdout.splitlines()
+    assert plain.exit_code == 0 and all(len(line) <= 80 for line in lines)
+    for line, answer in zip(lines[2:], answers, strict=True):
+        assert answer["label"] in line and f"{100 * max(answer['probabilities'].values()):.1f} %" in line
+    assert TEXTS[0] in lines[2] and "…" in lines[3]
+
+
+def test_predict_from_files_and_stdin(predicted: Any) -> None:
+    Path("a.txt").write_text("\ufeffthe bill is wrong\r\n\n  \nadd a dark mode\n", encoding="utf-8")
+    Path("a.csv").write_text('text,other\n"the bill is wrong",1\nadd a dark mode,2\n', encoding="utf-8")
+    write_jsonl(Path("a.jsonl"), [{"review": text} for text in TEXTS])
+    assert predicted("--file", "a.txt") == TEXTS
+    assert predicted("--file", "a.csv") == TEXTS
+    assert predicted("--file", "a.jsonl", "--column", "review") == TEXTS
+    assert predicted("--file", "-", input="\n".join(TEXTS)) == TEXTS
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "There is nothing to predict"),
+        (["text", "--file", "a.txt"], "not both"),
+        (["--file", "missing.txt"], "There is no file missing.txt"),
+        (["--file", "empty.txt"], "holds no texts"),
+        (["--file", "latin.txt"], "cannot be read as UTF-8"),
+        (["--file", "a.jsonl"], "a.jsonl:1: no text in column 'text'; columns are review"),
+        (["--file", "a.xyz"], "unknown kind"),
+        (["text", "--device", "nonsense"], "nonsense is no device"),
+    ],
+)
+def test_what_cannot_be_predicted(invoke: Invoke, classifier: Path, arguments: list[str], words: str) -> None:
+    Path("empty.txt").write_text("\n\n")
+    Path("latin.txt").write_bytes("caf\xe9".encode("latin-1"))
+    Path("a.xyz").write_text("x")
+    write_jsonl(Path("a.jsonl"), [{"review": "good"}])
+    done = invoke("predict", classifier, *arguments)
+    assert done.exit_code == 2 and words in done.stderr and "Traceback" not in done.stderr
+
+
+def test_predict_needs_a_classifier(invoke: Invoke, talker: Path) -> None:
+    done = invoke("predict", talker, "text")
+    assert done.exit_code == 2 and "tunewright chat" in done.stderr
+    assert invoke("predict", "./nowhere", "text").exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("answer", "shown"),
+    [
+        ({"labels": ["a", "b"], "probabilities": {"a": 0.9, "b": 0.6, "c": 0.1}}, ["a, b", "90.0 %, 60.0 %"]),
+        ({"labels": [], "probabilities": {"a": 0.1}}, ["(none)"]),
+        ({"value": 3.14159}, ["Value", "3.142"]),
+        ({"label": "a", "probabilities": {"a": 1.0}, "truncated": True}, ["100.0 %", "1 of 1 texts are longer"]),
+    ],
+)
+def test_every_kind_of_answer(
+    invoke: Invoke, monkeypatch: pytest.MonkeyPatch, answer: dict[str, Any], shown: list[str]
+) -> None:
+    monkeypatch.setattr(api, "predict", lambda where, texts, device: [{"text": "t", **answer}])
+    found = invoke("predict", "run", "t").output
+    assert all(words in found for words in shown)
+
+
+def test_evaluate(invoke: Invoke, classifier: Path, rows: Path) -> None:
+    arguments = ["evaluate", classifier, "--data", rows / "tickets.jsonl", "--samples", 2]
+    plain, document = invoke(*arguments), json.loads(invoke(*arguments, "--json").stdout)
+    assert plain.exit_code == 0 and "Accuracy" in plain.stdout and "95 % intervals" in plain.stdout
+    assert document["rows"] == 16 and len(document["samples"]) == 2
+    accuracy = document["scores"]["metrics"]["accuracy"]
+    assert f"{100 * accuracy['value']:.1f}\u00a0% [{100 * accuracy['low']:.1f}–" in plain.stdout
+
+
+def test_evaluate_with_other_columns_and_a_pattern(
+    invoke: Invoke, classifier: Path, completer: Path, rows: Path
+) -> None:
+    renamed = write_jsonl(Path("r.jsonl"), [{"review": "the bill is wrong", "stars": "billing"}])
+    together = invoke("evaluate", classifier, "--data", renamed, "--columns", "text=review,label=stars")
+    apart = invoke("evaluate", classifier, "--data", renamed, "--columns", "text=review", "--columns", "label=stars")
+    assert together.exit_code == apart.exit_code == 0 and together.stdout == apart.stdout
+    keys = ["--pattern", r"(\d+)", "--max-new-tokens", 2, "--json"]
+    scores = json.loads(invoke("evaluate", completer, "--data", rows / "facts.jsonl", *keys).stdout)["scores"]
+    assert "pattern_match" in scores["metrics"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--data", "missing.jsonl"], "missing.jsonl does not exist"),
+        (["--data", "{rows}/talk.jsonl"], "this model needs classification rows"),
+        (["--data", "{rows}/tickets.jsonl", "--columns", "text"], "'text' is no NAME=COLUMN"),
+        ([], "Missing option '--data'"),
+    ],
+)
+def test_what_cannot_be_evaluated(
+    invoke: Invoke, classifier: Path, rows: Path, arguments: list[str], words: str
+) -> None:
+    done = invoke("evaluate", classifier, *(argument.format(rows=rows) for argument in arguments))
+    assert done.exit_code == 2 and words in done.stderr and "Traceback" not in done.stderr
+
+
+def test_export_merged_answers_alike(invoke: Invoke, classifier: Path) -> None:
+    assert invoke("export", classifier, "--to", "merged", "whole").stdout == "Written to whole\n"
+    document = json.loads(invoke("export", classifier, "again", "--to", "merged", "--json").stdout)
+    assert document == {"target": "merged", "folder": "again"}
+    answers = [json.loads(invoke("predict", where, *TEXTS, "--json").stdout) for where in (classifier, "whole")]
+    for one, other in zip(answers[0]["predictions"], answers[1]["predictions"], strict=True):
+        assert one["probabilities"] == pytest.approx(other["probabilities"], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["out", "--to", "gguff"], "gguff is no export target"),
+        (["used", "--to", "merged"], "used is not empty"),
+        (["out"], "Missing option '--to'"),
+    ],
+)
+def test_what_cannot_be_exported(invoke: Invoke, classifier: Path, arguments: list[str], words: str) -> None:
+    Path("used").mkdir()
+    Path("used/file").touch()
+    done = invoke("export", classifier, *arguments)
+    assert done.exit_code == 2 and words in done.stderr and not Path("out").exists()
+
+
+def test_chat_answers_once(invoke: Invoke, talker: Path) -> None:
+    arguments = ["chat", talker, "Which of 3?", "--max-new-tokens", 5]
+    plain, document = invoke(*arguments), json.loads(invoke(*arguments, "--json").stdout)
+    assert plain.exit_code == 0 and plain.stdout.strip() == document["answer"].strip()
+    assert document["prompt"] == "Which of 3?"
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What the model was asked, in order; it answers "Yes." to all but "too long"."""
+    questions: list[Any] = []
+
+    def answer(model: Any, prompt: Any, **_: Any) -> str:
+        questions.append(prompt)
+        if "too long" in str(prompt):
+            raise BaseModelError("There is no room.")
+        return "Yes."
+
+    monkeypatch.setattr(_chat.tw, "chat", answer, raising=False)
+    return questions
+
+
+def test_a_conversation_is_kept_until_reset(invoke: Invoke, talker: Path, asked: list[Any]) -> None:
+    done = invoke("chat", talker, input="One?\n\ntoo long\nTwo?\n/reset\nThree?\n")
+    said = [[message["content"] for message in question] for question in asked]
+    assert said == [["One?"], ["One?", "Yes.", "too long"], ["One?", "Yes.", "Two?"], ["Three?"]]
+    assert done.exit_code == 0 and "There is no room. /reset begins a new conversation." in done.stderr
+
+
+def test_a_completer_is_given_the_raw_text(invoke: Invoke, completer: Path, asked: list[Any]) -> None:
+    done = invoke("chat", completer, input="After 1 comes\nAfter 2 comes\n")
+    assert asked == ["After 1 comes", "After 2 comes"] and "continued as it stands" in done.stderr
+
+
+def test_chat_needs_a_language_model_and_a_question(invoke: Invoke, classifier: Path, talker: Path) -> None:
+    assert "tunewright predict" in invoke("chat", classifier, "Hello").stderr
+    done = invoke("chat", talker, "--json")
+    assert done.exit_code == 2 and "give it as PROMPT" in json.loads(done.stdout)["error"]["message"]
