@@ -136,6 +136,8 @@ def prepare(recipe: Recipe, start: Path, rank: int = 0) -> Prepared:
     total = parameter_count(model.module)
     recipe.method.attach(model, training.seed)
     decided = decide(training, recipe.method, model, len(encoded["train"].examples), bool(rows.validation))
+    if rows.validation and not rows.tests:
+        notices.append("There is no test set: figures are on the validation rows, which also choose the weights.")
     recipe = recipe.model_copy(
         update={
             "task": task.name,
