@@ -16,13 +16,13 @@ from tunewright.prepare import Prepared, prepare
 from tunewright.recipe import make_recipe
 
 ALL = 10**6  # positions: everything in one forward pass
-NO_START = Path("/nonexistent/start")  # a run from a plain base writes no start
+NOWHERE = Path("/nonexistent")  # a run from a plain base writes no start
 
 
-def prepared(base: str, rows: Sequence[Mapping[str, Any]], **recipe: Any) -> Prepared:
-    """A recipe on rows without validation, ready to run."""
+def prepared(base: str, rows: Sequence[Mapping[str, Any]], *, start: Path = NOWHERE, **recipe: Any) -> Prepared:
+    """A recipe on rows without validation, ready to run; `start` takes the merged start of a run that goes on."""
     data = {"train": list(rows), "validation": 0, **recipe.pop("data", {})}
-    return prepare(make_recipe({"base": base, "data": data, **recipe}), NO_START)
+    return prepare(make_recipe({"base": base, "data": data, **recipe}), start)
 
 
 def job_of(ready: Prepared, **training: Any) -> Job:
@@ -30,7 +30,7 @@ def job_of(ready: Prepared, **training: Any) -> Job:
     config = recipe.training.model_copy(update=training)
     return Job(
         ready.model, recipe.method, recipe.objective, config, ready.examples("train"), ready.examples("validation"),
-        Path("/nonexistent"), ready.device, ready.precision,
+        NOWHERE, ready.device, ready.precision,
     )  # fmt: skip
 
 

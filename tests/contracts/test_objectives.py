@@ -33,7 +33,9 @@ def weighted_rows() -> list[dict[str, Any]]:
 
 
 def soft() -> list[dict[str, Any]]:
-    return [{**row, "label": {"a": 0.7, "b": 0.3} if i % 2 else {"a": 0.1, "b": 0.9}} for i, row in enumerate(labelled())]
+    return [
+        {**row, "label": {"a": 0.7, "b": 0.3} if i % 2 else {"a": 0.1, "b": 0.9}} for i, row in enumerate(labelled())
+    ]
 
 
 def several() -> list[dict[str, Any]]:
@@ -126,7 +128,8 @@ def test_logits_at_weighted_positions_are_those_of_all_positions(kind: str, tiny
     torch.testing.assert_close(fast_BT, slow_BT, rtol=2e-6, atol=2e-6)
     parameters = list(module.parameters())
     fast, slow = (
-        torch.autograd.grad((nll_BT * batch.weight).sum(), parameters, allow_unused=True) for nll_BT in (fast_BT, slow_BT)
+        torch.autograd.grad((nll_BT * batch.weight).sum(), parameters, allow_unused=True)
+        for nll_BT in (fast_BT, slow_BT)
     )
     for a, b in zip(fast, slow, strict=True):
         assert (a is None) == (b is None)

@@ -96,10 +96,20 @@ def merge_adapter(model: Model) -> None:
     """Fold a PEFT adapter into the weights, in place; PEFT wrappers are gone afterwards."""
     if not hasattr(model.module, "merge_and_unload"):
         raise MethodError("This kind of adapter (prompt or prefix) cannot be merged into the weights.")
+    _unwrap_along(model.module)
     try:
         model.module = model.module.merge_and_unload()
     except (AttributeError, ValueError, NotImplementedError) as error:
         raise MethodError(f"This kind of adapter cannot be merged into the weights: {error}") from error
+
+
+def _unwrap_along(module: nn.Module) -> None:
+    """Put modules that trained along into their places: PEFT itself only does that where they have a `weight`."""
+    from peft.utils import ModulesToSaveWrapper
+
+    wrapped = [(name, m) for name, m in module.named_modules() if isinstance(m, ModulesToSaveWrapper)]
+    for name, wrapper in wrapped:
+        module.set_submodule(name, wrapper.modules_to_save[wrapper.active_adapters[0]])
 
 
 def linear_layers(module: nn.Module) -> list[str]:
