@@ -70,8 +70,9 @@ def load_start(base: str, task: Task, method: Method, folder: Path, seed: int = 
 
 
 def weights_folder(where: str | Path) -> Path:
-    """Where the weights lie: a run's `model/`, or the folder itself. A hub name comes back as it is."""
+    """Where the weights lie: a run's `model/`, or the folder itself, absolute. A hub name comes back as it is."""
     folder = Path(where).expanduser()
+    folder = folder.absolute() if folder.exists() else folder
     if (folder / "run.json").is_file():
         if not (folder / "model").is_dir():
             status = json.loads((folder / "run.json").read_text(encoding="utf-8")).get("status", "unknown")
@@ -115,6 +116,7 @@ def _load_adapter(folder: Path) -> Model:
         attach_folder(model, folder)
     else:
         card.make_method().restore(model, folder)
+    model.notices.clear()  # the head that was new on the base has just been restored
     return model
 
 
