@@ -73,7 +73,7 @@ def test_what_nobody_expected_exits_with_1_and_shows_where(
 def test_an_interrupted_command_exits_with_130(invoke: Invoke, broken: Callable[[BaseException], None]) -> None:
     broken(KeyboardInterrupt())
     done = invoke("predict", "run", "text")
-    assert done.exit_code == 130 and done.stderr == "Error: Interrupted.\n"
+    assert done.exit_code == 130 and done.stderr == "Interrupted.\n"
 
 
 def test_what_libraries_print_stays_out_of_the_json(invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:

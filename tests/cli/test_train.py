@@ -161,17 +161,17 @@ def test_an_interruption_says_how_to_continue(
 
 def test_ctrl_c_writes_a_checkpoint_to_continue_from(invoke: Invoke, encoder: str, rows: Path) -> None:
     """With a real signal, in a process of its own."""
-    keys = ["training.max_steps=300", "training.evaluate_every=300", "evaluation.before=false", "--output", "out"]
+    keys = ["training.max_steps=120", "training.evaluate_every=120", "evaluation.before=false", "--output", "out"]
     command = [sys.executable, "-c", "from tunewright.cli import main; main()", "train", "--json", "--base", encoder]
     process = subprocess.Popen(
         [*command, "--data", str(rows / "tickets.jsonl"), *keys],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ,
     )  # fmt: skip
     assert process.stderr is not None
-    assert any(line.startswith("Step 1/300") for line in process.stderr)
+    assert any(line.startswith("Step 1/120") for line in process.stderr)
     process.send_signal(signal.SIGINT)
     stdout, _ = process.communicate(timeout=60)
     error = json.loads(stdout)["error"]
     assert process.returncode == 130 and "tunewright resume out" in error["message"]
     assert open_run("out").info["status"] == "stopped"
-    assert json.loads(invoke("resume", "out", "--json").stdout)["steps"] == 300
+    assert json.loads(invoke("resume", "out", "--json").stdout)["steps"] == 120

@@ -98,7 +98,7 @@ def test_evaluate(invoke: Invoke, classifier: Path, rows: Path) -> None:
     arguments = ["evaluate", classifier, "--data", rows / "tickets.jsonl", "--samples", 2]
     plain, document = invoke(*arguments), json.loads(invoke(*arguments, "--json").stdout)
     assert plain.exit_code == 0 and "Accuracy" in plain.stdout and "95 % intervals" in plain.stdout
-    assert document["rows"] == 16 and len(document["samples"]) == 2
+    assert document["rows"] == 16 and len(document["samples"]) == 2 and document["notices"] == []
     accuracy = document["scores"]["metrics"]["accuracy"]
     assert f"{100 * accuracy['value']:.1f}\u00a0% [{100 * accuracy['low']:.1f}–" in plain.stdout
 

@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from tunewright import __version__
-from tunewright.cli._console import complain, write_json
+from tunewright.cli._console import complain, say, write_json
 from tunewright.errors import TunewrightError
 
 UNEXPECTED, MENDABLE, INTERRUPTED = 1, 2, 130
@@ -74,6 +74,8 @@ class Commands(TyperGroup):
         found = {"type": type(error).__name__, "message": str(error), **given}
         if self.as_json:
             write_json({"error": found})
+        elif code == INTERRUPTED:
+            say(found["message"])
         else:
             complain(found["message"])
         raise typer.Exit(code)
