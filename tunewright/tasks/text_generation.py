@@ -123,7 +123,7 @@ class TextGeneration(Task):
         )
 
     def routes(self, module: nn.Module) -> bool:
-        return hasattr(module.config.get_text_config(), "num_experts_per_tok")
+        return hasattr(module.config.get_text_config(), "num_experts_per_tok")  # type: ignore[union-attr, operator]
 
     def head(self, module: nn.Module) -> list[str]:
         output = module.get_output_embeddings()  # type: ignore[operator]
