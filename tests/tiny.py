@@ -47,7 +47,7 @@ DECODERS: dict[str, tuple[str, Callable[..., Any]]] = {
     "phi3": ("mistral", lambda **o: hf.Phi3Config(**GROUPED, **o)),
 }  # fmt: skip
 ENCODERS: dict[str, Callable[..., Any]] = {
-    "bert": lambda **o: hf.BertConfig(**SIZES, **NO_DROPOUT, **o),
+    "bert": lambda **o: hf.BertConfig(**{**SIZES, **NO_DROPOUT, **o}),
     "distilbert": lambda **o: hf.DistilBertConfig(
         dim=32, hidden_dim=48, n_layers=3, n_heads=4, max_position_embeddings=256, initializer_range=0.15,
         dropout=0.0, attention_dropout=0.0, seq_classif_dropout=0.0, **o,
@@ -113,9 +113,7 @@ def words(number: int, count: int) -> str:
 
 def completions(count: int = 12) -> list[dict[str, Any]]:
     """Prompts with answers of very unequal lengths."""
-    return [
-        {"prompt": words(i, 2 + i % 5) + " ", "completion": words(i + 3, 1 + (i * 5) % 13)} for i in range(count)
-    ]
+    return [{"prompt": words(i, 2 + i % 5) + " ", "completion": words(i + 3, 1 + (i * 5) % 13)} for i in range(count)]
 
 
 def chats(count: int = 12) -> list[dict[str, Any]]:

@@ -9,7 +9,11 @@ import pytest
 from tunewright.engine.track import tracker
 from tunewright.errors import MissingExtra
 
-WRITTEN = {"tensorboard": "tensorboard/events.*", "wandb": "wandb/offline-run-*/*.wandb", "mlflow": "mlruns/**/metrics/loss"}
+WRITTEN = {
+    "tensorboard": "tensorboard/events.*",
+    "wandb": "wandb/offline-run-*/*.wandb",
+    "mlflow": "mlruns/**/metrics/loss",
+}
 
 
 @pytest.mark.parametrize("name", WRITTEN)

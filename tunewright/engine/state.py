@@ -86,10 +86,10 @@ class TrainState:
         values: dict[str, dict[str, Any]] = {name: dict(found) for name, found in numbers["optimizer"].items()}
         for key, tensor in tensors.items():
             if key.startswith("optimizer/"):
-                name, field = key.removeprefix("optimizer/").rsplit("/", 1)
+                name, field = key.removeprefix("optimizer/").split("/", 1)
                 values.setdefault(name, {})[field] = tensor
         fresh = self.optimizer.state_dict()
-        numbered = {i: values[name] for i, name in enumerate(self._optimizer_names()) if name in values}
+        numbered = {i: _nested(values[name]) for i, name in enumerate(self._optimizer_names()) if name in values}
         self.optimizer.load_state_dict({**fresh, "state": numbered})
         self.scaler.load_state_dict(numbers["scaler"])
         self.step, self.best, self.stale = numbers["step"], numbers["best"], numbers["stale"]
@@ -106,10 +106,32 @@ class TrainState:
         return [names[id(p)] for group in self.optimizer.param_groups for p in group["params"]]
 
     def _optimizer_state(self) -> dict[str, dict[str, Any]]:
-        return {self._optimizer_names()[i]: s for i, s in self.optimizer.state_dict()["state"].items()}
+        names = self._optimizer_names()
+        return {names[i]: dict(_flat(state)) for i, state in self.optimizer.state_dict()["state"].items()}
 
 
 MOVING = ("running_mean", "running_var", "num_batches_tracked")
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Mappings within mappings (bitsandbytes keeps its state so) as one, with keys joined by slashes."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}/")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """What `_flat` was made of."""
+    nested: dict[str, Any] = {}
+    for path, value in flat.items():
+        *parents, key = path.split("/")
+        place = nested
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        place[key] = value
+    return nested
 
 
 def _is_tensor(value: Any) -> bool:

@@ -1,0 +1,196 @@
+"""A run that was interrupted ends, bit for bit, as it would have without."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tunewright as tw
+from tests.runs import left_behind, recipe, stop_at
+from tunewright.engine import checkpoint
+from tunewright.errors import CheckpointError, DataError, Interrupted
+
+BERT = {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.1}
+ENCODER: dict[str, Any] = {"task": "text-classification"}
+CASES: dict[str, dict[str, Any]] = {
+    "lora": {},
+    "lora with dropout": {"method": {"type": "lora", "rank": 4, "dropout": 0.3}},
+    "pissa": {"method": {"type": "lora", "rank": 4, "init": "pissa"}},
+    "full": {"method": "full", **ENCODER},
+    "freeze": {"method": {"type": "freeze", "last": 2}, **ENCODER},
+    "head": {"method": "head", **ENCODER},
+    "adapter": {"method": {"type": "adapter", "width": 4}, **ENCODER},
+    "prompt": {"method": {"type": "peft", "config": {"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 3}}},
+    "new tokens": {"data": {"special_tokens": ["<a>"]}},
+    "accumulation": {"training": {"micro_batch_tokens": 16}},
+    "packing": {"training": {"packing": True}},
+    "average": {"training": {"ema": 0.9}},
+    "patience": {"training": {"patience": 2, "evaluate_every": 1, "epochs": 5, "learning_rate": 0.1}},
+    "last": {"training": {"keep": "last", "evaluate_every": 3}},
+    "adafactor": {"training": {"optimizer": "adafactor"}},
+    "8 bits": {"training": {"optimizer": "adamw8bit"}, "method": "full"},
+    "activation checkpointing": {"training": {"activation_checkpointing": True}, "method": "full"},
+    "bf16": {"training": {"precision": "bf16"}},
+}
+
+
+class Cut(Exception):
+    """The interruption."""
+
+
+def cut() -> None:
+    raise Cut
+
+
+@pytest.fixture
+def base(tiny_base: Any) -> Any:
+    def choose(changes: dict[str, Any]) -> str:
+        return tiny_base("bert", **BERT) if "task" in changes else tiny_base("llama", attention_dropout=0.1)
+
+    return choose
+
+
+@pytest.mark.parametrize("changes", CASES.values(), ids=CASES)
+def test_an_interrupted_run_ends_as_if_it_had_not_been(changes: dict[str, Any], base: Any, tmp_path: Path) -> None:
+    if changes.get("training", {}).get("optimizer") == "adamw8bit":
+        pytest.importorskip("bitsandbytes")
+    changes = {**changes, "training": {"checkpoint_every": 2, **changes.get("training", {})}}
+    whole = tw.train(recipe(base(changes), tmp_path / "whole", **changes))
+    with pytest.raises(Cut):
+        tw.train(recipe(base(changes), tmp_path / "cut", **changes), watchers=[stop_at(4, cut)])
+    run = tw.resume(tmp_path / "cut")
+    assert left_behind(run.folder) == left_behind(whole.folder)
+    assert run.info["best"] == whole.info["best"]
+    assert run.info["weights"] == whole.info["weights"]
+    assert run.info["status"] == "finished"
+
+
+@pytest.mark.parametrize("step", [1, 3, 8])
+def test_sigterm_ends_the_step_and_saves(step: int, base: Any, tmp_path: Path) -> None:
+    whole = tw.train(recipe(base({}), tmp_path / "whole"))
+    with pytest.raises(Interrupted):
+        tw.train(
+            recipe(base({}), tmp_path / "cut"), watchers=[stop_at(step, lambda: os.kill(os.getpid(), signal.SIGTERM))]
+        )
+    assert tw.open_run(tmp_path / "cut").info["status"] == "stopped"
+    assert checkpoint.steps(tmp_path / "cut" / "checkpoints")[-1] == step
+    assert left_behind(tw.resume(tmp_path / "cut").folder) == left_behind(whole.folder)
+
+
+def test_a_second_signal_ends_at_once(base: Any, tmp_path: Path) -> None:
+    def twice() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt) as raised:
+        tw.train(recipe(base({}), tmp_path / "cut"), watchers=[stop_at(3, twice)])
+    assert not isinstance(raised.value, Interrupted)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+KILLED = """
+import os, sys
+import tunewright as tw
+from tests.runs import stop_at
+tw.train(tw.read_recipe(sys.argv[1]), watchers=[stop_at(6, lambda: os.kill(os.getpid(), 9))])
+"""
+
+
+def test_kill_9(base: Any, tmp_path: Path) -> None:
+    """Nothing runs after it: no handler, no `finally`."""
+    whole = tw.train(recipe(base({}), tmp_path / "whole", training={"checkpoint_every": 2}))
+    document = tmp_path / "recipe.yaml"
+    document.write_text(recipe(base({}), tmp_path / "cut", training={"checkpoint_every": 2}).to_yaml())
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, str(document)], cwd=Path(__file__).parents[2], capture_output=True
+    )
+    assert done.returncode == -signal.SIGKILL
+    assert tw.open_run(tmp_path / "cut").info["status"] == "running"
+    assert left_behind(tw.resume(tmp_path / "cut").folder) == left_behind(whole.folder)
+
+
+def broken_run(base: Any, folder: Path, **training: Any) -> Path:
+    with pytest.raises(Cut):
+        tw.train(recipe(base({}), folder, training={"checkpoint_every": 2, **training}), watchers=[stop_at(7, cut)])
+    return folder / "checkpoints"
+
+
+@pytest.mark.parametrize("damage", ["a byte", "cut short", "no numbers", "half-written numbers"])
+def test_a_damaged_checkpoint_is_passed_over(damage: str, base: Any, tmp_path: Path) -> None:
+    whole = tw.train(recipe(base({}), tmp_path / "whole", training={"checkpoint_every": 2}))
+    newest = broken_run(base, tmp_path / "cut") / "step-6"
+    tensors, numbers = newest / checkpoint.TENSORS, newest / checkpoint.NUMBERS
+    if damage == "a byte":
+        content = bytearray(tensors.read_bytes())
+        content[-5] ^= 1
+        tensors.write_bytes(content)
+    elif damage == "cut short":
+        tensors.write_bytes(tensors.read_bytes()[:100])
+    elif damage == "no numbers":
+        numbers.unlink()
+    else:
+        numbers.write_text(numbers.read_text()[:20])
+    run = tw.resume(tmp_path / "cut")
+    assert left_behind(run.folder) == left_behind(whole.folder)
+    assert any("damaged" in notice for notice in run.info["notices"])
+
+
+def test_a_draft_is_no_checkpoint(base: Any, tmp_path: Path) -> None:
+    folder = broken_run(base, tmp_path / "cut")
+    (folder / "step-6").rename(folder / ".step-6.draft")
+    assert checkpoint.newest(folder)[1]["step"] == 4
+
+
+def test_without_a_checkpoint_it_says_so(base: Any, tmp_path: Path) -> None:
+    with pytest.raises(Cut):
+        tw.train(recipe(base({}), tmp_path / "cut"), watchers=[stop_at(1, cut)])
+    with pytest.raises(CheckpointError, match="no checkpoint"):
+        tw.resume(tmp_path / "cut")
+
+
+def test_the_last_two_and_the_best_are_kept(base: Any, tmp_path: Path) -> None:
+    run = tw.train(
+        recipe(base({}), tmp_path / "run", training={"checkpoint_every": 1, "evaluate_every": 1, "learning_rate": 0.3})
+    )
+    best = min((line["validation"]["loss"], line["step"]) for line in run.metrics if "validation" in line)[1]
+    assert run.info["best"]["step"] == best < 7, "choose a rate at which it gets worse"
+    assert checkpoint.steps(run.folder / "checkpoints") == sorted({best, 7, 8})
+
+
+@pytest.mark.parametrize("which", ["train", "validation"])
+def test_other_rows_are_refused(which: str, base: Any, tmp_path: Path) -> None:
+    rows = recipe(base({}), tmp_path).data.model_dump()
+    data = {}
+    for name in ("train", "validation"):
+        data[name] = str(tmp_path / f"{name}.jsonl")
+        Path(data[name]).write_text("\n".join(map(json.dumps, rows[name])))
+    with pytest.raises(Cut):
+        tw.train(recipe(base({}), tmp_path / "cut", data=data), watchers=[stop_at(5, cut)])
+    Path(data[which]).write_text("\n".join(map(json.dumps, rows[which][1:])))
+    with pytest.raises(DataError, match=rf"{which}.*began with"):
+        tw.resume(tmp_path / "cut")
+    Path(data[which]).write_text("\n".join(map(json.dumps, rows[which])))
+    assert tw.resume(tmp_path / "cut").info["status"] == "finished"
+
+
+def test_a_finished_run_stays_as_it_is(base: Any, tmp_path: Path) -> None:
+    run = tw.train(recipe(base({}), tmp_path / "run"))
+    before = left_behind(run.folder)
+    assert left_behind(tw.resume(run.folder).folder) == before
+
+
+def test_timings_are_kept_apart(base: Any, tmp_path: Path) -> None:
+    """metrics.jsonl is the same whenever it is written; seconds are in timings.jsonl."""
+    one = tw.train(recipe(base({}), tmp_path / "one"))
+    time.sleep(0.01)
+    two = tw.train(recipe(base({}), tmp_path / "two"))
+    assert left_behind(one.folder) == left_behind(two.folder)
+    assert "seconds" in (one.folder / "timings.jsonl").read_text()

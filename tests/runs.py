@@ -1,0 +1,42 @@
+"""Whole runs on tiny bases, in half a second each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tests.tiny import completions, labelled
+from tunewright.recipe import Recipe, make_recipe
+
+TRAINING: dict[str, Any] = {"epochs": 2, "batch": 3, "learning_rate": 0.01, "micro_batch_tokens": 64}
+
+
+def recipe(base: str, output: Path, *, task: str = "text-generation", **changes: Any) -> Recipe:
+    """12 training rows, 4 steps an epoch, 5 validation rows; `training` and `data` are added to, the rest replaced."""
+    make = completions if task == "text-generation" else labelled
+    rows = make(17)
+    data = {"train": rows[:12], "validation": rows[12:], **changes.pop("data", {})}
+    training = {**TRAINING, **changes.pop("training", {})}
+    document = {
+        "base": base, "task": task, "data": data, "training": training, "output": str(output),
+        "method": {"type": "lora", "rank": 4}, "evaluation": {"before": False, "samples": 0}, **changes,
+    }  # fmt: skip
+    return make_recipe(document)
+
+
+def stop_at(step: int, do: Any) -> Any:
+    """A watcher that calls `do` when the step's line comes."""
+
+    def watch(line: Mapping[str, Any]) -> None:
+        if line.get("step") == step and "loss" in line:
+            do()
+
+    return watch
+
+
+def left_behind(folder: Path) -> dict[str, bytes]:
+    """All that must be the same after an interruption: weights, and the lines of the metrics."""
+    weights = {path.name: path.read_bytes() for path in (folder / "model").glob("*.safetensors")}
+    assert weights
+    return {**weights, "metrics": (folder / "metrics.jsonl").read_bytes()}
