@@ -6,7 +6,10 @@ that the user can mend, 130 interrupted, 1 anything else.
 
 import os
 
-from tunewright.cli import train, quickstart, use, runs, describe  # noqa: F401, I001  (each adds its commands, in this order)
+# isort: off  (each module adds its commands to the app, in this order)
+from tunewright.cli import train, quickstart, use, runs, describe  # noqa: F401
+
+# isort: on
 from tunewright.cli._app import app
 
 
