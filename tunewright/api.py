@@ -132,7 +132,6 @@ def dry_run(recipe: Recipe | dict[str, Any]) -> dict[str, Any]:
     chosen = recipe if isinstance(recipe, Recipe) else make_recipe(recipe)
     task, notices = _shape_of_task(chosen)
     model = task.load(chosen.base, weights=False)
-    model.along = tuple(task.head(model.module)) if task.name.endswith("classification") else ()
     total = parameter_count(model.module)
     chosen.method.attach(model)
     trained = trained_count(model.module)

@@ -59,7 +59,7 @@ def load_records(location: Location, config: DataConfig, *, require_label: bool 
 
     Raises:
         DataError: the location cannot be read, its columns fit no format, no row can be used, or some cannot and
-            `config.on_bad_rows` is "fail". It names all of them.
+            `config.on_bad_rows` is "fail". It names all of them. Or an option is set that is for other kinds of rows.
     """
     name = location if isinstance(location, str) else "rows"
     read = read_rows(location)
@@ -69,7 +69,19 @@ def load_records(location: Location, config: DataConfig, *, require_label: bool 
     faults = read.faults + faults
     if faults and (config.on_bad_rows == "fail" or not records):
         raise DataError(_verdict(len(faults), len(faults) + len(records), name), [str(fault) for fault in faults])
-    return Records(records, KINDS[type(records[0])], name, content_hash(read.rows), faults)
+    kind = KINDS[type(records[0])]
+    _refuse_idle(kind, config)
+    return Records(records, kind, name, content_hash(read.rows), faults)
+
+
+def _refuse_idle(kind: str, config: DataConfig) -> None:
+    """An option that rows of this kind have no use for is an error, not an option without effect."""
+    idle = ["special_tokens"] if config.special_tokens and kind == "classification" else []
+    if kind != "chat":
+        idle += ["chat_template"] if config.chat_template is not None else []
+        idle += ["loss_on"] if config.loss_on != "all" else []
+    if idle:
+        raise DataError(f"data.{', data.'.join(idle)} has no effect on {kind} rows: remove it.")
 
 
 def _verdict(bad: int, total: int, name: str) -> str:

@@ -25,7 +25,8 @@ class Adapter(Method):
 
     `houlsby` puts one behind attention and one behind the feed-forward layer of every block (Houlsby et al.,
     arXiv 1902.00751); `pfeiffer` only the latter (Pfeiffer et al., arXiv 2005.00247). `up` begins at zero, so that the
-    model begins as the base, exactly. The task head trains along.
+    model begins as the base, exactly. A classifier's head and pooler
+    train along.
     """
 
     learning_rate: ClassVar[float] = 2e-4

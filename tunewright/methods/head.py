@@ -11,13 +11,13 @@ from tunewright.tasks.base import Model
 
 
 class Head(WholeModel):
-    """Only the task head trains."""
+    """Only the task head trains (and a pooler, where the base had none)."""
 
     learning_rate: ClassVar[float] = 1e-3
     type: Literal["head"] = "head"
 
     def attach(self, model: Model, seed: int = 0) -> None:
-        heads = model.along or tuple(model.task.head(model.module))
+        heads = {*model.new, *model.task.head(model.module)}
         own = {n for n, _ in model.module.named_parameters() if n.startswith(tuple(f"{head}." for head in heads))}
         if not own:
             raise MethodError(

@@ -30,7 +30,7 @@ class LoRA(PeftMethod):
     """W + s·B·A with W frozen, A [rank × in], B [out × rank] = 0 at the start (Hu et al., arXiv 2106.09685).
 
     The defaults are those of "LoRA Without Regret": all linear layers, about ten times the learning rate of full
-    fine-tuning. A classifier's head trains along.
+    fine-tuning. A classifier's head and pooler train along.
     """
 
     learning_rate: ClassVar[float] = 2e-4
@@ -79,7 +79,7 @@ class LoRA(PeftMethod):
     def peft_config(self, model: Model) -> Any:
         from peft import LoraConfig
 
-        along = [*model.along, *self.train_along]
+        along = list(dict.fromkeys([*model.along, *self.train_along]))
         return LoraConfig(
             task_type=PEFT_TASKS.get(model.task.name),
             r=self.rank,

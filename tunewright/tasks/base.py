@@ -33,7 +33,8 @@ class Model:
         task: how the module is fed, scored and saved.
         base: the folder or hub name whose weights these are; an adapter names it.
         chats: whether it is asked in conversations (by its chat template), or continues a text as it stands.
-        along: modules that additive methods train along: a task head, a pooler that begins anew.
+        along: modules that additive methods train along: a task head, the pooler in front of it.
+        new: modules that the base did not have, and that begin from the seed.
         adapters: LoRA folders already merged into the weights, so that a new one can be saved over `base`.
         start_adapter: the adapter's weights at its start, where they were taken out of the base (PiSSA).
         new_tokens: vocabulary rows that were added and so must train.
@@ -46,6 +47,7 @@ class Model:
     base: str
     chats: bool = False
     along: tuple[str, ...] = ()
+    new: tuple[str, ...] = ()
     adapters: tuple[Path, ...] = ()
     start_adapter: dict[str, Tensor] = field(default_factory=dict)
     new_tokens: tuple[int, ...] = ()

@@ -65,16 +65,17 @@ class TextClassification(Task):
         config.label2id = {label: i for i, label in enumerate(self.labels)}
         config.problem_type = PROBLEM_TYPES[self.kind]
         if not weights:
-            return Model(without_weights(AutoModelForSequenceClassification, config), None, self, base)
+            shape = without_weights(AutoModelForSequenceClassification, config)
+            return Model(shape, None, self, base, along=self.along(shape))
         tokenizer = load_tokenizer(base)
         config.get_text_config().pad_token_id = config.pad_token_id = tokenizer.pad_token_id
         module, info = load_weights(
             AutoModelForSequenceClassification, base, config, dtype=dtype or "float32", ignore_mismatched_sizes=True
         )
-        poolers = self._new_poolers(module, base, info["missing_keys"])
-        model = Model(module, tokenizer, self, base, along=(*poolers, *self.head(module)))
-        if own != self.labels or info["missing_keys"]:
-            begin_anew(module, model.along, seed)
+        new = self._new_modules(module, base, info["missing_keys"], new_head=own != self.labels)
+        begin_anew(module, new, seed)
+        model = Model(module, tokenizer, self, base, along=self.along(module), new=new)
+        if new:
             had = f" in place of the base's ({len(own)} classes)" if own else ""
             model.notices.append(f"A new head for {len(self.labels)} {self.kind.replace('_', ' ')} outputs{had}.")
         return model
@@ -91,15 +92,18 @@ class TextClassification(Task):
         elif sorted(own) == sorted(self.labels):
             self.labels = own
 
-    def _new_poolers(self, module: nn.Module, base: str, missing: set[str]) -> list[str]:
-        """Poolers that the base was trained without, and that begin anew like the head. Raises if more is missing."""
-        names = [name for name, _ in module.named_modules() if name.endswith("pooler")]
-        new = [name for name in names if any(key.startswith(f"{name}.") for key in missing)]
-        expected = tuple(f"{name}." for name in (*new, *self.head(module)))
-        trunk = sorted(key for key in missing if not key.startswith(expected))
+    def _new_modules(self, module: nn.Module, base: str, missing: set[str], new_head: bool) -> tuple[str, ...]:
+        """Head and poolers that the base lacks, or whose classes differ. Raises BaseModelError if more is missing."""
+        lacking = [name for name in self.along(module) if any(key.startswith(f"{name}.") for key in missing)]
+        trunk = sorted(key for key in missing if not key.startswith(tuple(f"{name}." for name in lacking)))
         if trunk:
             raise BaseModelError(f"{base} lacks weights of its trunk ({', '.join(trunk[:3])}): it is not whole.")
-        return new
+        return tuple(dict.fromkeys([*lacking, *(self.head(module) if new_head else [])]))
+
+    def along(self, module: nn.Module) -> tuple[str, ...]:
+        """The head, and the pooler in front of it, which was made for another head if the base has one at all."""
+        poolers = [name for name, _ in module.named_modules() if name.endswith("pooler")]
+        return (*poolers, *self.head(module))
 
     def encode(self, model: Model, records: Sequence[Any], data: Any) -> Encoded:
         limit = max_length(model, data.max_length)
