@@ -6,7 +6,8 @@ that the user can mend, 130 interrupted, 1 anything else.
 
 import os
 
-# isort: off  (each module adds its commands to the app, in this order)
+# Each module adds its commands to the app, in this order.
+# isort: off
 from tunewright.cli import train, quickstart, use, runs, describe  # noqa: F401
 
 # isort: on
