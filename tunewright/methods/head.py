@@ -13,7 +13,7 @@ from tunewright.tasks.base import Model
 class Head(WholeModel):
     """Only the task head trains (and a pooler, where the base had none)."""
 
-    learning_rate: ClassVar[float] = 1e-3
+    learning_rate: ClassVar[float] = 5e-3
     type: Literal["head"] = "head"
 
     def attach(self, model: Model, seed: int = 0) -> None:
