@@ -15,10 +15,10 @@ from tunewright.engine.job import Watcher
 from tunewright.errors import BaseModelError, DataError
 from tunewright.evaluation.config import EvaluationConfig
 from tunewright.evaluation.evaluate import evaluate as measure
+from tunewright.folder import Run, new_folder, open_run
 from tunewright.launch import launch
 from tunewright.methods.base import parameter_count, trained_count, trained_groups
 from tunewright.recipe import Recipe, make_recipe
-from tunewright.run import Run, new_folder, open_run
 from tunewright.tasks import task_class
 from tunewright.tasks.base import Model
 

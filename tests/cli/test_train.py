@@ -18,7 +18,7 @@ from tests.cli.conftest import Invoke, trained
 from tunewright import api
 from tunewright.cli.train import compose
 from tunewright.errors import Interrupted, RecipeError
-from tunewright.run import open_run
+from tunewright.folder import open_run
 
 NONE = dict.fromkeys(("base", "data.train", "method", "objective", "output"))
 

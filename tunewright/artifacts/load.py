@@ -13,8 +13,9 @@ from tunewright.artifacts.card import Card, read_card
 from tunewright.artifacts.save import save
 from tunewright.errors import BaseModelError, MethodError
 from tunewright.methods import Full, LoRA, Method
-from tunewright.methods._peft import CONFIG as PEFT_CONFIG
-from tunewright.methods._peft import attach_folder, merge_adapter, stackable
+from tunewright.methods._lora_file import CONFIG as PEFT_CONFIG
+from tunewright.methods._lora_file import stackable
+from tunewright.methods._peft import attach_folder, merge_adapter
 from tunewright.methods.adapter import CONFIG as ADAPTER_CONFIG
 from tunewright.tasks import task_class
 from tunewright.tasks._pretrained import load_config, load_tokenizer

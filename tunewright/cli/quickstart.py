@@ -16,7 +16,7 @@ from tunewright.cli._scores import INTERVALS, before_after
 from tunewright.cli.train import watched
 
 if TYPE_CHECKING:
-    from tunewright.run import Run
+    from tunewright.folder import Run
 
 
 @app.command()

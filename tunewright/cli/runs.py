@@ -14,7 +14,7 @@ from tunewright.cli._progress import say_trained
 from tunewright.cli._scores import primary, show_result
 
 if TYPE_CHECKING:
-    from tunewright.run import Run
+    from tunewright.folder import Run
 
 Document = dict[str, Any]
 
@@ -25,7 +25,7 @@ def runs(
     as_json: AsJson = False,
 ) -> Document:
     """List the runs in a folder, newest first."""
-    from tunewright.run import list_runs
+    from tunewright.folder import list_runs
 
     found = [_line(run) for run in list_runs(Path(folder))]
     if not as_json:
@@ -49,7 +49,7 @@ def status(run: Run) -> str | None:
     """What run.json says; `killed` where it says running and no process holds the run's folder."""
     import fcntl
 
-    from tunewright.run import LOCK
+    from tunewright.folder import LOCK
 
     said = run.info.get("status")
     if said != "running":
@@ -80,7 +80,7 @@ def show_run(
     run: Annotated[str, typer.Argument(metavar="RUN", help="Folder of the run.")], as_json: AsJson = False
 ) -> Document:
     """Say what a run trained, on what, and with which result."""
-    from tunewright.run import open_run
+    from tunewright.folder import open_run
 
     opened = open_run(run)
     info = opened.info

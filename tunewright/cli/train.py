@@ -16,8 +16,8 @@ from tunewright.cli._scores import show_result
 from tunewright.errors import Interrupted, RecipeError
 
 if TYPE_CHECKING:
+    from tunewright.folder import Run
     from tunewright.recipe import Recipe
-    from tunewright.run import Run
 
 Document = dict[str, Any]
 
@@ -103,7 +103,7 @@ def _rehearse(recipe: Recipe, as_json: bool) -> Document:
 
 def _start(recipe: Recipe) -> Run:
     from tunewright import api
-    from tunewright.run import new_folder
+    from tunewright.folder import new_folder
 
     folder = Path(recipe.output or new_folder(recipe))
     placed = recipe.model_copy(update={"output": str(folder)})
@@ -113,7 +113,7 @@ def _start(recipe: Recipe) -> Run:
 
 def _resume(folder: Path) -> Run:
     from tunewright import api
-    from tunewright.run import open_run
+    from tunewright.folder import open_run
 
     _say_processes(open_run(folder).recipe, folder)
     return watched(folder, lambda watcher: api.resume(folder, watchers=[watcher]))
@@ -127,7 +127,7 @@ def _say_processes(recipe: Recipe, folder: Path) -> None:
 
 def _go_on(document: Document) -> Run:
     """Resume the run in the output folder. Raises RecipeError where the recipe differs from the one it began with."""
-    from tunewright.run import open_run
+    from tunewright.folder import open_run
 
     output = document.pop("output", None)
     if not output:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from tunewright.errors import TunewrightError
+from tunewright.folder import Run, refuse_used
 from tunewright.recipe import Recipe, read_recipe
-from tunewright.run import Run, refuse_used
 from tunewright.run import execute as execute_here
 
 

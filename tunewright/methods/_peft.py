@@ -1,26 +1,23 @@
-"""What the methods share whose adapters PEFT defines: wrapping, the file format, and adapters on top of adapters."""
+"""What the methods share whose adapters PEFT defines: wrapping, loading, merging."""
 
 from __future__ import annotations
 
-import json
-import math
 import warnings
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from tunewright.errors import MethodError
+from tunewright.methods._lora_file import leaves_base
 from tunewright.methods.base import Method
 from tunewright.tasks.base import Model
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
 PEFT_TASKS = {"text-generation": "CAUSAL_LM", "text-classification": "SEQ_CLS"}
-BESIDE = ("gaussian", "eva", "orthogonal")  # ways to begin a LoRA that take nothing out of the base
-WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
 class PeftMethod(Method):
@@ -71,12 +68,6 @@ class PeftMethod(Method):
             yield
 
 
-def leaves_base(config: Mapping[str, Any]) -> bool:
-    """Whether an adapter leaves the base's weights alone: trained biases, PiSSA and others of its kind do not."""
-    init = config.get("init_lora_weights", True)
-    return config.get("bias", "none") == "none" and (isinstance(init, bool) or init in BESIDE)
-
-
 def attach_folder(model: Model, folder: Path) -> None:
     """Put the PEFT adapter that lies in `folder` onto a base, in place. Raises MethodError where it does not fit."""
     from peft import PeftModel
@@ -123,106 +114,3 @@ def linear_layers(module: nn.Module) -> list[str]:
 def linear_names(module: nn.Module) -> list[str]:
     """The last parts of the names of linear layers, once each: what a user would name as targets."""
     return list(dict.fromkeys(name.rsplit(".", 1)[-1] for name in linear_layers(module)))
-
-
-def read_adapter(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Weights and configuration of a PEFT adapter, without a model."""
-    from safetensors.torch import load_file
-
-    return load_file(folder / WEIGHTS), json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-
-
-def write_adapter(folder: Path, state: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
-    from safetensors.torch import save_file
-
-    save_file(
-        {name: tensor.contiguous() for name, tensor in state.items()}, folder / WEIGHTS, metadata={"format": "pt"}
-    )
-    (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def stackable(config: Mapping[str, Any]) -> bool:
-    """Whether a LoRA is a plain sum of low-rank products, so that a stack of several is again a LoRA."""
-    plain = not any(
-        config.get(key)
-        for key in ("use_dora", "target_parameters", "lora_bias", "use_qalora", "alora_invocation_tokens")
-    )
-    by_name = isinstance(config.get("trainable_token_indices") or {}, dict)
-    return config.get("peft_type") == "LORA" and plain and by_name and leaves_base(config)
-
-
-def stack_loras(
-    terms: Sequence[tuple[Mapping[str, Tensor], Mapping[str, Any], float]],
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """One LoRA that equals a sum of LoRAs on the same base: Σ sign·s_i·B_i·A_i = [s_1·B_1 … s_n·B_n]·[A_1; …; A_n].
-
-    Terms are (weights, configuration, sign). Ranks add up and the scale becomes 1. Whatever else a term trained (a
-    head, the row of a token) is taken from the last term that has it.
-    """
-    import torch
-
-    last = dict(terms[-1][1])
-    state: dict[str, Tensor] = {}
-    factors: dict[str, list[Tensor]] = {}
-    for weights, config, sign in terms:
-        for name, tensor in weights.items():
-            if "lora_B" in name or "lora_embedding_B" in name:
-                factors.setdefault(name, []).append(tensor * (sign * lora_scale(config, module_of(name))))
-            elif "lora_A" in name or "lora_embedding_A" in name:
-                factors.setdefault(name, []).append(tensor)
-            else:
-                state[name] = tensor
-    for name, parts in factors.items():
-        state[name] = torch.cat(parts, dim=0 if "_A" in name else 1)
-    ranks = {
-        module_of(name): tensor.shape[0]
-        for name, tensor in state.items()
-        if "lora_A" in name or "lora_embedding_A" in name
-    }
-    rank = max(ranks.values())
-    uneven = {name: size for name, size in ranks.items() if size != rank}
-    last.update(
-        r=rank, lora_alpha=rank, use_rslora=False, init_lora_weights=True, rank_pattern=uneven, alpha_pattern=uneven
-    )
-    last["target_modules"] = sorted(ranks)
-    along = dict.fromkeys(name for _, config, _ in terms for name in config.get("modules_to_save") or ())
-    last["modules_to_save"] = list(along) or None
-    rows = _token_rows(terms)
-    last["trainable_token_indices"] = {table: sorted(found) for table, found in rows.items()} or None
-    for table, found in rows.items():
-        state[TOKENS.format(table)] = torch.stack([found[index] for index in sorted(found)])
-    return state, last
-
-
-TOKENS = "base_model.model.{}.token_adapter.trainable_tokens_delta"
-
-
-def _token_rows(
-    terms: Sequence[tuple[Mapping[str, Tensor], Mapping[str, Any], float]],
-) -> dict[str, dict[int, Tensor]]:
-    """The trained rows of each table by their token: several runs may have added tokens, each its own."""
-    rows: dict[str, dict[int, Tensor]] = {}
-    for weights, config, _ in terms:
-        for table, indices in (config.get("trainable_token_indices") or {}).items():
-            if TOKENS.format(table) in weights:
-                rows.setdefault(table, {}).update(zip(indices, weights[TOKENS.format(table)], strict=True))
-    return rows
-
-
-def module_of(key: str) -> str:
-    """The name of the adapted module within the base, from a key of an adapter file."""
-    return key.removeprefix("base_model.model.").split(".lora_")[0]
-
-
-def lora_scale(config: Mapping[str, Any], module: str) -> float:
-    """What B·A is multiplied by: alpha / rank, or alpha / √rank for rsLoRA (arXiv 2312.03732)."""
-    rank = _pattern(config.get("rank_pattern"), module, config["r"])
-    alpha = _pattern(config.get("alpha_pattern"), module, config["lora_alpha"])
-    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
-
-
-def _pattern(pattern: Mapping[str, Any] | None, module: str, default: Any) -> Any:
-    """PEFT's rule: a pattern's key matches a module's name or its end."""
-    return next(
-        (value for key, value in (pattern or {}).items() if module == key or module.endswith(f".{key}")), default
-    )

@@ -10,16 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from tunewright.errors import MethodError
-from tunewright.methods._peft import (
-    PEFT_TASKS,
-    PeftMethod,
-    linear_layers,
-    linear_names,
-    read_adapter,
-    stack_loras,
-    stackable,
-    write_adapter,
-)
+from tunewright.methods._lora_file import read_adapter, stack_loras, stackable, write_adapter
+from tunewright.methods._peft import PEFT_TASKS, PeftMethod, linear_layers, linear_names
 from tunewright.tasks.base import Model
 
 if TYPE_CHECKING:

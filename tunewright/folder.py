@@ -1,0 +1,144 @@
+"""A run's folder: what it says of itself, who may write into it, and where the runs are."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from tunewright.artifacts.load import load
+from tunewright.engine.processes import Processes
+from tunewright.errors import OutputError
+from tunewright.evaluation.report import write_report
+from tunewright.recipe import Recipe, make_recipe, read_document
+from tunewright.tasks.base import Model
+
+INFO, RECIPE, LOCK = "run.json", "recipe.yaml", ".lock"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's folder."""
+
+    folder: Path
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """What run.json says now."""
+        return json.loads((self.folder / INFO).read_text(encoding="utf-8"))
+
+    @cached_property
+    def model(self) -> Model:
+        """The tuned model, loaded from the run's folder when first asked for."""
+        return load(self.folder)
+
+    @property
+    def report(self) -> Path:
+        return self.folder / "report.html"
+
+    @property
+    def recipe(self) -> Recipe:
+        return make_recipe(read_document(self.folder / RECIPE))
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """A line a step, and a line an evaluation."""
+        return [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+@dataclass(frozen=True)
+class Record:
+    """Writes what a run says of itself. Of several processes only the first one writes."""
+
+    folder: Path
+    first: bool
+
+    @property
+    def info(self) -> dict[str, Any]:
+        return Run(self.folder).info
+
+    def begin(self, recipe: Recipe, info: Mapping[str, Any]) -> None:
+        """Write the resolved recipe, and run.json for the first time."""
+        if self.first:
+            (self.folder / RECIPE).write_text(recipe.to_yaml(), encoding="utf-8")
+            _write_json(self.folder / INFO, {"name": self.folder.name, "status": "running", "started": _now(), **info})
+
+    def update(self, **values: Any) -> None:
+        if self.first:
+            _write_json(self.folder / INFO, {**self.info, **values})
+
+    def end(self, status: str, error: str | None = None) -> None:
+        """Note how the run ended, and make the report of what there is."""
+        if self.first:
+            self.update(status=status, finished=_now(), error=error)
+            write_report(self.folder)
+
+
+def refuse_used(folder: Path) -> None:
+    """A folder that holds anything is never written over. Raises OutputError."""
+    if folder.exists() and (not folder.is_dir() or any(path.name != LOCK for path in folder.iterdir())):
+        hint = f" To go on with it: tunewright resume {folder}" if (folder / INFO).is_file() else ""
+        raise OutputError(f"{folder} is in use. Name another output folder.{hint}")
+
+
+@contextmanager
+def occupied(folder: Path, processes: Processes) -> Iterator[None]:
+    """Hold the folder for this run, so that no second one writes into it. Raises OutputError where one does."""
+    if not processes.first:
+        yield
+        return
+    import fcntl
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = (folder / LOCK).open("w")
+    except OSError as error:
+        raise OutputError(f"{folder} cannot be written to: {error}") from error
+    with handle:
+        try:
+            # the system lets go of it when the process ends, however it ends
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise OutputError(f"{folder} is in use by another process that is training.") from error
+        yield
+
+
+def new_folder(recipe: Recipe, parent: Path = Path("runs")) -> Path:
+    """A free folder under runs/, named after base and method."""
+    stem = f"{Path(recipe.base).name}-{recipe.method.type}".lower()
+    numbers = (f"{stem}-{i}" if i > 1 else stem for i in range(1, 10**6))
+    return next(parent / name for name in numbers if not (parent / name).exists())
+
+
+def open_run(where: str | Path) -> Run:
+    """A run by its folder. Raises OutputError where there is none."""
+    folder = Path(where)
+    if not (folder / INFO).is_file():
+        raise OutputError(f"{folder} is no run: it has no {INFO}. `tunewright runs` lists those there are.")
+    return Run(folder)
+
+
+def list_runs(parent: Path) -> list[Run]:
+    """The runs right below a folder, newest first."""
+    found = [Run(path.parent) for path in parent.glob(f"*/{INFO}")]
+    return sorted(found, key=lambda run: run.info.get("started", ""), reverse=True)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _write_json(path: Path, document: Mapping[str, Any]) -> None:
+    """Written beside and renamed: a reader never sees half of it."""
+    draft = path.with_name(f".{path.name}.draft")
+    try:
+        draft.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        os.replace(draft, path)
+    except OSError as error:
+        raise OutputError(f"{path} could not be written: {error}") from error
