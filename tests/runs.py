@@ -11,6 +11,15 @@ from tunewright.recipe import Recipe, make_recipe
 
 TRAINING: dict[str, Any] = {"epochs": 2, "batch": 3, "learning_rate": 0.01, "micro_batch_tokens": 64}
 
+CONTRARY: dict[str, Any] = {
+    "task": "text-classification",
+    "data": {
+        "train": [{"text": word * (1 + i), "label": word} for i in range(6) for word in ("fox ", "apples ")],
+        "validation": [{"text": "fox fox", "label": "apples "}, {"text": "apples apples", "label": "fox "}],
+    },
+}
+"""Validation rows whose loss grows while the training rows are learned."""
+
 
 def recipe(base: str, output: Path, *, task: str = "text-generation", **changes: Any) -> Recipe:
     """12 training rows, 4 steps an epoch, 5 validation rows; `training` and `data` are added to, the rest replaced."""
