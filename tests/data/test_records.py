@@ -141,6 +141,21 @@ def test_a_renaming_that_the_format_does_not_read_is_an_error():
     assert "gives pair, which the format classification does not read" in faults(rows, columns={"pair": "c"})[0]
 
 
+@pytest.mark.parametrize(
+    ("row", "option"),
+    [
+        ({"prompt": "a", "completion": "b"}, {"chat_template": "plain"}),
+        ({"text": "a"}, {"loss_on": "last"}),
+        ({"text": "a", "label": "b"}, {"loss_on": "last"}),
+        ({"text": "a", "label": "b"}, {"special_tokens": ["<x>"]}),
+    ],
+)
+def test_an_option_for_rows_of_another_kind_is_an_error(row, option):
+    (name,) = option
+    with pytest.raises(DataError, match=f"data.{name} has no effect on .* rows"):
+        load([row], **option)
+
+
 # Faults
 
 
