@@ -56,11 +56,24 @@ ENCODERS: dict[str, Callable[..., Any]] = {
 }  # fmt: skip
 KINDS = (*DECODERS, *ENCODERS)
 
+# Decoders that are not in every table, but have something of their own.
+OTHERS: dict[str, tuple[str, Callable[..., Any]]] = {
+    "qwen3_moe": (
+        "qwen3",
+        lambda **o: hf.Qwen3MoeConfig(
+            **GROUPED, **HEADS, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16, **o
+        ),
+    ),
+    "bloom": ("qwen3", lambda **o: hf.BloomConfig(hidden_size=32, n_layer=3, n_head=4, initializer_range=0.15, **o)),
+    "mamba": ("qwen3", lambda **o: hf.MambaConfig(hidden_size=32, num_hidden_layers=3, initializer_range=0.15, **o)),
+    "gpt_neox": ("qwen3", lambda **o: hf.GPTNeoXConfig(**SIZES, **o)),
+}
+
 
 def make_base(folder: Path, kind: str, **options: Any) -> Path:
     """Write a tiny base of this kind; `options` go to its configuration. Weights are random but always the same."""
-    if kind in DECODERS:
-        family, make_config = DECODERS[kind]
+    if kind in DECODERS or kind in OTHERS:
+        family, make_config = {**DECODERS, **OTHERS}[kind]
         tokenizer, auto = tiny_tokenizer(family), hf.AutoModelForCausalLM
     else:
         tokenizer, make_config, auto = encoder_tokenizer(kind), ENCODERS[kind], hf.AutoModelForMaskedLM
@@ -103,7 +116,7 @@ def encoder_tokenizer(kind: str) -> PreTrainedTokenizerFast:
 
 # Rows
 
-WORDS = "the little fox lived in a forest she had four apples and ate many of them good morning Paris".split()
+WORDS = ["the", "little", "fox", "lived", "in", "a", "forest", "she", "had", "four", "apples", "and", "many", "Paris"]
 
 
 def words(number: int, count: int) -> str:

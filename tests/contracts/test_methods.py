@@ -67,6 +67,7 @@ PAIRS: list[Pair] = [
       for name in (*VARIANTS, *PEFT_VARIANTS)],
     ("text-generation", "gpt2", "pissa"), ("text-generation", "gpt2", "dora"), ("text-generation", "gemma3", "dora"),
     ("text-generation", "mixtral", "experts"), ("text-classification", "mixtral", "experts"),
+    ("text-generation", "gpt_neox", "adapter"), ("text-generation", "qwen3_moe", "experts"),
     ("text-generation", "llama", "experts"), ("text-classification", "llama", "prompt"),
     ("text-classification", "llama", "prefix"),
 ]  # fmt: skip

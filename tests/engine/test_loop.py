@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 import tunewright as tw
 from tests.contracts.steps import assert_same, gradient, job_of, likelihood, prepared
 from tests.runs import CONTRARY, recipe
-from tests.tiny import completions, labelled
+from tests.tiny import DECODERS, completions, labelled
 from tunewright.data.batches import epoch_plan, micro_batches
 from tunewright.engine import checkpoint
 from tunewright.engine.device import micro_batch_tokens, pick_device, pick_precision
@@ -306,6 +306,16 @@ def test_an_option_that_would_do_nothing_is_refused(changes: Any, match: str, ti
     with pytest.raises((RecipeError, MethodError), match=match):
         tw.train(recipe(base, tmp_path / "run", **changes))
     assert not (tmp_path / "run").exists(), "nothing was begun"
+
+
+@pytest.mark.parametrize("kind", [*DECODERS, "gpt_neox", "bloom", "mamba"])
+def test_packing_is_refused_where_rows_would_leak(kind: str, tiny_base: Any, tmp_path: Path) -> None:
+    chosen = recipe(tiny_base(kind), tmp_path / "run", method="full", training={"packing": True, "max_steps": 1})
+    if kind in ("bloom", "mamba"):
+        with pytest.raises(RecipeError, match="does not keep packed rows apart"):
+            tw.train(chosen)
+    else:
+        assert tw.train(chosen).info["status"] == "finished"
 
 
 def test_smoothing_of_numbers_is_refused(tiny_base: Any, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from tunewright.engine.interrupt import until_interrupted
 from tunewright.engine.job import Job
 from tunewright.engine.log import Log
 from tunewright.engine.optimizer import learning_rate, set_rate
+from tunewright.engine.packing import refuse_leaks
 from tunewright.engine.processes import Processes
 from tunewright.engine.state import TrainState
 from tunewright.errors import BaseModelError, Interrupted, TrainingDiverged
@@ -46,6 +47,8 @@ def train(job: Job, resume: bool = False) -> Outcome:
         Interrupted: the user stopped the run; a checkpoint is written.
     """
     job.model.module.to(job.device)
+    if job.config.packing:
+        refuse_leaks(job)
     if job.config.activation_checkpointing:
         _recompute_activations(job.model)
     state = TrainState(job.model, job.method, job.config, job.precision)

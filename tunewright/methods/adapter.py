@@ -70,7 +70,8 @@ class Adapter(Method):
             raise MethodError("This model has no list of blocks, so there is no place for adapters. Use method: lora.")
         size = model.module.config.get_text_config().hidden_size
         for name, block in blocks:
-            attention = next((m for n, m in block.named_children() if "att" in n), None)
+            named = (m for n, m in block.named_children() if "att" in n)  # a norm and a dropout may be called so too
+            attention = next((m for m in named if any(p.ndim > 1 for p in m.parameters())), None)
             if attention is None:
                 raise MethodError(f"Block {name} has no attention sub-module that is recognised. Use method: lora.")
             inside = {id(m) for m in attention.modules()}

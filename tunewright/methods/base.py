@@ -100,7 +100,7 @@ def frozen_prefix(model: Model) -> Iterator[nn.Module]:
     """The modules in front of the first trained parameter, blocks and embeddings; none if anything there trains."""
     blocks = [block for _, block in model.task.blocks(model.module)]
     leading = next((i for i, block in enumerate(blocks) if _trains(block)), len(blocks))
-    if not blocks or not leading:
+    if not blocks:
         return
     inside = {id(m) for block in blocks for m in block.modules()}
     for module in model.module.modules():

@@ -1,0 +1,123 @@
+"""LoRA's options: what they choose, and what is refused."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from tests.contracts.journeys import journey
+from tests.contracts.steps import prepared
+from tests.tiny import completions, labelled
+from tunewright.errors import MethodError
+from tunewright.methods import LoRA
+from tunewright.methods._lora_file import lora_scale, stackable
+from tunewright.methods.base import trained_parameters
+
+
+def trained(base: str, rows: Any, **options: Any) -> set[str]:
+    ready = prepared(base, rows, method={"type": "lora", "rank": 2, **options})
+    names = {name for name in trained_parameters(ready.model.module) if "lora_" in name}
+    return {name.split(".lora_")[0].rsplit(".", 1)[-1] for name in names}
+
+
+@pytest.mark.parametrize(
+    "kind, layers",
+    [
+        ("llama", {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}),
+        ("phi3", {"qkv_proj", "o_proj", "gate_up_proj", "down_proj"}),
+        ("gpt2", {"c_attn", "c_proj", "c_fc"}),
+        ("mixtral", {"q_proj", "k_proj", "v_proj", "o_proj"}),
+    ],
+)
+def test_all_linear_layers_but_the_head(kind: str, layers: set[str], tiny_base: Any) -> None:
+    assert trained(tiny_base(kind), completions()) == layers
+
+
+def test_experts_are_adapted_only_where_asked(tiny_base: Any) -> None:
+    base = tiny_base("mixtral")
+    assert not any("expert" in name for name in trained(base, completions()))
+    assert trained(base, completions(), experts=True) > trained(base, completions())
+
+
+def test_experts_that_peft_would_adapt_by_an_old_name_are_refused(tiny_base: Any) -> None:
+    """PEFT takes `gate_proj` for the experts that were once layers of that name, also where a dense block has it."""
+    base = tiny_base("qwen3_moe", mlp_only_layers=[0])
+    with pytest.raises(MethodError, match="experts: true"):
+        trained(base, completions(), targets=["q_proj", "gate_proj", "up_proj", "down_proj"])
+    assert trained(base, completions(), targets=["q_proj"]) == {"q_proj"}
+
+
+@pytest.mark.parametrize(
+    "options, match",
+    [
+        ({"targets": ["q_proj", "nothing"]}, r"nothing matches no layer.*q_proj"),
+        ({"targets": ".*nothing"}, "matches no layer"),
+        ({"targets": "q_proj"}, "matches no layer"),  # one text is a regular expression of the whole name
+        ({"targets": ["input_layernorm"]}, "cannot apply"),
+        ({"train_along": ["nothing"]}, "matches no module"),
+    ],
+)
+def test_a_target_that_matches_nothing_is_refused(options: Any, match: str, tiny_base: Any) -> None:
+    with pytest.raises(MethodError, match=match):
+        trained(tiny_base("llama"), completions(), **options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"init": "pissa", "dora": True}, {"init": "pissa", "experts": True}, {"dora": True, "experts": True},
+        {"targets": "("}, {"rank": 0}, {"alpha": 0}, {"plus_ratio": 0.5},
+    ],
+)  # fmt: skip
+def test_what_cannot_go_together_is_refused_when_read(options: Any) -> None:
+    with pytest.raises(ValidationError):
+        LoRA(**options)
+
+
+def test_the_head_of_a_classifier_trains_in_full(tiny_base: Any) -> None:
+    ready = prepared(tiny_base("distilbert"), labelled(), method="lora")
+    names = set(trained_parameters(ready.model.module))
+    assert "base_model.model.classifier.modules_to_save.default.weight" in names
+    assert not any("lora" in name and "classifier" in name for name in names)
+
+
+def test_the_seed_draws_the_adapter_and_the_head(tiny_base: Any) -> None:
+    def values(seed: int) -> torch.Tensor:
+        ready = prepared(tiny_base("bert"), labelled(), method="lora", training={"seed": seed})
+        return torch.cat([p.detach().flatten() for p in trained_parameters(ready.model.module).values()])
+
+    assert torch.equal(values(1), values(1))
+    assert not torch.equal(values(1), values(2))
+
+
+def test_scales_follow_peft(tiny_base: Any, tmp_path: Any) -> None:
+    config = {"r": 4, "lora_alpha": 8, "rank_pattern": {"a.q": 16}, "alpha_pattern": {"q": 2}}
+    assert lora_scale(config, "x.a.q") == 2 / 16
+    assert lora_scale(config, "x.b.q") == 2 / 4
+    assert lora_scale(config, "x.k") == 2
+    assert lora_scale({**config, "use_rslora": True}, "x.k") == 4
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [("use_dora", True), ("bias", "all"), ("init_lora_weights", "pissa"), ("target_parameters", ["experts.down_proj"])],
+)
+def test_what_is_no_plain_sum_is_not_stacked(key: str, value: Any) -> None:
+    assert stackable({"peft_type": "LORA", "r": 4})
+    assert not stackable({"peft_type": "LORA", "r": 4, key: value})
+
+
+def test_peft_options_are_checked_by_name(tiny_base: Any, tmp_path: Any) -> None:
+    for config, match in (
+        ({"peft_type": "LORRA"}, "Did you mean.*LORA"),
+        ({"peft_type": "LORA", "rang": 3}, "has no option rang.*"),
+        ({}, "missing"),
+        ({"peft_type": "LORA", "target_modules": ["nothing"]}, "cannot apply LORA"),
+    ):
+        seen = journey(tiny_base("llama"), "text-generation", {"type": "peft", "config": config}, tmp_path)
+        assert isinstance(seen.refusal, MethodError)
+        assert re.search(match, str(seen.refusal))
