@@ -263,15 +263,11 @@ def test_pain_1_an_adapter_on_the_head(base: Any, teach: Teach, tmp_path: Path) 
     check_merged_is_the_adapter(teach, base(tie_word_embeddings=False), ON_THE_HEAD, tmp_path / "merged")
 
 
-@pytest.mark.xfail(strict=True, reason="LoRA on a tied head or on tied embeddings is neither refused nor merged right")
 @pytest.mark.parametrize("target", ["lm_head", "embed_tokens"])
-def test_pain_1_an_adapter_on_tied_weights(target: str, base: Any, teach: Teach, tmp_path: Path) -> None:
+def test_pain_1_an_adapter_on_tied_weights(target: str, base: Any, teach: Teach) -> None:
     """I adapted the output layer, merging changed the input embeddings with it, and nobody told me."""
-    method = {"targets": ["q_proj", target]}
-    try:
-        check_merged_is_the_adapter(teach, base(tie_word_embeddings=True), method, tmp_path / "merged")
-    except MethodError as error:
-        assert "tied" in str(error)
+    with pytest.raises(MethodError, match="tied"):
+        teach(base(tie_word_embeddings=True), completions(8), method={"type": "lora", "targets": ["q_proj", target]})
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied head", "head of its own"])

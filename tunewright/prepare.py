@@ -149,8 +149,9 @@ def prepare(recipe: Recipe, start: Path, rank: int = 0) -> Prepared:
 
 def decide(training: TrainingConfig, method: Method, model: Model, rows: int, validation: bool) -> TrainingConfig:
     """Replace `auto` by the documented rules; refuse options that would have no effect."""
-    if training.patience is not None and not validation:
-        raise RecipeError("training.patience needs validation rows. Give data.validation, or leave patience out.")
+    for option in ("patience", "evaluate_every"):
+        if getattr(training, option) is not None and not validation:
+            raise RecipeError(f"training.{option} needs validation rows. Give data.validation, or leave {option} out.")
     changes: dict[str, Any] = {}
     if training.learning_rate == "auto":
         changes["learning_rate"] = auto_learning_rate(method.learning_rate, hidden_size(model))
@@ -235,7 +236,9 @@ def _names(label: Any) -> list[str]:
 
 
 def _refuse_idle(recipe: Recipe, model: Model) -> None:
-    """Options of the objective that would have no effect on this model."""
+    """Options that would have no effect on this model and these rows."""
+    if recipe.evaluation.pattern is not None and not hasattr(model.task, "generate"):
+        raise RecipeError("evaluation.pattern is for models that generate. Leave it out.")
     objective = recipe.objective
     if not isinstance(objective, Supervised):
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args
@@ -150,7 +151,8 @@ def _explain(fault: Any) -> str:
         chosen = path.pop(1)
     else:
         chosen = None
-    where = ".".join(path)
+    # the branch of a union that was tried (training.batch.constrained-int) is none of the user's words
+    where = ".".join(part for part in path if not re.search(r"[\[-]", part))
     if fault["type"] == "extra_forbidden":
         return f"{where}: {_unknown_key(path, chosen)}"
     if fault["type"] == "missing":

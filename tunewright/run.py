@@ -20,7 +20,7 @@ from tunewright.engine.processes import Processes, join
 from tunewright.engine.track import tracker
 from tunewright.errors import DataError, Interrupted, OutputError
 from tunewright.evaluation.evaluate import evaluate
-from tunewright.folder import INFO, Record, Run, occupied, refuse_used
+from tunewright.folder import INFO, LOCK, Record, Run, occupied, refuse_used
 from tunewright.methods.base import trained_count, trained_groups
 from tunewright.prepare import Prepared, describe_data, prepare, preview, write_bad_rows
 from tunewright.recipe import Recipe
@@ -38,8 +38,9 @@ def execute(recipe: Recipe, folder: Path, watchers: Sequence[Watcher] = (), resu
     processes = join()
     if processes.first and not resume:
         refuse_used(folder)
+    new = not folder.exists()
     with occupied(folder, processes):
-        prepared = _prepare(recipe, folder, processes)
+        prepared = _prepare(recipe, folder, processes, new)
         record = Record(folder, processes.first)
         if resume:
             record.update(status="running", error=None)
@@ -48,7 +49,7 @@ def execute(recipe: Recipe, folder: Path, watchers: Sequence[Watcher] = (), resu
             if processes.first:
                 write_bad_rows(prepared, folder / "bad_rows")
         try:
-            return _train(prepared, record, watchers, processes, resume)
+            _train(prepared, record, watchers, processes, resume)
         except BaseException as error:
             status = "stopped" if isinstance(error, Interrupted) else "failed"
             with suppress(OutputError):  # a full disk takes no last words either
@@ -56,10 +57,16 @@ def execute(recipe: Recipe, folder: Path, watchers: Sequence[Watcher] = (), resu
             if isinstance(error, OSError):
                 raise OutputError(f"{folder} cannot be written to: {error}. Mend that and resume.") from error
             raise
+        record.end("finished")
+    return Run(folder)
 
 
-def _prepare(recipe: Recipe, folder: Path, processes: Processes) -> Prepared:
-    """The first process before the others, which find what it wrote of the start. Leaves nothing behind if it fails."""
+def _prepare(recipe: Recipe, folder: Path, processes: Processes, new: bool) -> Prepared:
+    """The first process before the others, which find what it wrote of the start. Leaves nothing behind if it fails.
+
+    Args:
+        new: the folder was made for this run, and not by the user.
+    """
     start = folder / "start" / "base"
     if not processes.first:
         processes.wait()
@@ -68,13 +75,16 @@ def _prepare(recipe: Recipe, folder: Path, processes: Processes) -> Prepared:
         prepared = prepare(recipe, start)
     except BaseException:
         if not (folder / INFO).exists():
-            shutil.rmtree(folder)
+            shutil.rmtree(folder / "start", ignore_errors=True)
+            (folder / LOCK).unlink()
+            if new:
+                folder.rmdir()
         raise
     processes.wait()
     return prepared
 
 
-def _train(prepared: Prepared, record: Record, watchers: Sequence[Watcher], processes: Processes, resume: bool) -> Run:
+def _train(prepared: Prepared, record: Record, watchers: Sequence[Watcher], processes: Processes, resume: bool) -> None:
     recipe = prepared.recipe
     began = time.perf_counter(), time.process_time()
     for watcher in watchers if processes.first else ():
@@ -101,7 +111,6 @@ def _train(prepared: Prepared, record: Record, watchers: Sequence[Watcher], proc
     outcome = run_loop(job, resume)
     if processes.first:
         _finish(prepared, outcome, record, began)
-    return Run(record.folder)
 
 
 def _finish(prepared: Prepared, outcome: Outcome, record: Record, began: tuple[float, float]) -> None:
@@ -117,7 +126,6 @@ def _finish(prepared: Prepared, outcome: Outcome, record: Record, began: tuple[f
             "cpu_seconds": round(time.process_time() - began[1], 2),
         },
     )
-    record.end("finished")
 
 
 def measure(prepared: Prepared, found: Mapping[str, Any], when: str) -> dict[str, Any]:

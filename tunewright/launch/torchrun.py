@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import tempfile
@@ -9,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tunewright.errors import TunewrightError
+from tunewright.errors import Interrupted, TunewrightError
 from tunewright.folder import Run, refuse_used
 from tunewright.recipe import Recipe, read_recipe
 from tunewright.run import execute as execute_here
@@ -37,12 +38,23 @@ def execute(recipe: Recipe, folder: Path, watchers: Sequence[Any] = (), resume: 
             str(folder),
             "resume" if resume else "start",
         ]
-        done = subprocess.run(command, check=False)
-    if done.returncode:
+        code = _supervise(command, folder)
+    if code:
         raise TunewrightError(
-            f"The {recipe.training.processes} processes of {folder} failed (exit code {done.returncode}); see above."
+            f"The {recipe.training.processes} processes of {folder} failed (exit code {code}); see above."
         )
     return Run(folder)
+
+
+def _supervise(command: Sequence[str], folder: Path) -> int:
+    """Run torchrun and wait for it. Ctrl-C is passed on once, so that the processes write a checkpoint and end."""
+    with subprocess.Popen(command, start_new_session=True) as process:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            process.send_signal(signal.SIGTERM)
+            process.wait()
+            raise Interrupted(f"{folder} was stopped") from None
 
 
 if __name__ == "__main__":

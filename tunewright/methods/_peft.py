@@ -41,6 +41,7 @@ class PeftMethod(Method):
                 wrapped = get_peft_model(model.module, config)
             except (ValueError, TypeError, NotImplementedError, AttributeError, KeyError) as error:
                 raise MethodError(f"PEFT cannot apply {config.peft_type.value} to this model: {error}") from error
+        _refuse_tied(wrapped)
         config.base_model_name_or_path = model.base
         model.module = wrapped
 
@@ -66,6 +67,17 @@ class PeftMethod(Method):
             raise MethodError("PEFT cannot switch off the virtual tokens of a classifier.")  # PEFT 0.21 fails there
         with model.module.disable_adapter():
             yield
+
+
+def _refuse_tied(module: Any) -> None:
+    """An adapter on one of two tied tables would change both when it is merged, and one of them before."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    tables = [getattr(module, f"get_{side}_embeddings", lambda: None)() for side in ("input", "output")]
+    weights = [getattr(table, "base_layer", table) for table in tables if table is not None]
+    tied = len(weights) == 2 and weights[0].weight is weights[1].weight
+    if tied and any(isinstance(table, BaseTunerLayer) for table in tables):
+        raise MethodError("The head and the input embeddings are tied, so neither can have an adapter of its own.")
 
 
 def attach_folder(model: Model, folder: Path) -> None:

@@ -237,12 +237,17 @@ def router_balance(module: nn.Module, router_logits: Sequence[Tensor], batch: Ba
 
 
 def add_tokens(model: Model, tokens: Sequence[str]) -> None:
-    """Add special tokens; embeddings and head grow by a row each, which begins as the mean of the others and trains."""
+    """Add special tokens; embeddings and head grow by a row each, which begins as the mean of the others and trains.
+
+    A token that the vocabulary has already becomes special, and its row trains too.
+    """
     tokenizer = model.processor
+    known = [token for token in tokens if token in tokenizer.get_vocab()]
     tokenizer.add_special_tokens({"additional_special_tokens": list(tokens)}, replace_extra_special_tokens=False)
     model.new_tokens = tuple(tokenizer.convert_tokens_to_ids(list(tokens)))
     grow_vocabulary(model)
-    model.notices.append(f"{len(tokens)} special tokens added, whose rows train: {', '.join(tokens)}.")
+    there = f" ({', '.join(known)} were there already)" if known else ""
+    model.notices.append(f"Special tokens whose rows train: {', '.join(tokens)}{there}.")
 
 
 def grow_vocabulary(model: Model) -> None:
