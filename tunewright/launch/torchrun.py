@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tunewright.engine import checkpoint
 from tunewright.errors import Interrupted, TunewrightError
 from tunewright.folder import Run, refuse_used
-from tunewright.recipe import Recipe, read_recipe
-from tunewright.run import execute as execute_here
+from tunewright.recipe import Recipe
 
 
 def execute(recipe: Recipe, folder: Path, watchers: Sequence[Any] = (), resume: bool = False) -> Run:
@@ -29,11 +29,11 @@ def execute(recipe: Recipe, folder: Path, watchers: Sequence[Any] = (), resume: 
         command = [
             sys.executable,
             "-m",
-            "torch.distributed.run",
+            "tunewright.launch._agent",
             "--standalone",
             f"--nproc-per-node={recipe.training.processes}",
             "-m",
-            "tunewright.launch.torchrun",
+            "tunewright.launch._worker",
             str(path),
             str(folder),
             "resume" if resume else "start",
@@ -54,11 +54,7 @@ def _supervise(command: Sequence[str], folder: Path) -> int:
         except KeyboardInterrupt:
             process.send_signal(signal.SIGTERM)
             process.wait()
-            raise Interrupted(f"{folder} was stopped") from None
-
-
-if __name__ == "__main__":
-    try:
-        execute_here(read_recipe(sys.argv[1]), Path(sys.argv[2]), resume=sys.argv[3] == "resume")
-    except TunewrightError as error:
-        sys.exit(str(error))
+            written = checkpoint.steps(folder / "checkpoints")
+            if not written:
+                raise
+            raise Interrupted(written[-1]) from None
