@@ -26,7 +26,7 @@ HEADS = {"head_dim": 8}
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
 DECODERS: dict[str, tuple[str, Callable[..., Any]]] = {
-    "llama": ("llama3", lambda **o: hf.LlamaConfig(**GROUPED, tie_word_embeddings=False, **o)),
+    "llama": ("llama3", lambda **o: hf.LlamaConfig(**{**GROUPED, "tie_word_embeddings": False, **o})),
     "qwen3": ("qwen3", lambda **o: hf.Qwen3Config(**GROUPED, **HEADS, tie_word_embeddings=True, **o)),
     "mistral": ("mistral", lambda **o: hf.MistralConfig(**GROUPED, **HEADS, sliding_window=12, **o)),
     "mixtral": ("mistral", lambda **o: hf.MixtralConfig(**GROUPED, **HEADS, num_local_experts=4, **o)),

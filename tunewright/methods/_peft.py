@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from tunewright.errors import MethodError
-from tunewright.methods._lora_file import leaves_base
+from tunewright.methods._lora_file import WEIGHTS, leaves_base
 from tunewright.methods.base import Method
 from tunewright.tasks.base import Model
 
@@ -82,17 +82,25 @@ def _refuse_tied(module: Any) -> None:
 
 def attach_folder(model: Model, folder: Path) -> None:
     """Put the PEFT adapter that lies in `folder` onto a base, in place. Raises MethodError where it does not fit."""
-    from peft import PeftModel
+    from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
+    from safetensors import SafetensorError
 
+    if not (folder / WEIGHTS).is_file():  # PEFT would look for a pickle instead
+        raise MethodError(f"{folder} has no {WEIGHTS}. A pickle (adapter_model.bin) is not opened: convert it.")
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         try:
             model.module = PeftModel.from_pretrained(model.module, str(folder))
-        except (ValueError, RuntimeError, TypeError, OSError) as error:
+            # Once more, for the account of what found no place, which PEFT keeps to itself.
+            account: Any = set_peft_model_state_dict(model.module, load_peft_weights(str(folder)))
+        except (ValueError, RuntimeError, TypeError, OSError, SafetensorError) as error:
             raise MethodError(f"The adapter in {folder} does not fit {model.base}: {error}") from error
-    missing = [str(w.message) for w in seen if "missing adapter keys" in str(w.message)]
-    if missing:
-        raise MethodError(f"The adapter in {folder} does not fit {model.base}: {missing[0]}")
+    wrong = [str(w.message) for w in seen if "missing adapter keys" in str(w.message)]
+    mark = getattr(model.module.base_model, "prefix", None)  # of the layers' own weights: "lora_"
+    lost = [name for name in account.unexpected_keys if mark and mark in name]
+    wrong += [f"it has no place for {', '.join(lost[:3])}"] if lost else []
+    if wrong:
+        raise MethodError(f"The adapter in {folder} does not fit {model.base}: {wrong[0]}")
 
 
 def merge_adapter(model: Model) -> None:

@@ -43,12 +43,14 @@ def load_tokenizer(base: str) -> Any:
 
 def load_weights(auto_class: Any, base: str, config: Any, **options: Any) -> tuple[Any, dict[str, set[str]]]:
     """A model with its weights, and the account of what was missing or did not fit, by parameter name."""
+    from safetensors import SafetensorError
+
     with quiet():
         try:
             return auto_class.from_pretrained(
                 base, config=config, use_safetensors=True, trust_remote_code=False, output_loading_info=True, **options
             )
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
+        except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
             raise BaseModelError(_missing(base, error)) from error
 
 

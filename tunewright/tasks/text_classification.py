@@ -72,7 +72,8 @@ class TextClassification(Task):
         module, info = load_weights(
             AutoModelForSequenceClassification, base, config, dtype=dtype or "float32", ignore_mismatched_sizes=True
         )
-        new = self._new_modules(module, base, info["missing_keys"], new_head=own != self.labels)
+        unfit = {str(key[0]) for key in info["mismatched_keys"]}  # (name, shape there, shape here)
+        new = self._new_modules(module, base, info["missing_keys"] | unfit, new_head=own != self.labels)
         begin_anew(module, new, seed)
         model = Model(module, tokenizer, self, base, along=self.along(module), new=new)
         if new:
@@ -97,7 +98,7 @@ class TextClassification(Task):
         lacking = [name for name in self.along(module) if any(key.startswith(f"{name}.") for key in missing)]
         trunk = sorted(key for key in missing if not key.startswith(tuple(f"{name}." for name in lacking)))
         if trunk:
-            raise BaseModelError(f"{base} lacks weights of its trunk ({', '.join(trunk[:3])}): it is not whole.")
+            raise BaseModelError(f"{base} lacks weights of its trunk, or not in these shapes: {', '.join(trunk[:3])}.")
         return tuple(dict.fromkeys([*lacking, *(self.head(module) if new_head else [])]))
 
     def along(self, module: nn.Module) -> tuple[str, ...]:

@@ -35,6 +35,11 @@ class TextGeneration(Task):
         config = load_config(base)
         if not weights:
             return Model(without_weights(AutoModelForCausalLM, config), None, self, base)
+        if any("ForMaskedLM" in name or "ForPreTraining" in name for name in config.architectures or []):
+            raise BaseModelError(
+                f"{base} is an encoder ({config.architectures[0]}): it sees the tokens that it would have to predict. "
+                "For a classifier set task: text-classification."
+            )
         module, info = load_weights(AutoModelForCausalLM, base, config, dtype=dtype or "float32")
         if info["missing_keys"]:
             raise BaseModelError(
