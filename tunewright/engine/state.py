@@ -9,6 +9,7 @@ from typing import Any
 
 from tunewright.engine.config import TrainingConfig
 from tunewright.engine.optimizer import build_optimizer
+from tunewright.errors import CheckpointError
 from tunewright.methods.base import Method, trained_parameters
 from tunewright.tasks.base import Model
 
@@ -79,7 +80,8 @@ class TrainState:
         return {"best": self.best, "stale": self.stale, "optimizer": plain, "scaler": self.scaler.state_dict()}
 
     def load(self, tensors: Mapping[str, Any], numbers: Mapping[str, Any]) -> None:
-        """Become what `tensors` and `numbers` say; names must be those of this run."""
+        """Become what `tensors` and `numbers` say. Raises CheckpointError where another run wrote them."""
+        self._refuse_others(tensors)
         self.load_weights(tensors, "weight")
         for name in self.average:
             self.average[name].copy_(tensors[f"average/{name}"])
@@ -93,6 +95,17 @@ class TrainState:
         self.optimizer.load_state_dict({**fresh, "state": numbered})
         self.scaler.load_state_dict(numbers["scaler"])
         self.step, self.best, self.stale = numbers["step"], numbers["best"], numbers["stale"]
+
+    def _refuse_others(self, tensors: Mapping[str, Any]) -> None:
+        here = {f"weight/{name}": p.shape for name, p in self.parameters.items()}
+        here |= {f"average/{name}": p.shape for name, p in self.average.items()}
+        there = {name: t.shape for name, t in tensors.items() if name.startswith(("weight/", "average/"))}
+        apart = sorted(name for name in here.keys() | there.keys() if here.get(name) != there.get(name))
+        if apart:
+            raise CheckpointError(
+                f"The checkpoint is of a run that trains other weights ({', '.join(apart[:3])}). "
+                "Resume with the recipe that the run began with."
+            )
 
     def load_weights(self, tensors: Mapping[str, Any], kind: str) -> None:
         """Take over the weights, or their average, and the moving statistics of a checkpoint."""

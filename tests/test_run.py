@@ -1,0 +1,307 @@
+"""A recipe becomes a folder: what is in it, what is refused before anything is written, and what a failure leaves."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import tunewright as tw
+from tests.contracts.journeys import close, logits
+from tests.runs import recipe, stop_at
+from tests.tiny import completions, labelled, make_base
+from tunewright.errors import (
+    BaseModelError,
+    CheckpointError,
+    DataError,
+    MethodError,
+    OutputError,
+    RecipeError,
+    TunewrightError,
+)
+
+CLASSIFICATION = "text-classification"
+
+
+@pytest.mark.parametrize("method", ["lora", "full", "adapter"])
+@pytest.mark.parametrize("task, kind", [("text-generation", "llama"), (CLASSIFICATION, "bert")])
+def test_a_run_leaves_what_it_promises(method: str, task: str, kind: str, tiny_base: Any, tmp_path: Path) -> None:
+    run = tw.train(recipe(tiny_base(kind), tmp_path / "run", task=task, method=method, evaluation={"samples": 2}))
+    info = run.info
+    assert info["status"] == "finished"
+    assert {p.name for p in run.folder.iterdir()} >= {
+        "recipe.yaml", "run.json", "metrics.jsonl", "timings.jsonl", "checkpoints", "model", "report.html"
+    }  # fmt: skip
+    assert len(run.metrics) == 8 + 2
+    assert info["parameters"]["trained"] > 0
+    assert set(info["evaluation"]["validation"]) >= {"before", "after", "samples"}
+    assert info["versions"]["torch"] == torch.__version__
+    assert run.model.module.training is False
+    assert run.recipe.training.learning_rate == 0.01
+    assert not list(run.folder.rglob("*.bin")), "nothing is pickled"
+    assert not list(run.folder.rglob("*.pt"))
+
+
+def test_the_model_that_is_measured_is_the_one_that_is_saved(tiny_base: Any, tmp_path: Path) -> None:
+    run = tw.train(recipe(tiny_base("bert"), tmp_path / "run", task=CLASSIFICATION, evaluation={"samples": 0}))
+    again = tw.evaluate(run.folder, run.recipe.data.validation)
+    before = run.info["evaluation"]["validation"]["after"]["metrics"]
+    assert again["scores"]["metrics"] == before
+
+
+def test_the_report_of_training_is_that_of_the_lines(tiny_base: Any, tmp_path: Path) -> None:
+    seen: list[dict[str, Any]] = []
+    run = tw.train(recipe(tiny_base("llama"), tmp_path / "run"), watchers=[lambda line: seen.append(dict(line))])
+    watched = [line for line in seen if "step" in line]
+    assert [line["step"] for line in watched] == [line["step"] for line in run.metrics]
+    assert all(line["total"] == 8 for line in watched)
+    assert all(a["loss"] == b["loss"] for a, b in zip(watched, run.metrics, strict=True) if "loss" in b)
+
+
+def test_predict_chat_and_export(tiny_base: Any, tmp_path: Path) -> None:
+    classifier = tw.train(recipe(tiny_base("bert"), tmp_path / "c", task=CLASSIFICATION))
+    rows = tw.predict(classifier.folder, ["fox", "apples " * 400])
+    assert [row.get("truncated", False) for row in rows] == [False, True]
+    assert all(sum(row["probabilities"].values()) == pytest.approx(1) for row in rows)
+    speaker = tw.train(recipe(tiny_base("llama"), tmp_path / "g"))
+    assert isinstance(tw.chat(speaker.folder, "the little", max_new_tokens=4), str)
+    with pytest.raises(BaseModelError, match="predict"):
+        tw.chat(classifier.folder, "fox")
+    with pytest.raises(BaseModelError, match="chat"):
+        tw.predict(speaker.folder, ["fox"])
+    merged = tw.export(speaker.folder, "merged", tmp_path / "merged")
+    assert close(logits(tw.load(merged)), logits(speaker.model))
+    with pytest.raises(OutputError, match="not empty"):
+        tw.export(speaker.folder, "merged", tmp_path / "merged")
+    with pytest.raises(RecipeError, match="no export target"):
+        tw.export(speaker.folder, "goldfish", tmp_path / "g2")
+
+
+def test_a_padded_row_is_predicted_as_alone(tiny_base: Any, tmp_path: Path) -> None:
+    """A decoder reads its answer off the last token, which must not be padding."""
+    run = tw.train(recipe(tiny_base("llama"), tmp_path / "run", task=CLASSIFICATION))
+    texts = ["fox", "the little fox lived in a forest", "apples and apples"]
+    together = tw.predict(run.model, texts)
+    alone = [tw.predict(run.model, [text])[0] for text in texts]
+    for one, other in zip(together, alone, strict=True):
+        assert one["probabilities"] == pytest.approx(other["probabilities"], abs=1e-6)
+
+
+# Refused before anything is written
+
+
+@pytest.mark.parametrize(
+    "error, changes, match",
+    [
+        (BaseModelError, {"base": "/nowhere"}, "no folder"),
+        (DataError, {"data": {"train": "/nowhere.jsonl"}}, "nowhere"),
+        (DataError, {"data": {"train": [{"nothing": 1}]}}, "columns found are nothing"),
+        (DataError, {"data": {"max_length": 4}}, "longer than 4"),
+        (DataError, {"data": {"validation": labelled()}}, "alike"),
+        (RecipeError, {"task": CLASSIFICATION}, "rows"),
+        (MethodError, {"method": {"type": "lora", "targets": ["nothing"]}}, "matches no layer"),
+        (MethodError, {"method": {"type": "freeze", "last": 9}}, "3 blocks"),
+        (MethodError, {"method": {"type": "peft", "config": {"peft_type": "LORRA"}}}, "LORA"),
+    ],
+)
+def test_a_bad_recipe_leaves_nothing_behind(
+    error: Any, changes: Any, match: str, tiny_base: Any, tmp_path: Path
+) -> None:
+    changes = dict(changes)
+    base, task = changes.pop("base", tiny_base("llama")), changes.pop("task", "text-generation")
+    data = {"train": completions(8), "validation": 0, **changes.pop("data", {})}
+    with pytest.raises(error, match=match):
+        tw.train(recipe(base, tmp_path / "run", **changes, data=data).model_copy(update={"task": task}))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_start_that_was_merged_in_vain_is_removed(tiny_base: Any, tmp_path: Path) -> None:
+    before = tw.train(recipe(tiny_base("llama"), tmp_path / "before", method={"type": "lora", "dora": True}))
+    bad = {"method": {"type": "lora", "targets": ["nothing"]}}
+    with pytest.raises(MethodError):
+        tw.train(recipe(str(before.folder), tmp_path / "run", **bad))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "rows, match",
+    [
+        ([{"text": "a", "label": "x"}] * 4, "one class only"),
+        ([{"text": "a", "label": "x"}, {"text": "b", "label": ""}], "no label"),
+    ],
+)
+def test_labels_that_teach_nothing(rows: Any, match: str, tiny_base: Any, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=match):
+        tw.train(
+            recipe(tiny_base("bert"), tmp_path / "run", task=CLASSIFICATION, data={"train": rows, "validation": 0})
+        )
+
+
+@pytest.mark.parametrize("which", ["validation", "test"])
+def test_a_label_that_was_not_in_training(which: str, tiny_base: Any, tmp_path: Path) -> None:
+    data = {which: [{"text": "a", "label": "class 0"}, {"text": "b", "label": "unheard of"}]}
+    with pytest.raises(DataError, match="unheard of"):
+        tw.train(recipe(tiny_base("bert"), tmp_path / "run", task=CLASSIFICATION, data=data))
+
+
+# The folder
+
+
+def test_a_folder_in_use_is_not_written_into(tiny_base: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "thesis.txt").write_text("the only copy")
+    with pytest.raises(OutputError, match="in use"):
+        tw.train(recipe(tiny_base("llama"), folder))
+    assert [p.name for p in folder.iterdir()] == ["thesis.txt"]
+    with pytest.raises(OutputError, match="in use"):
+        tw.train(recipe(tiny_base("llama"), folder / "thesis.txt"))
+
+
+def test_an_earlier_run_is_not_written_over(tiny_base: Any, tmp_path: Path) -> None:
+    tw.train(recipe(tiny_base("llama"), tmp_path / "run", training={"max_steps": 1}))
+    with pytest.raises(OutputError, match="tunewright resume"):
+        tw.train(recipe(tiny_base("llama"), tmp_path / "run"))
+
+
+def test_two_processes_do_not_share_a_folder(tiny_base: Any, tmp_path: Path) -> None:
+    """A second one that resumes while the first one trains."""
+    said: list[str] = []
+
+    def meddle() -> None:
+        with pytest.raises(OutputError) as raised:
+            tw.resume(tmp_path / "run")
+        said.append(str(raised.value))
+
+    run = tw.train(recipe(tiny_base("llama"), tmp_path / "run"), watchers=[stop_at(5, meddle)])
+    assert "in use by another process" in said[0]
+    assert run.info["status"] == "finished"
+
+
+def test_a_place_that_cannot_be_written(tiny_base: Any, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError):
+        tw.train(recipe(tiny_base("llama"), tmp_path / "file" / "run"))
+
+
+def test_a_full_disk_at_the_end_keeps_the_checkpoint(tiny_base: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    import tunewright.methods._peft as module
+
+    whole = tw.train(recipe(tiny_base("llama"), tmp_path / "whole"))
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module.PeftMethod, "save", full)
+        with pytest.raises(OutputError, match="No space left"):
+            tw.train(recipe(tiny_base("llama"), tmp_path / "run"))
+    assert tw.open_run(tmp_path / "run").info["status"] == "failed"
+    assert not (tmp_path / "run" / "model").exists()
+    assert not list((tmp_path / "run").glob(".*draft"))
+    with pytest.raises(BaseModelError, match="no model yet"):
+        tw.load(tmp_path / "run")
+    run = tw.resume(tmp_path / "run")
+    one, other = (load_file(r.folder / "model" / "adapter_model.safetensors") for r in (run, whole))
+    assert all(torch.equal(one[name], tensor) for name, tensor in other.items())
+
+
+def test_what_fails_while_training_is_noted(tiny_base: Any, tmp_path: Path) -> None:
+    def fail() -> None:
+        raise RuntimeError("the roof fell in")
+
+    with pytest.raises(RuntimeError):
+        tw.train(recipe(tiny_base("llama"), tmp_path / "run"), watchers=[stop_at(2, fail)])
+    info = tw.open_run(tmp_path / "run").info
+    assert (info["status"], info["error"]) == ("failed", "the roof fell in")
+
+
+def test_what_is_no_run_cannot_be_opened(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="no run"):
+        tw.open_run(tmp_path)
+    with pytest.raises(OutputError, match="no run"):
+        tw.resume(tmp_path / "nowhere")
+
+
+def test_runs_are_listed_newest_first(tmp_path: Path) -> None:
+    for name, started in (("old", "2026-01-01"), ("new", "2026-02-01")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "run.json").write_text(json.dumps({"started": started}))
+    assert [run.folder.name for run in tw.list_runs(tmp_path)] == ["new", "old"]
+
+
+def test_checkpoints_of_another_run_are_refused(tiny_base: Any, tmp_path: Path) -> None:
+    """Someone copied them: names or shapes differ."""
+    one = tw.train(recipe(tiny_base("llama"), tmp_path / "one"))
+    other = tw.train(recipe(tiny_base("llama"), tmp_path / "other", method={"type": "lora", "rank": 2}))
+    shutil.rmtree(other.folder / "checkpoints")
+    shutil.copytree(one.folder / "checkpoints", other.folder / "checkpoints")
+    with pytest.raises(CheckpointError):
+        tw.resume(other.folder)
+
+
+# Dry run
+
+LLAMA_3_8B = {
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336,
+    "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256,
+    "max_position_embeddings": 8192, "rope_theta": 500000.0, "rms_norm_eps": 1e-05, "tie_word_embeddings": False,
+    "hidden_act": "silu", "bos_token_id": 128000, "eos_token_id": 128001, "torch_dtype": "bfloat16",
+}  # fmt: skip
+
+
+@pytest.fixture
+def llama_8b(tmp_path: Path) -> str:
+    """Its shapes alone: there are no weights."""
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA_3_8B))
+    return str(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "method, trained",
+    [
+        ({"type": "lora", "rank": 16}, 41_943_040),
+        ({"type": "full"}, 8_030_261_248),
+        ({"type": "freeze", "last": 2}, 2 * 218_112_000 + 4096 + 128256 * 4096),
+        ({"type": "head"}, 128256 * 4096),
+    ],
+)
+def test_a_dry_run_counts_without_weights(method: Any, trained: int, llama_8b: str) -> None:
+    began = time.perf_counter()
+    found = tw.dry_run({"base": llama_8b, "data": "nothing.jsonl", "method": method})
+    assert found["total"] == 8_030_261_248
+    assert found["trained"] == trained
+    assert found["task"] == "text-generation"
+    assert time.perf_counter() - began < 20
+
+
+def test_a_dry_run_of_every_method_counts_as_the_run_does(tiny_base: Any, tmp_path: Path) -> None:
+    for name, task, kind in (("adapter", "text-generation", "llama"), ("lora", CLASSIFICATION, "distilbert")):
+        chosen = recipe(
+            tiny_base(kind), tmp_path / name, task=task, method=name, training={"max_steps": 1},
+            **({"data": {"train": labelled(classes=2), "validation": 0}} if task == CLASSIFICATION else {}),
+        )  # fmt: skip
+        run = tw.train(chosen)
+        dry = tw.dry_run(chosen)
+        assert (dry["trained"], dry["total"]) == (run.info["parameters"]["trained"], run.info["parameters"]["total"])
+
+
+def test_a_dry_run_refuses_like_a_run(llama_8b: str) -> None:
+    with pytest.raises(TunewrightError, match="matches no layer"):
+        tw.dry_run({"base": llama_8b, "data": "x", "method": {"type": "lora", "targets": ["nothing"]}})
+    with pytest.raises(TunewrightError, match="32 blocks"):
+        tw.dry_run({"base": llama_8b, "data": "x", "method": {"type": "freeze", "last": 33}})
+
+
+def test_a_run_that_moved_house_still_loads(tmp_path: Path) -> None:
+    base = make_base(tmp_path / "base", "llama")
+    run = tw.train(recipe(str(base), tmp_path / "run", training={"max_steps": 1}))
+    before = logits(run.model)
+    moved = Path(shutil.move(run.folder, tmp_path / "elsewhere"))
+    assert torch.equal(logits(tw.load(moved)), before)
