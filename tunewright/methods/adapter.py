@@ -91,15 +91,18 @@ class Adapter(Method):
         model.processor.save_pretrained(folder)
 
     def restore(self, model: Model, folder: Path) -> None:
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
         self.attach(model)
-        state = load_file(folder / WEIGHTS)
-        expected = {n for n, p in model.module.named_parameters() if p.requires_grad}
-        if state.keys() != expected:
-            raise MethodError(
-                f"{folder / WEIGHTS} does not fit this base: {sorted(state.keys() ^ expected)[:3]} differ."
-            )
+        try:
+            state = load_file(folder / WEIGHTS)
+        except (OSError, SafetensorError) as error:
+            raise MethodError(f"{folder / WEIGHTS} cannot be read: {error}") from error
+        here = {n: p.shape for n, p in model.module.named_parameters() if p.requires_grad}
+        apart = sorted(n for n in here.keys() | state.keys() if n not in state or here.get(n) != state[n].shape)
+        if apart:
+            raise MethodError(f"{folder / WEIGHTS} does not fit this base: {', '.join(apart[:3])} differ.")
         model.module.load_state_dict(state, strict=False)
         model.module.requires_grad_(False)
 

@@ -1,0 +1,140 @@
+"""The rules of the house that a machine can hold: who imports whom, how long the loop is, which options there are."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+from pydantic import BaseModel
+
+from tunewright.methods import METHODS
+from tunewright.objectives import OBJECTIVES
+from tunewright.recipe import Recipe
+from tunewright.tasks import MODULES
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "tunewright"
+FOLDERS = ("tasks", "methods", "objectives")
+
+
+def test_imports_go_down_only() -> None:
+    """The layers are in pyproject.toml; a new module of the package must stand in one of them."""
+    from importlinter.cli import lint_imports
+
+    assert lint_imports(config_filename=str(ROOT / "pyproject.toml"), no_cache=True) == 0
+
+
+def test_every_module_has_its_layer() -> None:
+    import tomllib
+
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    layers = {name.strip() for line in contracts[0]["layers"] for name in line.split("|")}
+    modules = {f"tunewright.{p.stem}" for p in PACKAGE.iterdir() if p.suffix == ".py" or (p / "__init__.py").exists()}
+    assert modules - {"tunewright.__init__"} <= layers
+
+
+def imported(path: Path) -> set[str]:
+    """Everything that a file imports, at its top or inside, as full names."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def files(folder: str) -> list[Path]:
+    return sorted(p for p in (PACKAGE / folder).glob("*.py") if p.stem != "__init__")
+
+
+@pytest.mark.parametrize("path", [p for f in FOLDERS for p in files(f)], ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_siblings_share_only_their_base(path: Path) -> None:
+    """And helpers whose names begin with an underscore: so a new method is one new file."""
+    siblings = {f"tunewright.{path.parent.name}.{p.stem}" for p in files(path.parent.name)}
+    allowed = {name for name in siblings if name.rsplit(".", 1)[-1] == "base" or name.rsplit(".", 1)[-1][0] == "_"}
+    assert not (imported(path) & siblings) - allowed
+
+
+def test_nothing_above_asks_which_task_it_has() -> None:
+    """Capabilities, never classes."""
+    names = {"TextGeneration", "TextClassification"}
+    asked = [
+        str(path.relative_to(ROOT))
+        for path in PACKAGE.rglob("*.py")
+        if path.parent.name != "tasks"
+        and names & {n.id for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Name)}
+    ]
+    assert not asked
+
+
+def test_nothing_is_pickled() -> None:
+    forbidden = {"pickle", "cPickle", "dill", "joblib", "shelve", "marshal"}
+    for path in PACKAGE.rglob("*.py"):
+        assert not imported(path) & forbidden, path
+        calls = {ast.unparse(n.func) for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Call)}
+        assert not calls & {"torch.load", "torch.save", "eval", "exec"}, path
+
+
+def test_the_loop_stays_short() -> None:
+    assert len((PACKAGE / "engine" / "loop.py").read_text().splitlines()) < 250
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_the_central_types_can_be_read_in_a_minute(folder: str) -> None:
+    assert len((PACKAGE / folder / "base.py").read_text().splitlines()) < 200
+
+
+@pytest.mark.parametrize(
+    "folder, found, mark",
+    [("methods", METHODS, "METHOD = "), ("objectives", OBJECTIVES, "OBJECTIVE = "), ("tasks", MODULES, "TASK = ")],
+)
+def test_a_new_file_is_found(folder: str, found: Any, mark: str) -> None:
+    marked = [path for path in files(folder) if f"\n{mark}" in path.read_text()]
+    assert len(marked) == len(found)
+
+
+# The ratchet: a new option is a conscious change, made here too.
+
+OPTIONS = """
+base task output
+data.train data.validation data.test data.format data.columns data.overlength data.max_length data.on_bad_rows
+data.loss_on data.chat_template data.special_tokens
+method.lora.rank method.lora.alpha method.lora.dropout method.lora.targets method.lora.rslora method.lora.dora
+method.lora.init method.lora.plus_ratio method.lora.experts method.lora.train_along
+method.freeze.last method.freeze.first
+method.adapter.variant method.adapter.width
+method.peft.config
+objective.supervised.label_smoothing objective.supervised.class_weights objective.supervised.router_loss
+training.epochs training.max_steps training.learning_rate training.schedule training.warmup training.optimizer
+training.weight_decay training.gradient_clip training.batch training.batch_tokens training.micro_batch_tokens
+training.packing training.precision training.activation_checkpointing training.device training.processes training.seed
+training.evaluate_every training.patience training.keep training.ema training.checkpoint_every training.track
+evaluation.before evaluation.samples evaluation.max_new_tokens evaluation.pattern
+"""
+
+
+def options(model: type[BaseModel], prefix: str = "") -> list[str]:
+    found: list[str] = []
+    for name, field in model.model_fields.items():
+        kinds = {"method": METHODS, "objective": OBJECTIVES}.get(name if not prefix else "")
+        inner = [
+            a
+            for a in (field.annotation, *get_args(field.annotation))
+            if isinstance(a, type) and issubclass(a, BaseModel)
+        ]
+        if kinds:
+            found += [option for kind, chosen in kinds.items() for option in options(chosen, f"{name}.{kind}.")]
+        elif inner:
+            found += options(inner[0], f"{prefix}{name}.")
+        elif name != "type":
+            found.append(f"{prefix}{name}")
+    return found
+
+
+def test_the_options_are_these() -> None:
+    now = options(Recipe)
+    print("\n".join(now))
+    assert sorted(now) == sorted(OPTIONS.split())
