@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
 from peft import PeftModel
+from safetensors.torch import load_file
 
 from tests.contracts.journeys import Journey, base_logits, close, journey, logits
 from tests.tiny import DECODERS, KINDS
 from tunewright.errors import TunewrightError
 from tunewright.methods import METHODS
+from tunewright.methods._lora_file import lora_scale, read_adapter
 from tunewright.tasks import MODULES
 
 
@@ -202,6 +205,27 @@ def test_transformers_itself_loads_it(pair: Pair, made: Any) -> None:
     model = seen.again()
     model.module = auto.from_pretrained(seen.folder, dtype="float32")
     assert torch.equal(logits(model), seen.end)
+
+
+@pairs(lambda pair: pair[2].startswith("pissa"))
+def test_pissa_is_saved_as_a_plain_lora(pair: Pair, made: Any, tiny_base: Any) -> None:
+    """Over the original base, and without a decomposition to repeat: W + scale · B · A, with twice the rank."""
+    seen = made(pair)
+    state, config = read_adapter(seen.folder)
+    assert config["init_lora_weights"] is True
+    assert config["r"] == 2 * seen.method.rank
+    name = next(name for name in state if name.endswith("lora_A.weight"))
+    layer = name.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
+    merged = seen.again()
+    seen.method.merge(merged)
+    before = load_file(Path(tiny_base(pair[1])) / "model.safetensors")
+    update = lora_scale(config, layer) * state[name.replace("lora_A", "lora_B")] @ state[name]
+    after = merged.module.get_submodule(layer).weight.detach()
+    original = next(
+        t for key, t in before.items() if key.endswith(f"{layer}.weight") or f"{layer}.weight".endswith(key)
+    )
+    update = update.T if pair[1] == "gpt2" else update
+    torch.testing.assert_close(after, original + update, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("task, kind", [("text-generation", "llama"), ("text-classification", "bert")])

@@ -53,15 +53,13 @@ def test_a_warm_up_below_1_is_a_share_of_the_steps() -> None:
 
 @given(
     schedule=st.sampled_from(SCHEDULES),
-    total=st.integers(1, 300),
-    warmup=st.one_of(st.floats(0, 0.99), st.integers(1, 400)),
-    data=st.data(),
+    total=st.integers(1, 60),
+    warmup=st.one_of(st.floats(0, 0.99), st.integers(1, 80)),
 )
-def test_the_rate_is_never_below_0_nor_above_its_peak(schedule: Any, total: int, warmup: float, data: Any) -> None:
-    step = data.draw(st.integers(1, total))
-    rate = learning_rate(step, total, config(schedule=schedule, warmup=warmup))
-    assert 0 <= rate <= 1
-    assert rate > 0, "a step that trains nothing"
+def test_the_rate_is_never_below_0_nor_above_its_peak(schedule: Any, total: int, warmup: float) -> None:
+    """Also where the warm-up ends between two steps."""
+    rates = [learning_rate(step, total, config(schedule=schedule, warmup=warmup)) for step in range(1, total + 1)]
+    assert all(0 < rate <= 1 for rate in rates)
 
 
 def test_auto_learning_rate_follows_the_width() -> None:
