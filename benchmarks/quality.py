@@ -116,7 +116,7 @@ def run_one(study: Study, method: str, seed: int) -> dict[str, Any]:
     recipe.setdefault("evaluation", {"before": False})
     with tempfile.TemporaryDirectory() as place:
         run = tw.train({**recipe, "output": str(Path(place) / "run")})
-        info = run.info
+        info, rate = run.info, run.recipe.training.learning_rate
         ended = {"answers_ended": share_of_ended(run, study)} if "answers_ended" in study.report else {}
     return {
         "method": method,
@@ -125,7 +125,7 @@ def run_one(study: Study, method: str, seed: int) -> dict[str, Any]:
         "share": info["parameters"]["share"],
         "cpu_seconds": info["timings"]["cpu_seconds"],
         "steps": info["steps"],
-        "learning_rate": run_learning_rate(info, recipe),
+        "learning_rate": rate,
         "before": {name: found["before"]["metrics"] for name, found in info["evaluation"].items() if "before" in found},
         "after": {name: {**found["after"]["metrics"], **ended} for name, found in info["evaluation"].items()},
         "date": datetime.now(UTC).date().isoformat(),
@@ -134,12 +134,8 @@ def run_one(study: Study, method: str, seed: int) -> dict[str, Any]:
     }
 
 
-def run_learning_rate(info: Mapping[str, Any], recipe: Mapping[str, Any]) -> Any:
-    return info.get("learning_rate", recipe["training"].get("learning_rate", "auto"))
-
-
 def share_of_ended(run: Any, study: Study, count: int = 32, limit: int = 400) -> dict[str, Any]:
-    """The share of answers to held-out questions that the tuned model ends by itself, with EOS, within `limit` tokens."""
+    """The share of answers to held-out questions that the tuned model ends by itself, within `limit` tokens."""
     import torch
 
     from tunewright.data.render import Renderer
@@ -153,7 +149,9 @@ def share_of_ended(run: Any, study: Study, count: int = 32, limit: int = 400) ->
     for prompt in prompts:
         ids = torch.tensor([prompt])
         room = min(limit, 512 - len(prompt))
-        output = model.module.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=room, do_sample=False)
+        output = model.module.generate(
+            input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=room, do_sample=False
+        )
         ended.append(bool({*output[0, len(prompt) :].tolist()} & {*renderer.stop_ids()}))
     return proportion(ended).to_dict()
 
@@ -169,14 +167,14 @@ def table(study: Study, lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         if mine:
             cells = [cell([line["after"][name][metric] for line in mine]) for name in sets for metric in study.report]
             seconds = statistics.mean(line["cpu_seconds"] for line in mine)
-            first = mine[0]
-            yield (
-                f"| {method} | {first['trained']:,} | {first['share']:.2%} | {', '.join(str(m['seed']) for m in mine)} | "
-                f"{' | '.join(cells)} | {seconds:.0f} |"
-            )
+            trained, share = f"{mine[0]['trained']:,}", f"{mine[0]['share']:.2%}"
+            seeds = ", ".join(str(line["seed"]) for line in mine)
+            yield f"| {method} | {trained} | {share} | {seeds} | {' | '.join(cells)} | {seconds:.0f} |"
     before = next((line["before"] for line in lines if line["before"]), None)
     if before:
-        cells = [cell([before[name][metric]]) if metric in before[name] else "" for name in sets for metric in study.report]
+        cells = [
+            cell([before[name][metric]]) if metric in before[name] else "" for name in sets for metric in study.report
+        ]
         yield f"| the base, untuned | | | | {' | '.join(cells)} | |"
 
 
@@ -193,7 +191,8 @@ def page(name: str, study: Study, lines: Sequence[Mapping[str, Any]]) -> str:
         [
             f"# {study.title}",
             "",
-            f"`python -m benchmarks.quality {name}` · {lines[-1]['date']} · Python {lines[-1]['python']}, {versions} · one thread.",
+            f"`python -m benchmarks.quality {name}` · {lines[-1]['date']} · Python {lines[-1]['python']}, {versions} · "
+            "one thread.",
             "Learning rates are the automatic ones. Each figure is the mean over seeds (± standard deviation) and, in",
             "brackets, the first seed's 95 % interval over the rows.",
             "",

@@ -176,6 +176,7 @@ def _processor() -> str:
 
 def _commit() -> str | None:
     """The commit of this checkout, marked where tunewright/ has changes that are in none; None outside git."""
+
     def git(*words: str) -> str:
         return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
 
