@@ -113,7 +113,7 @@ def test_kill_9(base: Any, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", KILLED, str(document)], cwd=Path(__file__).parents[2], capture_output=True
     )
-    assert done.returncode == -signal.SIGKILL
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
     assert tw.open_run(tmp_path / "cut").info["status"] == "running"
     assert left_behind(tw.resume(tmp_path / "cut").folder) == left_behind(whole.folder)
 

@@ -37,6 +37,8 @@ def load_tokenizer(base: str) -> Any:
             ) from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    if tokenizer.pad_token is None:
+        raise BaseModelError(f"The tokenizer of {base} has neither a padding nor an EOS token: set its pad_token.")
     tokenizer.padding_side = "right"
     return tokenizer
 
@@ -86,6 +88,8 @@ def check_folder(base: str) -> None:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except ValueError as error:
         raise BaseModelError(f"{folder / 'config.json'} is not JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise BaseModelError(f"{folder / 'config.json'} holds no configuration.")
     if "auto_map" in config and config.get("model_type") not in _known_types():
         raise BaseModelError(
             f"{base} brings its own Python code (auto_map in config.json). Tunewright does not run code from a base. "

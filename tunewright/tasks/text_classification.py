@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -89,7 +90,8 @@ class TextClassification(Task):
                     f"{base} has no classification head yet: train one first (tunewright train --base {base})."
                 )
             self.labels = own
-            self.kind = next((k for k, p in PROBLEM_TYPES.items() if p == config.problem_type), "single_label")
+            told = next((k for k, p in PROBLEM_TYPES.items() if p == config.problem_type), None)
+            self.kind = told or ("regression" if len(own) == 1 else "single_label")
         elif sorted(own) == sorted(self.labels):
             self.labels = own
 
@@ -127,13 +129,22 @@ class TextClassification(Task):
 
     def _refuse_unseen(self, records: Sequence[Any]) -> None:
         known = set(self.labels)
-        named = [(r, label_names(r.label)) for r in records if r.label is not None and self.kind != "regression"]
+        labelled = [r for r in records if r.label is not None]
+        faults = [f"{r.source}: label {r.label!r}" for r in labelled if not self._has_form(r.label)]
+        if faults:
+            raise DataError(f"{len(faults)} labels are not of the model's kind, {self.kind}. Mend or remove:", faults)
+        named = [(r, label_names(r.label)) for r in labelled if self.kind != "regression"]
         faults = [f"{r.source}: label {name!r}" for r, names in named for name in names if name not in known]
         if faults:
             labels = ", ".join(self.labels[:20])
             raise DataError(
                 f"{len(faults)} labels are unknown to the model, which knows {labels}. Mend or remove:", faults
             )
+
+    def _has_form(self, label: Any) -> bool:
+        if self.kind == "regression":
+            return not isinstance(label, list | dict) and natural_order(str(label))[0] == 0
+        return self.kind == "multi_label" or not isinstance(label, list)
 
     def _example(self, inputs: dict[str, list[int]], record: Any) -> Example:
         arrays = {name: np.asarray(value, dtype=np.int64) for name, value in inputs.items()}
@@ -246,11 +257,12 @@ def label_names(label: Any) -> list[str]:
 
 
 def natural_order(name: str) -> tuple[int, float, str]:
-    """Numbers by value before words by spelling."""
+    """Numbers by value before words by spelling, among which are "nan" and "inf"."""
     try:
-        return (0, float(name), name)
+        number = float(name)
     except ValueError:
-        return (1, 0.0, name)
+        number = math.nan
+    return (0, number, name) if math.isfinite(number) else (1, 0.0, name)
 
 
 def begin_anew(module: nn.Module, names: Sequence[str], seed: int) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from tunewright.data.batches import Example, pad, split_by_tokens
-from tunewright.data.kinds import KINDS
+from tunewright.data.kinds import KINDS, Conversation
 from tunewright.data.render import Renderer
 from tunewright.data.rendered import fit
 from tunewright.data.templates import ensure_chat_template
@@ -134,6 +134,10 @@ class TextGeneration(Task):
         output = module.get_output_embeddings()  # type: ignore[operator]
         return [name for name, child in module.named_modules() if child is output]
 
+    def room(self, model: Model, prompt: Any) -> int:
+        """How many tokens an answer to the prompt may have before the model's context is full."""
+        return max_length(model, None) - len(prompt_tokens(Renderer(model.processor), prompt))
+
     def generate(
         self,
         model: Model,
@@ -145,7 +149,7 @@ class TextGeneration(Task):
         seed: int = 0,
         streamer: Any = None,
     ) -> list[str]:
-        """Answer prompts (a text, or a conversation as a list of messages), in their order.
+        """Answer prompts (a text, a list of messages, or a conversation with its tools), in their order.
 
         Prompts are fed as they were in training, sorted by length and padded on the left; an answer ends at the
         token that the model was taught to end with. `temperature` 0 is greedy.
@@ -153,7 +157,7 @@ class TextGeneration(Task):
         import torch
 
         renderer = Renderer(model.processor)
-        tokens = [renderer.prompt(prompt) for prompt in prompts]
+        tokens = [prompt_tokens(renderer, prompt) for prompt in prompts]
         stop = renderer.stop_ids()
         limit = max_length(model, None)
         device = next(model.module.parameters()).device
@@ -187,6 +191,13 @@ class TextGeneration(Task):
                 kept = answer[: next((n for n, token in enumerate(answer) if token in stop), len(answer))]
                 answers[row] = model.processor.decode(kept, skip_special_tokens=True)
         return answers
+
+
+def prompt_tokens(renderer: Renderer, prompt: Any) -> list[int]:
+    """What is fed for a text, a list of messages, or a conversation with its tools."""
+    if isinstance(prompt, Conversation):
+        return renderer.prompt(prompt.messages, prompt.tools)
+    return renderer.prompt(prompt)
 
 
 def shifted(tokens: Sequence[int], weights: Sequence[float], source: str) -> Example:
