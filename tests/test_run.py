@@ -243,6 +243,7 @@ def test_checkpoints_of_another_run_are_refused(tiny_base: Any, tmp_path: Path) 
     other = tw.train(recipe(tiny_base("llama"), tmp_path / "other", method={"type": "lora", "rank": 2}))
     shutil.rmtree(other.folder / "checkpoints")
     shutil.copytree(one.folder / "checkpoints", other.folder / "checkpoints")
+    (other.folder / "run.json").write_text(json.dumps({**other.info, "status": "stopped"}))
     with pytest.raises(CheckpointError):
         tw.resume(other.folder)
 

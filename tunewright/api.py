@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
 from tunewright.artifacts.export import export as write_export
-from tunewright.artifacts.load import infer_task, load
+from tunewright.artifacts.load import infer_task, load, shape_of
 from tunewright.data.config import DataConfig, Location
+from tunewright.data.kinds import Conversation
 from tunewright.data.records import load_records
 from tunewright.engine.device import pick_device
 from tunewright.engine.job import Watcher
@@ -18,7 +21,7 @@ from tunewright.evaluation.evaluate import evaluate as measure
 from tunewright.folder import Run, new_folder, open_run
 from tunewright.launch import launch
 from tunewright.methods.base import parameter_count, trained_count, trained_groups
-from tunewright.recipe import Recipe, make_recipe
+from tunewright.recipe import Recipe, checked, make_recipe
 from tunewright.tasks import task_class
 from tunewright.tasks.base import Model
 
@@ -37,17 +40,22 @@ def train(recipe: Recipe | dict[str, Any] | None = None, *, watchers: Sequence[W
         TunewrightError: bad input; says what to do.
         Interrupted: Ctrl-C; a checkpoint is written.
     """
-    chosen = recipe if isinstance(recipe, Recipe) else make_recipe({**(recipe or {}), **_plain(fields)})
-    return launch(chosen, Path(chosen.output) if chosen.output else new_folder(chosen), watchers)
+    chosen = recipe if isinstance(recipe, Recipe) else make_recipe(_plain({**(recipe or {}), **fields}))
+    return launch(chosen, Path(chosen.output).expanduser() if chosen.output else new_folder(chosen), watchers)
 
 
 def resume(where: str | Path, *, watchers: Sequence[Watcher] = ()) -> Run:
-    """Go on with a run from its last checkpoint; it ends as it would have without the interruption."""
+    """Go on with a run from its last checkpoint; it ends as it would have without the interruption.
+
+    A run without a checkpoint begins again; a finished one is given back as it is.
+    """
     run = open_run(where)
+    if run.info["status"] == "finished":
+        return run
     return launch(run.recipe, run.folder, watchers, resume=True)
 
 
-def predict(where: str | Path | Model, texts: Sequence[str], device: str = "auto") -> list[dict[str, Any]]:
+def predict(where: str | Path | Model, texts: str | Sequence[str], device: str = "auto") -> list[dict[str, Any]]:
     """Classify texts with a run, an adapter or a model.
 
     Returns, for each text: {"text", "label", "probabilities"}, or {"text", "labels", "probabilities"} for several
@@ -55,7 +63,10 @@ def predict(where: str | Path | Model, texts: Sequence[str], device: str = "auto
 
     Raises BaseModelError where the model is no classifier.
     """
+    texts = [texts] if isinstance(texts, str) else list(texts)
     model = _loaded(where, device)
+    if not texts:
+        return []
     classify = capability(model, "classify", "predict classifies. To ask a language model use: tunewright chat")
     predictions, truncated = classify(model, texts)
     cut = {int(source.split()[-1]) - 1 for source in truncated}
@@ -72,6 +83,7 @@ def chat(
     *,
     max_new_tokens: int = 256,
     temperature: float = 0.0,
+    tools: list[dict[str, Any]] | None = None,
     seed: int = 0,
     streamer: Any = None,
     device: str = "auto",
@@ -81,13 +93,17 @@ def chat(
     A text is one user message to a model that was trained on conversations, and is continued as it stands by a model
     that was trained on prompts and completions: the prompt is what the model saw in training.
 
+    Args:
+        tools: JSON schemas of functions, given to the chat template.
+
     Raises BaseModelError where the model does not generate.
     """
     model = _loaded(where, device)
     generate = capability(model, "generate", "chat is for language models. To classify use: tunewright predict")
     question: Any = prompt
-    if isinstance(prompt, str) and model.chats:
-        question = [{"role": "user", "content": prompt}]
+    if model.chats or not isinstance(prompt, str):
+        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        question = Conversation(messages, tools, "prompt")
     return generate(
         model, [question], max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, streamer=streamer
     )[0]
@@ -104,8 +120,9 @@ def evaluate(
     device: str = "auto",
 ) -> dict[str, Any]:
     """Measure a run or a model on labelled rows: {"scores", "samples", "rows", "notices"}."""
-    model = _loaded(where, device)
-    config = DataConfig(train=data, columns=columns or {}, format=format, overlength=overlength)  # type: ignore[arg-type]
+    model = replace(_loaded(where, device))  # a copy: what these rows decide is not to stay with the caller's model
+    config = checked(DataConfig, {"train": data, "columns": columns or {}, "format": format, "overlength": overlength})
+    asked = checked(EvaluationConfig, evaluation or {})
     records = load_records(data, config)
     if records.kind not in model.task.data_kinds:
         raise DataError(
@@ -114,7 +131,7 @@ def evaluate(
     if hasattr(model.task, "prepare"):
         model.task.prepare(model, config, records.kind)
     encoded = model.task.encode(model, records.records, config)
-    scores, samples = measure(model, encoded.examples, records.records, EvaluationConfig(**(evaluation or {})))
+    scores, samples = measure(model, encoded.examples, records.records, asked)
     notices = [*model.notices, *encoded.overlength.notices()]
     return {"scores": scores.to_dict(), "samples": samples, "rows": len(records.records), "notices": notices}
 
@@ -131,7 +148,7 @@ def dry_run(recipe: Recipe | dict[str, Any]) -> dict[str, Any]:
     """
     chosen = recipe if isinstance(recipe, Recipe) else make_recipe(recipe)
     task, notices = _shape_of_task(chosen)
-    model = task.load(chosen.base, weights=False)
+    model = task.load(shape_of(chosen.base), weights=False)
     total = parameter_count(model.module)
     chosen.method.attach(model)
     trained = trained_count(model.module)
@@ -181,13 +198,11 @@ def _shape_of_task(recipe: Recipe) -> tuple[Any, list[str]]:
     return task_class(name)(), notices
 
 
-def _plain(fields: dict[str, Any]) -> dict[str, Any]:
-    """Configuration objects as documents, with only what was set, so that one parser sees all recipes alike."""
-    return {
-        name: {"type": value.type, **value.model_dump(exclude_unset=True)}
-        if hasattr(value, "type")
-        else value.model_dump(exclude_unset=True)
-        if hasattr(value, "model_dump")
-        else value
-        for name, value in fields.items()
-    }
+def _plain(value: Any) -> Any:
+    """Configuration objects and paths as a document, with only what was set, so that one parser sees all recipes."""
+    if hasattr(value, "model_dump"):
+        typed = {"type": value.type} if hasattr(value, "type") else {}
+        return {**typed, **value.model_dump(exclude_unset=True)}
+    if isinstance(value, dict):
+        return {name: _plain(inner) for name, inner in value.items()}
+    return fspath(value) if isinstance(value, PathLike) else value

@@ -119,15 +119,25 @@ def new_folder(recipe: Recipe, parent: Path = Path("runs")) -> Path:
 def open_run(where: str | Path) -> Run:
     """A run by its folder. Raises OutputError where there is none."""
     folder = Path(where)
-    if not (folder / INFO).is_file():
-        raise OutputError(f"{folder} is no run: it has no {INFO}. `tunewright runs` lists those there are.")
+    if not _is_record(folder / INFO):
+        raise OutputError(
+            f"{folder} is no run: it has no {INFO} that can be read. `tunewright runs` lists those there are."
+        )
     return Run(folder)
 
 
 def list_runs(parent: Path) -> list[Run]:
     """The runs right below a folder, newest first."""
-    found = [Run(path.parent) for path in parent.glob(f"*/{INFO}")]
+    found = [Run(path.parent) for path in parent.glob(f"*/{INFO}") if _is_record(path)]
     return sorted(found, key=lambda run: run.info.get("started", ""), reverse=True)
+
+
+def _is_record(path: Path) -> bool:
+    """Whether a run.json is one of ours: other programs have files of that name."""
+    try:
+        return isinstance(json.loads(path.read_text(encoding="utf-8")), dict)
+    except (OSError, ValueError):
+        return False
 
 
 def _now() -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -33,6 +33,14 @@ class Rows:
     validation: Records | None
     tests: dict[str, Records]
     notices: list[str] = field(default_factory=list)
+    held_out: bool = False
+
+    @property
+    def given(self) -> Records:
+        """The training rows as they were given: a class may be so rare that all its rows are held out."""
+        if not (self.held_out and self.validation):
+            return self.train
+        return replace(self.train, records=[*self.train.records, *self.validation.records])
 
     def sets(self) -> dict[str, Records]:
         return {"train": self.train, **({"validation": self.validation} if self.validation else {}), **self.tests}
@@ -63,7 +71,7 @@ def read_rows(data: DataConfig, seed: int) -> Rows:
             raise DataError(
                 f"{name} holds {records.kind} rows, the training set {train.kind} rows: they must be alike."
             )
-    return Rows(train, validation, found, notices)
+    return Rows(train, validation, found, notices, held_out=isinstance(data.validation, float | int))
 
 
 def choose_task(recipe: Recipe, rows: Records) -> tuple[Task, list[str]]:
@@ -112,7 +120,7 @@ def prepare(recipe: Recipe, start: Path, rank: int = 0) -> Prepared:
     device = pick_device(training.device, rank)
     precision = pick_precision(training.precision, device)
     rows = read_rows(recipe.data, training.seed)
-    task, notices = choose_task(recipe, rows.train)
+    task, notices = choose_task(recipe, rows.given)
     if training.packing and not task.packs:
         raise RecipeError(f"training.packing: {task.name} does not pack rows. Leave it out.")
     if training.packing and not recipe.method.packs():
@@ -133,6 +141,8 @@ def prepare(recipe: Recipe, start: Path, rank: int = 0) -> Prepared:
     _weigh_classes(recipe, task, encoded["train"].examples)
     if model.new_tokens and not recipe.method.trains_new_tokens:
         raise MethodError(f"data.special_tokens do not train with method: {recipe.method.type}. Use lora or full.")
+    if not any(e.trained for e in encoded["train"].examples):
+        raise DataError("Every training row has weight 0, so there is nothing to learn.")
     total = parameter_count(model.module)
     recipe.method.attach(model, training.seed)
     decided = decide(training, recipe.method, model, len(encoded["train"].examples), bool(rows.validation))
@@ -185,7 +195,7 @@ def write_bad_rows(prepared: Prepared, folder: Path) -> None:
     for name, records in prepared.rows.sets().items():
         by_source = {record.source: vars(record) for record in records.records}
         pairs = list(zip(records.bad_rows, records.bad_values, strict=True))
-        pairs += [(fault, by_source[fault.split(": ")[0]]) for fault in prepared.encoded[name].faults]
+        pairs += [(fault, by_source.get(fault.split(": ")[0])) for fault in prepared.encoded[name].faults]
         if pairs:
             folder.mkdir(parents=True, exist_ok=True)
             lines = [json.dumps({"fault": fault, "row": row}, ensure_ascii=False, default=str) for fault, row in pairs]

@@ -6,7 +6,7 @@ import difflib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -27,6 +27,9 @@ else:
     AnyMethod = Annotated[Union[tuple(METHODS.values())], Field(discriminator="type")]
     AnyObjective = Union[tuple(OBJECTIVES.values())]
     TaskName = Literal[("auto", *MODULES)]
+
+
+Checked = TypeVar("Checked", bound=BaseModel)
 
 
 class Recipe(BaseModel):
@@ -70,13 +73,17 @@ def make_recipe(document: Mapping[str, Any]) -> Recipe:
     """Check a document. Raises RecipeError with every fault at once, each unknown key with the nearest right one."""
     if not isinstance(document, Mapping):
         raise RecipeError("A recipe is a mapping of keys (base, data, method, …), and this is something else.")
+    return checked(Recipe, document)
+
+
+def checked(kind: type[Checked], document: Mapping[str, Any]) -> Checked:
+    """A document as a configuration. Raises RecipeError with every fault at once."""
     try:
-        return Recipe.model_validate(dict(document))
+        return kind.model_validate(dict(document))
     except ValidationError as error:
         faults = [_explain(fault) for fault in error.errors()]
-        raise RecipeError(
-            "The recipe cannot be used:\n" + "\n".join(f"  {fault}" for fault in dict.fromkeys(faults))
-        ) from error
+        said = "\n".join(f"  {fault}" for fault in dict.fromkeys(faults))
+        raise RecipeError(f"The {'recipe' if kind is Recipe else 'options'} cannot be used:\n{said}") from error
 
 
 def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:

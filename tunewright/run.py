@@ -18,7 +18,7 @@ from tunewright.engine.loop import Outcome
 from tunewright.engine.loop import train as run_loop
 from tunewright.engine.processes import Processes, join
 from tunewright.engine.track import tracker
-from tunewright.errors import DataError, Interrupted, OutputError
+from tunewright.errors import DataError, OutputError
 from tunewright.evaluation.evaluate import evaluate
 from tunewright.folder import INFO, LOCK, Record, Run, occupied, refuse_used
 from tunewright.methods.base import trained_count, trained_groups
@@ -43,6 +43,7 @@ def execute(recipe: Recipe, folder: Path, watchers: Sequence[Watcher] = (), resu
         prepared = _prepare(recipe, folder, processes, new)
         record = Record(folder, processes.first)
         if resume:
+            _refuse_changes(prepared, record.info)
             record.update(status="running", error=None)
         else:
             record.begin(prepared.recipe, describe(prepared))
@@ -51,7 +52,7 @@ def execute(recipe: Recipe, folder: Path, watchers: Sequence[Watcher] = (), resu
         try:
             _train(prepared, record, watchers, processes, resume)
         except BaseException as error:
-            status = "stopped" if isinstance(error, Interrupted) else "failed"
+            status = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
             with suppress(OutputError):  # a full disk takes no last words either
                 record.end(status, str(error) or type(error).__name__)
             if isinstance(error, OSError):
@@ -89,9 +90,7 @@ def _train(prepared: Prepared, record: Record, watchers: Sequence[Watcher], proc
     began = time.perf_counter(), time.process_time()
     for watcher in watchers if processes.first else ():
         watcher({"started": record.info})
-    if resume:
-        _refuse_changes(prepared, record.info)
-    elif recipe.evaluation.before and processes.first:
+    if recipe.evaluation.before and processes.first and not resume:
         record.update(evaluation=measure(prepared, {}, "before"))
     tracked = recipe.training.track if processes.first else []
     trackers = [tracker(name, record.folder, recipe.model_dump(mode="json")) for name in tracked]

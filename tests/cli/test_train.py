@@ -114,7 +114,12 @@ def test_dry_run_needs_neither_weights_nor_rows(invoke: Invoke, encoder: str) ->
 def test_resume_ends_where_the_run_would_have(invoke: Invoke, encoder: str, rows: Path, tmp_path: Path) -> None:
     run = trained(tmp_path / "run", encoder, rows / "tickets.jsonl")
     before = (run / "metrics.jsonl").read_text()
+    finished = invoke("resume", run)
+    assert finished.exit_code == 0 and "Trains" not in finished.stderr, "a finished run is left as it is"
+    info = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**info, "status": "stopped"}))
     plain = invoke("resume", run)
+    (run / "run.json").write_text(json.dumps({**info, "status": "stopped"}))
     document = json.loads(invoke("train", "--output", run, "training.max_steps=2", "--resume", "--json").stdout)
     assert plain.exit_code == 0 and "Trains" in plain.stderr
     assert document["status"] == "finished" and (run / "metrics.jsonl").read_text() == before

@@ -84,6 +84,14 @@ def weights_folder(where: str | Path) -> Path:
     return folder
 
 
+def shape_of(base: str) -> str:
+    """The folder or name whose configuration has the base's shapes: for an adapter, the one below it."""
+    folder = weights_folder(base)
+    if is_adapter(folder):
+        return _card_of_adapter(folder).base
+    return str(folder) if folder.exists() else base
+
+
 def is_adapter(folder: Path) -> bool:
     return (folder / PEFT_CONFIG).is_file() or (folder / ADAPTER_CONFIG).is_file()
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic.config import JsonDict
 
 Location = str | list[dict[str, Any]]
@@ -60,6 +61,26 @@ class DataConfig(BaseModel):
     special_tokens: list[str] = Field(
         default_factory=list, description="tokens to add to the tokenizer, each learned as a row of its own"
     )
+
+    @field_validator("test")
+    @classmethod
+    def _plain_names(cls, value: Any) -> Any:
+        """The names become names of files, beside those of the training and validation rows."""
+        bad = (
+            [n for n in value if not re.fullmatch(r"[\w.-]+", n) or n in ("train", "validation")]
+            if isinstance(value, dict)
+            else []
+        )
+        if bad:
+            raise ValueError(f"{', '.join(bad)}: a test set is named by letters and digits, not train or validation")
+        return value
+
+    @field_validator("special_tokens")
+    @classmethod
+    def _real_tokens(cls, value: list[str]) -> list[str]:
+        if not all(value) or len(set(value)) < len(value):
+            raise ValueError("tokens must differ from each other and not be empty")
+        return value
 
     def test_sets(self) -> dict[str, Location]:
         """The evaluation sets by name; a single one is called "test"."""

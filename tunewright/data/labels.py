@@ -75,9 +75,10 @@ def _as_number(label: Any) -> float | None:
     if isinstance(label, bool) or not isinstance(label, str | int | float):
         return None
     try:
-        return float(label)
-    except ValueError:
+        number = float(label)
+    except (ValueError, OverflowError):
         return None
+    return number if math.isfinite(number) else None  # "nan" and "inf" are names
 
 
 def _has_fraction(label: Any) -> bool:

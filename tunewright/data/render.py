@@ -91,7 +91,7 @@ class Renderer:
     def prompt(self, messages_or_text: list[Message] | str, tools: list[Any] | None = None) -> list[int]:
         """The tokens that are fed when serving, and that precede the answer in training."""
         if isinstance(messages_or_text, str):
-            return self._lead(self._encode([messages_or_text])[0])
+            return self._lead(self._encode([messages_or_text])[0]) or [self._eos]  # a model must be fed something
         return self._encode([self._chat.text(messages_or_text, tools, add_generation_prompt=True)])[0]
 
     def stop_ids(self) -> list[int]:
@@ -167,6 +167,8 @@ class Renderer:
             return Answer(prompt, answer, learned, ended, turn.weight)
         tokens, prompt = self._lead(prompt + answer), self._lead(prompt)
         answer = tokens[len(prompt) :]
+        if isinstance(record, Completion):
+            prompt = prompt or [self._eos]  # as it is served
         return Answer(prompt, answer, len(answer), answer[-1:] == [self._eos], turn.weight)
 
     def _segment(self, text: str) -> list[int]:

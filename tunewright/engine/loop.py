@@ -54,7 +54,7 @@ def train(job: Job, resume: bool = False) -> Outcome:
     state = TrainState(job.model, job.method, job.config, job.precision)
     folder = job.folder / "checkpoints"
     notices: list[str] = []
-    if resume:
+    if resume and checkpoint.steps(folder):
         *saved, notices = checkpoint.newest(folder)
         state.load(*saved)
     step = Step(job, state)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from tunewright.data.batches import Example
 from tunewright.data.kinds import Completion, Conversation, Labelled
+from tunewright.data.messages import text_of
 from tunewright.evaluation import metrics
 from tunewright.evaluation.config import EvaluationConfig
 from tunewright.evaluation.scores import Scores
@@ -27,10 +30,12 @@ def evaluate(
     """
     predictions = model.task.predict(model, examples)
     scores = score(predictions, getattr(model.task, "labels", []))
-    asked = [r for r in records if isinstance(r, Completion | Conversation)][: config.samples]
+    asked = list(_asked(model, examples, records, config.samples))
     generate = getattr(model.task, "generate", None)
     if asked and generate:
-        return _with_generation(scores, partial(generate, model), asked, config)
+        scores, samples = _with_generation(scores, partial(generate, model), asked, config)
+        note = f"Generated answers are measured on {len(asked)} of {len(records)} rows."
+        return (replace(scores, notes=(*scores.notes, note)) if len(asked) < len(records) else scores), samples
     return scores, _classified(predictions, records, model, config.samples)
 
 
@@ -78,18 +83,26 @@ def _with_generation(
     return merged, samples
 
 
+def _asked(model: Model, examples: Sequence[Example], records: Sequence[Any], count: int) -> Iterator[Any]:
+    """The first rows that were not dropped and whose prompt leaves room for an answer."""
+    room = getattr(model.task, "room", None)
+    fitting = {e.source for e in examples}
+    answered = (r for r in records if isinstance(r, Completion | Conversation) and r.source in fitting)
+    return islice((r for r in answered if room and room(model, _question(r)[0]) > 0), count)
+
+
 def _question(record: Any) -> tuple[Any, str]:
     """What is asked, and the answer of the row: for a conversation its last assistant turn."""
     if isinstance(record, Completion):
         return record.prompt, record.completion
     last = max(i for i, m in enumerate(record.messages) if m["role"] == "assistant")
-    return list(record.messages[:last]), record.messages[last].get("content") or ""
+    return Conversation(list(record.messages[:last]), record.tools, record.source), text_of(record.messages[last])
 
 
 def _shown(question: Any) -> str:
     if isinstance(question, str):
         return question
-    return "\n".join(f"{message['role']}: {message.get('content') or ''}" for message in question)
+    return "\n".join(f"{message['role']}: {text_of(message)}" for message in question.messages)
 
 
 def _classified(predictions: Predictions, records: Sequence[Any], model: Model, count: int) -> list[dict[str, Any]]:

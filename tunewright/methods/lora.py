@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from tunewright.errors import MethodError
 from tunewright.methods._lora_file import read_adapter, stack_loras, stackable, write_adapter
@@ -57,6 +57,13 @@ class LoRA(PeftMethod):
             except re.error as error:
                 raise ValueError(f"targets is no regular expression: {error}") from error
         return self
+
+    @field_validator("targets")
+    @classmethod
+    def _names(cls, value: str | list[str]) -> str | list[str]:
+        """`q_proj,v_proj` is a list of names; a text with more in it than names is a regular expression."""
+        plain = isinstance(value, str) and value != "all-linear" and re.fullmatch(r"\w+(\.\w+)*(,\w+(\.\w+)*)*", value)
+        return value.split(",") if plain and isinstance(value, str) else value
 
     def attach(self, model: Model, seed: int = 0) -> None:
         self._check_targets(model.module)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from tunewright.data.batches import Example
 from tunewright.errors import RecipeError
@@ -26,12 +26,18 @@ class Supervised(Objective):
 
     type: Literal["supervised"] = "supervised"
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="Share of the target given to all answers alike.")
-    class_weights: dict[str, float] | Literal["balanced"] | None = Field(
+    class_weights: dict[str, Annotated[float, Field(ge=0)]] | Literal["balanced"] | None = Field(
         None, description="Weight of each class in the loss; balanced: rows / (classes · rows of the class)."
     )
     router_loss: float = Field(
         0.0, ge=0, description="Coefficient of the load-balancing loss of a mixture of experts (its papers use 0.01)."
     )
+
+    @field_validator("class_weights", mode="before")
+    @classmethod
+    def _names_are_text(cls, value: Any) -> Any:
+        """{0: 2.0} is written for the class "0"."""
+        return {str(name): weight for name, weight in value.items()} if isinstance(value, dict) else value
 
     def counts(self, examples: Sequence[Example]) -> dict[str, float]:
         return {

@@ -1,0 +1,117 @@
+"""Input that people really give: each was once a crash, a refusal or a silently wrong result."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tunewright as tw
+from tests.tiny import completions, labelled
+from tunewright.errors import DataError, RecipeError
+from tunewright.tasks.text_classification import natural_order
+
+TinyBase = Callable[..., str]
+SHORT: dict[str, Any] = {
+    "training": {"max_steps": 1},
+    "evaluation": {"before": False, "samples": 2, "max_new_tokens": 2},
+}
+
+
+@pytest.mark.parametrize("name", ["train", "validation", "a/b", ""])
+def test_a_test_set_cannot_take_the_place_of_the_training_rows(name: str, tiny_base: TinyBase) -> None:
+    with pytest.raises(RecipeError, match="test set"):
+        tw.train(base=tiny_base("bert"), data={"train": labelled(8), "test": {name: labelled(8)}})
+
+
+def test_a_class_so_rare_that_it_is_held_out_is_still_a_class(tiny_base: TinyBase, tmp_path: Path) -> None:
+    for seed in range(4):  # the split follows the seed: in one of them the rare row is held out
+        rows = [*labelled(12), {"text": "something rare", "label": "rare"}]
+        data = {"train": rows, "validation": 0.5}
+        training = {"max_steps": 1, "seed": seed}
+        run = tw.train(base=tiny_base("bert"), data=data, training=training, output=tmp_path / str(seed))
+        assert "rare" in run.info["labels"]
+
+
+@pytest.mark.parametrize("label", [["class 1"], {"class 1": 1.0}])
+def test_labels_of_another_form_are_named(label: Any, tiny_base: TinyBase, tmp_path: Path) -> None:
+    numbers = [{"text": row["text"], "label": i + 0.5} for i, row in enumerate(labelled(8))]
+    with pytest.raises(DataError, match=r"rows\[0\]"):
+        tw.train(
+            base=tiny_base("bert"), data={"train": numbers, "test": [{"text": "x", "label": label}]},
+            output=tmp_path / "run", **SHORT,
+        )  # fmt: skip
+    assert not (tmp_path / "run").exists()
+
+
+def test_names_that_read_as_no_number_have_one_order() -> None:
+    assert sorted(["nan", "b", "1", "inf"], key=natural_order) == ["1", "b", "inf", "nan"]
+
+
+def test_a_prompt_without_room_for_an_answer_does_not_end_the_run(tiny_base: TinyBase, tmp_path: Path) -> None:
+    long = {"prompt": "How many apples " * 400, "completion": "are left?"}
+    data = {"train": completions(8), "validation": 0, "test": [long, *completions(2)], "overlength": "truncate"}
+    run = tw.train(base=tiny_base("llama"), data=data, output=tmp_path / "run", **SHORT)
+    samples = run.info["evaluation"]["test"]["samples"]
+    assert samples and all(len(sample["input"]) < 1000 for sample in samples)
+
+
+def test_content_in_parts_can_be_sampled(tiny_base: TinyBase, tmp_path: Path) -> None:
+    said = [{"type": "text", "text": "Hello"}]
+    row = {"messages": [{"role": "user", "content": said}, {"role": "assistant", "content": said}]}
+    run = tw.train(base=tiny_base("llama"), data={"train": [row] * 4, "validation": 0, "test": [row]},
+                   output=tmp_path / "run", **SHORT)  # fmt: skip
+    assert run.info["evaluation"]["test"]["samples"][0]["reference"] == "Hello"
+
+
+def test_targets_may_be_written_with_commas() -> None:
+    assert tw.LoRA(targets="q_proj,v_proj").targets == ["q_proj", "v_proj"]
+    assert tw.LoRA(targets=r".*\.q_proj").targets == r".*\.q_proj"
+
+
+def test_paths_may_be_paths(tiny_base: TinyBase, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("\n".join(json.dumps(row) for row in labelled(12)), encoding="utf-8")
+    weights = tw.Supervised.model_validate({"class_weights": {0: 2.0}})
+    assert weights.class_weights == {"0": 2.0}
+    run = tw.train(base=Path(tiny_base("bert")), data=rows, output=tmp_path / "run", **SHORT)
+    assert tw.predict(run.folder, "one text")[0]["text"] == "one text"
+    assert tw.predict(run.folder, []) == []
+
+
+def test_a_run_can_be_counted_before_it_is_a_base(tiny_base: TinyBase, tmp_path: Path) -> None:
+    run = tw.train(base=tiny_base("bert"), data=labelled(12), output=tmp_path / "run", **SHORT)
+    recipe = {"base": str(run.folder), "data": "nowhere.jsonl"}
+    assert tw.dry_run(recipe)["trained"] > 0
+
+
+def test_options_of_an_evaluation_are_checked_like_a_recipe(tiny_base: TinyBase, tmp_path: Path) -> None:
+    run = tw.train(base=tiny_base("bert"), data=labelled(12), output=tmp_path / "run", **SHORT)
+    with pytest.raises(RecipeError, match="format"):
+        tw.evaluate(run.folder, labelled(4), format="nonsense")
+
+
+def test_weights_that_are_all_zero_teach_nothing(tiny_base: TinyBase, tmp_path: Path) -> None:
+    rows = [{**row, "weight": 0.0} for row in labelled(12)]
+    with pytest.raises(DataError, match="nothing to learn"):
+        tw.train(base=tiny_base("bert"), data={"train": rows, "validation": 0}, output=tmp_path / "run")
+
+
+def test_an_interruption_before_the_first_checkpoint_can_be_resumed(tiny_base: TinyBase, tmp_path: Path) -> None:
+    def stop(line: Any) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        tw.train(base=tiny_base("bert"), data=labelled(12), output=tmp_path / "run", watchers=[stop], **SHORT)
+    assert tw.open_run(tmp_path / "run").info["status"] == "stopped"
+    assert tw.resume(tmp_path / "run").info["status"] == "finished"
+
+
+def test_a_foreign_run_json_does_not_hide_the_others(tiny_base: TinyBase, tmp_path: Path) -> None:
+    tw.train(base=tiny_base("bert"), data=labelled(12), output=tmp_path / "run", **SHORT)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "run.json").write_text("")
+    assert [run.folder.name for run in tw.list_runs(tmp_path)] == ["run"]
