@@ -115,3 +115,32 @@ def test_a_foreign_run_json_does_not_hide_the_others(tiny_base: TinyBase, tmp_pa
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "run.json").write_text("")
     assert [run.folder.name for run in tw.list_runs(tmp_path)] == ["run"]
+
+
+def test_one_text_file_is_enough_to_learn_from(tiny_base: TinyBase, tmp_path: Path) -> None:
+    (tmp_path / "book.txt").write_text("Once upon a time there was a little fox.\n" * 20, encoding="utf-8")
+    run = tw.train(base=tiny_base("llama"), data=tmp_path / "book.txt", output=tmp_path / "run", **SHORT)
+    lengths = {name: found["tokens"] for name, found in run.info["data"].items()}
+    assert 0 < lengths["validation"] < lengths["train"] / 4
+
+
+def test_half_a_character_is_a_fault_with_its_line(tiny_base: TinyBase, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"text": "fine \\ud83d\\ude00"}\n{"text": "half \\ud83d"}\n', encoding="utf-8")
+    with pytest.raises(DataError, match=r"rows\.jsonl:2: holds half of a character") as caught:
+        tw.train(base=tiny_base("llama"), data=rows, output=tmp_path / "run")
+    assert sum("half of" in fault for fault in caught.value.faults) == 1
+
+
+def test_roberta_takes_rows_up_to_its_limit(tiny_base: TinyBase, tmp_path: Path) -> None:
+    rows = [{"text": "How many apples are left? " * 200, "label": label} for label in ("a", "b") * 4]
+    data = {"train": rows, "validation": 0, "overlength": "truncate"}
+    assert tw.train(base=tiny_base("roberta"), data=data, output=tmp_path / "run", **SHORT).info["status"] == "finished"
+
+
+def test_faults_of_all_sets_come_together(tiny_base: TinyBase, tmp_path: Path) -> None:
+    unknown = [{"text": "x", "label": "unknown"}]
+    with pytest.raises(DataError) as caught:
+        tw.train(base=tiny_base("bert"), data={"train": labelled(12), "validation": unknown, "test": unknown},
+                 output=tmp_path / "run")  # fmt: skip
+    assert sum("'unknown'" in fault for fault in caught.value.faults) == 2

@@ -131,7 +131,7 @@ def prepare(recipe: Recipe, start: Path, rank: int = 0) -> Prepared:
     model = load_start(recipe.base, task, recipe.method, start, training.seed, dtype)
     if hasattr(task, "prepare"):
         task.prepare(model, recipe.data, rows.train.kind)
-    encoded = {name: task.encode(model, records.records, recipe.data) for name, records in rows.sets().items()}
+    encoded = _encode(task, model, rows, recipe.data)
     for name, found in encoded.items():
         notices += [f"{name}: {notice}" for notice in found.overlength.notices()]
         skipped = len(found.faults) + len(rows.sets()[name].faults)
@@ -155,6 +155,22 @@ def prepare(recipe: Recipe, start: Path, rank: int = 0) -> Prepared:
         }
     )
     return Prepared(recipe, model, rows, encoded, total, device, precision, [*notices, *rows.notices, *model.notices])
+
+
+def _encode(task: Task, model: Model, rows: Rows, data: DataConfig) -> dict[str, Encoded]:
+    """Every set as examples. The faults of all sets come in one DataError."""
+    encoded, errors = {}, []
+    for name, records in rows.sets().items():
+        try:
+            encoded[name] = task.encode(model, records.records, data)
+        except DataError as error:
+            errors.append(error)
+    if len(errors) > 1:
+        faults = [line for error in errors for line in (str(error).split("\n")[0], *error.faults)]
+        raise DataError("The data cannot be used:", faults)
+    if errors:
+        raise errors[0]
+    return encoded
 
 
 def decide(training: TrainingConfig, method: Method, model: Model, rows: int, validation: bool) -> TrainingConfig:

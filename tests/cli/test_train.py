@@ -157,7 +157,7 @@ def test_an_interruption_says_how_to_continue(
     words = (
         "at step 7; a checkpoint is written. To continue: tunewright resume out"
         if checkpoint
-        else "nothing to continue"
+        else "nothing is left behind"
     )
     assert plain.exit_code == 130 and words in plain.stderr and "Traceback" not in plain.stderr
     error = json.loads(as_json.stdout)["error"]

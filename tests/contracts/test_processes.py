@@ -5,6 +5,7 @@ Starting processes costs ten seconds, so each test looks at several things.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,10 @@ def test_one_process_goes_on_as_two_of_which_one_has_no_rows(tiny_base: Any, tmp
     (two.folder / "checkpoints" / "step-4" / "state.json").unlink()
     document = two.folder / "recipe.yaml"
     document.write_text(document.read_text().replace("processes: 1", "processes: 2"))
+    (two.folder / "run.json").write_text(json.dumps({**two.info, "status": "stopped"}))
+    (two.folder / "model" / "model.safetensors").unlink()
     two = tw.resume(two.folder)
+    assert two.info["machine"]["processes"] == 1, "run.json tells how it began"
     same_metrics(one, two)
     same_weights(one, two)
 

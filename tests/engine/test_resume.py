@@ -16,7 +16,7 @@ import pytest
 import tunewright as tw
 from tests.runs import CONTRARY, left_behind, recipe, stop_at
 from tunewright.engine import checkpoint
-from tunewright.errors import CheckpointError, DataError, Interrupted
+from tunewright.errors import DataError, Interrupted
 
 BERT = {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.1}
 ENCODER: dict[str, Any] = {"task": "text-classification"}
@@ -150,11 +150,12 @@ def test_a_draft_is_no_checkpoint(base: Any, tmp_path: Path) -> None:
     assert checkpoint.newest(folder)[1]["step"] == 4
 
 
-def test_without_a_checkpoint_it_says_so(base: Any, tmp_path: Path) -> None:
+def test_without_a_checkpoint_it_begins_again(base: Any, tmp_path: Path) -> None:
+    whole = tw.train(recipe(base({}), tmp_path / "whole"))
     with pytest.raises(Cut):
-        tw.train(recipe(base({}), tmp_path / "cut"), watchers=[stop_at(1, cut)])
-    with pytest.raises(CheckpointError, match="no checkpoint"):
-        tw.resume(tmp_path / "cut")
+        tw.train(recipe(base({}), tmp_path / "cut"), watchers=[stop_at(2, cut)])
+    assert not checkpoint.steps(tmp_path / "cut" / "checkpoints")
+    assert left_behind(tw.resume(tmp_path / "cut").folder) == left_behind(whole.folder)
 
 
 def test_the_last_two_and_the_best_are_kept(base: Any, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -166,18 +167,24 @@ def watched(folder: Path, work: Callable[[Callable[[Mapping[str, Any]], None]], 
         return work(watcher)
 
 
+def _how_to_resume(folder: Path) -> str:
+    return f"tunewright resume {shlex.quote(str(folder))}"
+
+
 @contextmanager
 def _interruptible(folder: Path) -> Iterator[None]:
     try:
         yield
     except Interrupted as error:
-        message = f"Interrupted at step {error}; a checkpoint is written. To continue: tunewright resume {folder}"
+        message = f"Interrupted at step {error}; a checkpoint is written. To continue: {_how_to_resume(folder)}"
         raise Stopped(message, run=str(folder)) from error
     except KeyboardInterrupt as error:
         if any((folder / "checkpoints").glob("step-*")):
-            message = f"Interrupted. To continue from the last checkpoint: tunewright resume {folder}"
+            message = f"Interrupted. To continue from the last checkpoint: {_how_to_resume(folder)}"
+        elif (folder / "run.json").exists():
+            message = f"Interrupted before the first checkpoint. To begin again: {_how_to_resume(folder)}"
         else:
-            message = "Interrupted before the first checkpoint: there is nothing to continue. Start the training again."
+            message = "Interrupted before anything was trained: nothing is left behind. Start the training again."
         raise Stopped(message, run=str(folder)) from error
 
 

@@ -199,13 +199,28 @@ def split_validation(records: Records, fraction: float, seed: int) -> tuple[Reco
     that are added later move none of the old ones, as long as the fraction gives at most `MAX_VALIDATION_ROWS` rows;
     beyond that the ones with the smallest hashes are held out.
 
+    A single document is cut in two, and its end is held out.
+
     Raises:
         DataError: fewer than two different records.
     """
+    if len(records.records) == 1 and isinstance(records.records[0], Document):
+        first, last = _cut(records.records[0], fraction)
+        return replace(records, records=[first]), replace(records, records=[last], faults=[])
     held_out = _held_out(_by_hash(records.records, seed), fraction)
     train = [record for index, record in enumerate(records.records) if index not in held_out]
     validation = [records.records[index] for index in sorted(held_out)]
     return replace(records, records=train), replace(records, records=validation, faults=[])
+
+
+def _cut(document: Document, fraction: float) -> tuple[Document, Document]:
+    """A single document in two, at the line break (or else the character) nearest before its last `fraction`."""
+    text = document.text
+    near = round(len(text) * (1 - fraction))
+    place = text.rfind("\n", 1, near) + 1 or near
+    if not text[:place].strip() or not text[place:].strip():
+        raise DataError("too little text to hold some out: add more, give data.validation, or set it to 0.")
+    return replace(document, text=text[:place]), replace(document, text=text[place:])
 
 
 def _by_hash(records: list[Record], seed: int) -> list[tuple[float, list[int]]]:

@@ -124,11 +124,22 @@ def _read_jsonl(path: Path) -> Rows:
         except (ValueError, RecursionError) as error:
             read.faults.append(Fault(source, f"not valid JSON: {error}", line.decode(errors="replace")))
             continue
-        if isinstance(value, dict):
+        if rb"\ud" in line.lower() and not _is_text(value):
+            read.faults.append(Fault(source, "holds half of a character (a lone surrogate \\ud…)", ascii(value)))
+        elif isinstance(value, dict):
             read.rows.append(Row(value, source))
         else:
             read.faults.append(Fault(source, _not_an_object(value), value))
     return read
+
+
+def _is_text(value: Any) -> bool:
+    """Whether all of it can be written as UTF-8: JSON can spell characters that no text can have."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _not_an_object(value: Any) -> str:

@@ -119,5 +119,14 @@ def _first_line(error: Exception) -> str:
 def max_length(model: Model, wanted: int | None) -> int:
     """The longest row: what was asked for, within what model and tokenizer say they can hold."""
     config = model.module.config.get_text_config()
-    limits = [getattr(config, "max_position_embeddings", None), model.processor.model_max_length, wanted]
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions:
+        positions -= _reserved_positions(model.module)
+    limits = [positions, model.processor.model_max_length, wanted]
     return int(min(limit for limit in limits if limit))
+
+
+def _reserved_positions(module: Any) -> int:
+    """RoBERTa and its kin count positions from behind the padding index, so that their table holds two rows less."""
+    tables = (m for name, m in module.named_modules() if name.endswith("position_embeddings"))
+    return next((m.padding_idx + 1 for m in tables if getattr(m, "padding_idx", None) is not None), 0)
