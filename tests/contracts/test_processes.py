@@ -52,7 +52,6 @@ def test_one_process_goes_on_as_two_of_which_one_has_no_rows(tiny_base: Any, tmp
     (two.folder / "run.json").write_text(json.dumps({**two.info, "status": "stopped"}))
     (two.folder / "model" / "model.safetensors").unlink()
     two = tw.resume(two.folder)
-    assert two.info["machine"]["processes"] == 1, "run.json tells how it began"
     same_metrics(one, two)
     same_weights(one, two)
 
