@@ -37,6 +37,10 @@ def test_all_linear_layers_but_the_head(kind: str, layers: set[str], tiny_base: 
     assert trained(tiny_base(kind), completions()) == layers
 
 
+def test_one_name_is_a_name_and_not_an_expression(tiny_base: Any) -> None:
+    assert trained(tiny_base("llama"), completions(), targets="q_proj") == {"q_proj"}
+
+
 def test_experts_are_adapted_only_where_asked(tiny_base: Any) -> None:
     base = tiny_base("mixtral")
     assert not any("expert" in name for name in trained(base, completions()))
@@ -56,7 +60,7 @@ def test_experts_that_peft_would_adapt_by_an_old_name_are_refused(tiny_base: Any
     [
         ({"targets": ["q_proj", "nothing"]}, r"nothing matches no layer.*q_proj"),
         ({"targets": ".*nothing"}, "matches no layer"),
-        ({"targets": "q_proj"}, "matches no layer"),  # one text is a regular expression of the whole name
+        ({"targets": "nothing"}, "matches no layer"),
         ({"targets": ["input_layernorm"]}, "cannot apply"),
         ({"train_along": ["nothing"]}, "matches no module"),
     ],
