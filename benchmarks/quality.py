@@ -33,12 +33,14 @@ class Study:
         recipe: the part of the recipe that all methods share.
         methods: the method's document by the name it has in the table.
         report: the metrics of each evaluation set that are shown.
+        asked: held-out prompts, for `answers_ended`.
     """
 
     title: str
     recipe: Mapping[str, Any]
     methods: Mapping[str, Any]
     report: Sequence[str]
+    asked: Sequence[str] = ()
 
 
 METHODS: dict[str, Any] = {
@@ -90,10 +92,35 @@ def studies() -> dict[str, Study]:
                 "evaluation": {"before": True, "samples": 32, "pattern": "#### (.+)", "max_new_tokens": 256},
                 "training": {"epochs": 1},
             },
-            {"full": {"type": "full"}, "lora (rank 16)": {"type": "lora", "rank": 16}},
+            TWO,
             ["loss", "token_accuracy", "answers_ended"],
+            sorted((row["prompt"] for row in read(data / "gsm8k/test.jsonl")[:200]), key=len)[:32],
+        ),
+        "questions": Study(
+            "stories260k (a 0.26 M Llama) learns to answer a question with its kind, in a word, and to stop",
+            {
+                "base": str(models / "stories260k"),
+                "data": {name: as_answers(data / f"trec/{name}.jsonl") for name in ("train", "validation", "test")},
+                "evaluation": {"before": True, "samples": 500, "max_new_tokens": 16},
+                "training": {"epochs": 5},
+            },
+            TWO,
+            ["loss", "token_accuracy", "exact_match", "answers_ended"],
+            [row["prompt"] for row in as_answers(data / "trec/test.jsonl")[:100]],
         ),
     }
+
+
+TWO: dict[str, Any] = {"full": {"type": "full"}, "lora (rank 16)": {"type": "lora", "rank": 16}}
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def as_answers(path: Path) -> list[dict[str, str]]:
+    """Rows with a label as prompts and completions."""
+    return [{"prompt": f"{row['text']}\n", "completion": row["label"]} for row in read(path)]
 
 
 def minilm() -> str:
@@ -117,7 +144,7 @@ def run_one(study: Study, method: str, seed: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as place:
         run = tw.train({**recipe, "output": str(Path(place) / "run")})
         info, rate = run.info, run.recipe.training.learning_rate
-        ended = {"answers_ended": share_of_ended(run, study)} if "answers_ended" in study.report else {}
+        ended = {"answers_ended": share_of_ended(run, study.asked)} if "answers_ended" in study.report else {}
     return {
         "method": method,
         "seed": seed,
@@ -134,8 +161,8 @@ def run_one(study: Study, method: str, seed: int) -> dict[str, Any]:
     }
 
 
-def share_of_ended(run: Any, study: Study, count: int = 32, limit: int = 400) -> dict[str, Any]:
-    """The share of answers to held-out questions that the tuned model ends by itself, within `limit` tokens."""
+def share_of_ended(run: Any, asked: Sequence[str], limit: int = 400) -> dict[str, Any]:
+    """The share of greedy answers that the tuned model ends by itself, with EOS, within `limit` tokens."""
     import torch
 
     from tunewright.data.render import Renderer
@@ -143,10 +170,8 @@ def share_of_ended(run: Any, study: Study, count: int = 32, limit: int = 400) ->
 
     model = run.model
     renderer = Renderer(model.processor)
-    rows = [json.loads(line) for line in (SHARED / "data/gsm8k/test.jsonl").read_text(encoding="utf-8").splitlines()]
-    prompts = sorted((renderer.prompt(row["prompt"]) for row in rows[:200]), key=len)[:count]
     ended = []
-    for prompt in prompts:
+    for prompt in map(renderer.prompt, asked):
         ids = torch.tensor([prompt])
         room = min(limit, 512 - len(prompt))
         output = model.module.generate(

@@ -144,3 +144,38 @@ def test_faults_of_all_sets_come_together(tiny_base: TinyBase, tmp_path: Path) -
         tw.train(base=tiny_base("bert"), data={"train": labelled(12), "validation": unknown, "test": unknown},
                  output=tmp_path / "run")  # fmt: skip
     assert sum("'unknown'" in fault for fault in caught.value.faults) == 2
+
+
+def test_an_adapter_that_others_made_classifies(tiny_base: TinyBase, tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForSequenceClassification
+
+    base = tiny_base("bert")
+    module = AutoModelForSequenceClassification.from_pretrained(base, num_labels=3)
+    adapted = get_peft_model(module, LoraConfig(task_type="SEQ_CLS", target_modules=["query"]))  # type: ignore[arg-type]
+    adapted.save_pretrained(str(tmp_path / "adapter"))
+    answers = tw.predict(tmp_path / "adapter", ["hello", "good night"])
+    assert set(answers[0]["probabilities"]) == {"0", "1", "2"}
+    assert tw.load(tmp_path / "adapter").module.config.num_labels == 3
+
+
+def test_pairs_are_predicted_as_they_are_trained(tiny_base: TinyBase, tmp_path: Path) -> None:
+    rows = [{"text": "Hello", "text_pair": f"apples {i}", "label": "ab"[i % 2]} for i in range(12)]
+    run = tw.train(base=tiny_base("bert"), data={"train": rows, "validation": 0, "test": rows},
+                   output=tmp_path / "run", **SHORT)  # fmt: skip
+    model = tw.load(run.folder)
+    pair, alone = (tw.predict(model, [text])[0]["probabilities"]["a"] for text in (("Hello", "apples 1"), "Hello"))
+    encoded = model.task.encode(model, _records(rows[1:2]), tw.Data(train="-")).examples
+    output = model.task.predict(model, encoded).output_NC
+    assert output is not None and pair == pytest.approx(float(output[0, 0]), abs=1e-6) and pair != alone
+
+
+def _records(rows: list[dict[str, Any]]) -> list[Any]:
+    from tunewright.data.records import load_records
+
+    return load_records(rows, tw.Data(train=rows)).records
+
+
+def test_endless_epochs_are_refused(tiny_base: TinyBase) -> None:
+    with pytest.raises(RecipeError, match="epochs"):
+        tw.train(base=tiny_base("bert"), data=labelled(8), training={"epochs": float("inf")})

@@ -55,8 +55,10 @@ def resume(where: str | Path, *, watchers: Sequence[Watcher] = ()) -> Run:
     return launch(run.recipe, run.folder, watchers, resume=True)
 
 
-def predict(where: str | Path | Model, texts: str | Sequence[str], device: str = "auto") -> list[dict[str, Any]]:
-    """Classify texts with a run, an adapter or a model.
+def predict(
+    where: str | Path | Model, texts: str | Sequence[str | tuple[str, str]], device: str = "auto"
+) -> list[dict[str, Any]]:
+    """Classify texts, or pairs of texts, with a run, an adapter or a model.
 
     Returns, for each text: {"text", "label", "probabilities"}, or {"text", "labels", "probabilities"} for several
     labels, or {"text", "value"} for a regression; with "truncated": True where the text did not fit.

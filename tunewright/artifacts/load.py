@@ -14,13 +14,16 @@ from tunewright.artifacts.save import save
 from tunewright.errors import BaseModelError, MethodError
 from tunewright.methods import Full, LoRA, Method
 from tunewright.methods._lora_file import CONFIG as PEFT_CONFIG
-from tunewright.methods._lora_file import stackable
+from tunewright.methods._lora_file import WEIGHTS, stackable
 from tunewright.methods._peft import attach_folder, merge_adapter
 from tunewright.methods.adapter import CONFIG as ADAPTER_CONFIG
 from tunewright.tasks import task_class
 from tunewright.tasks._pretrained import load_config, load_tokenizer
 from tunewright.tasks.base import Model, Task
 from tunewright.tasks.text_generation import grow_vocabulary
+
+HEADS = ("score.weight", "classifier.weight", "classifier.out_proj.weight")
+"""How architectures call the last layer of a classifier."""
 
 
 def load(where: str | Path, device: str = "cpu", task: str | None = None) -> Model:
@@ -139,7 +142,19 @@ def _card_of_adapter(folder: Path) -> Card:
     tasks = {"CAUSAL_LM": "text-generation", "SEQ_CLS": "text-classification"}
     if not base or config.get("task_type") not in tasks:
         raise BaseModelError(f"{folder / PEFT_CONFIG} names no base, or a task_type other than CAUSAL_LM and SEQ_CLS.")
-    return Card(tasks[config["task_type"]], base, {"type": "peft", "config": {"peft_type": config["peft_type"]}})
+    method = {"type": "peft", "config": {"peft_type": config["peft_type"]}}
+    labels = _head_rows(folder) if config["task_type"] == "SEQ_CLS" else None
+    return Card(tasks[config["task_type"]], base, method, labels=labels, kind="single_label" if labels else None)
+
+
+def _head_rows(folder: Path) -> list[str] | None:
+    """Numbers for the classes of a head that came along without their names; None where no head came along."""
+    from safetensors import safe_open
+
+    with safe_open(folder / WEIGHTS, framework="pt") as file:
+        heads = [name for name in file.keys() if name.endswith(HEADS)]  # noqa: SIM118 - it is no mapping
+        rows = file.get_slice(heads[-1]).get_shape()[0] if heads else 0
+    return [str(i) for i in range(rows)] or None
 
 
 def _adapter_goes_on(inner: Model, task: Task, method: Method, base: str) -> Model:

@@ -22,7 +22,7 @@ class TrainingConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    epochs: float = Field(3.0, gt=0, description="Passes over the training rows.")
+    epochs: float = Field(3.0, gt=0, allow_inf_nan=False, description="Passes over the training rows.")
     max_steps: int | None = Field(None, ge=1, description="Stop after so many steps, whatever the epochs say.")
     learning_rate: Positive | Literal["auto"] = Field("auto", description="Peak learning rate.")
     schedule: Literal["cosine", "linear", "constant", "wsd"] = Field("cosine", description="Shape after the warm-up.")

@@ -230,9 +230,10 @@ class TextClassification(Task):
             return logits_BC
         return logits_BC.sigmoid() if self.kind == "multi_label" else logits_BC.softmax(-1)
 
-    def classify(self, model: Model, texts: Sequence[str]) -> tuple[Predictions, list[str]]:
+    def classify(self, model: Model, texts: Sequence[str | tuple[str, str]]) -> tuple[Predictions, list[str]]:
         """Probabilities of each class (or a value) for each text, [N, C]; and the texts that were cut to fit."""
-        records = [Labelled(text, None, source=f"text {i + 1}") for i, text in enumerate(texts)]
+        pairs = [text if isinstance(text, tuple) else (text, None) for text in texts]
+        records = [Labelled(a, None, f"text {i + 1}", text_pair=b) for i, (a, b) in enumerate(pairs)]
         encoded = self.encode(model, records, DataConfig(train="-", overlength="truncate"))
         return self.predict(model, encoded.examples), encoded.overlength.truncated
 
