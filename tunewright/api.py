@@ -31,7 +31,7 @@ def train(recipe: Recipe | dict[str, Any] | None = None, *, watchers: Sequence[W
 
     Args:
         recipe: a whole recipe; or give its keys as arguments (base, task, data, method, objective, training, output).
-        watchers: called with {"started": what run.json says} first, then with each line of metrics as it is written.
+        watchers: called first with {"started": what run.json says}, then with each line of metrics.
 
     Returns:
         The finished run: `run.model`, `run.report`, `run.info`.
