@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
@@ -48,17 +48,11 @@ class Rows:
 
 def read_rows(data: DataConfig, seed: int) -> Rows:
     """Read every set. The faults of all files come in one DataError."""
-    found: dict[str, Records] = {}
-    faults: list[str] = []
     wanted = {"train": data.train, **data.test_sets()}
     if not isinstance(data.validation, float | int):
         wanted["validation"] = data.validation
-    for name, location in wanted.items():
-        try:
-            found[name] = load_records(location, data)
-        except DataError as error:
-            faults += [str(error).split("\n")[0], *error.faults] if error.faults else [str(error)]
-    if faults:
+    found, errors = _each(wanted, lambda location: load_records(location, data))
+    if faults := _lines(errors):
         raise DataError(
             faults[0] if len(faults) == 1 else "The data cannot be used:", faults if len(faults) > 1 else ()
         )
@@ -159,18 +153,28 @@ def prepare(recipe: Recipe, start: Path, rank: int = 0) -> Prepared:
 
 def _encode(task: Task, model: Model, rows: Rows, data: DataConfig) -> dict[str, Encoded]:
     """Every set as examples. The faults of all sets come in one DataError."""
-    encoded, errors = {}, []
-    for name, records in rows.sets().items():
-        try:
-            encoded[name] = task.encode(model, records.records, data)
-        except DataError as error:
-            errors.append(error)
+    encoded, errors = _each(rows.sets(), lambda records: task.encode(model, records.records, data))
     if len(errors) > 1:
-        faults = [line for error in errors for line in (str(error).split("\n")[0], *error.faults)]
-        raise DataError("The data cannot be used:", faults)
+        raise DataError("The data cannot be used:", _lines(errors))
     if errors:
         raise errors[0]
     return encoded
+
+
+def _each(sets: Mapping[str, Any], make: Callable[[Any], Any]) -> tuple[dict[str, Any], list[DataError]]:
+    """What `make` makes of every set by its name, and the errors of those that cannot be used."""
+    made, errors = {}, []
+    for name, one in sets.items():
+        try:
+            made[name] = make(one)
+        except DataError as error:
+            errors.append(error)
+    return made, errors
+
+
+def _lines(errors: Sequence[DataError]) -> list[str]:
+    """Errors as lines of one report: each with its own message, then its faults."""
+    return [line for error in errors for line in (str(error).split("\n")[0], *error.faults)]
 
 
 def decide(training: TrainingConfig, method: Method, model: Model, rows: int, validation: bool) -> TrainingConfig:

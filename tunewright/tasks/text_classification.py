@@ -167,7 +167,7 @@ class TextClassification(Task):
     def collate(self, examples: Sequence[Example]) -> Batch:
         import torch
 
-        if len({e.target.shape for e in examples}) > 1:  # hard and soft labels in one batch
+        if _mixed(examples):  # hard and soft labels in one batch
             examples = [self._softened(e) for e in examples]
         names = examples[0].inputs
         inputs = {name: torch.from_numpy(pad([e.inputs[name] for e in examples], 0)) for name in names}
