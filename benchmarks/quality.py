@@ -89,7 +89,7 @@ def studies() -> dict[str, Study]:
                     "validation": 0.05,
                     "overlength": "drop",
                 },
-                "evaluation": {"before": True, "samples": 32, "pattern": "#### (.+)", "max_new_tokens": 256},
+                "evaluation": {"before": True, "generate": 32, "pattern": "#### (.+)", "max_new_tokens": 256},
                 "training": {"epochs": 1},
             },
             TWO,
@@ -101,7 +101,7 @@ def studies() -> dict[str, Study]:
             {
                 "base": str(models / "stories260k"),
                 "data": {name: as_answers(data / f"trec/{name}.jsonl") for name in ("train", "validation", "test")},
-                "evaluation": {"before": True, "samples": 500, "max_new_tokens": 16},
+                "evaluation": {"before": True, "generate": 500, "max_new_tokens": 16},
                 "training": {"epochs": 5},
             },
             TWO,

@@ -29,7 +29,7 @@ def recipe(base: str, output: Path, *, task: str = "text-generation", **changes:
     training = {**TRAINING, **changes.pop("training", {})}
     document = {
         "base": base, "task": task, "data": data, "training": training, "output": str(output),
-        "method": {"type": "lora", "rank": 4}, "evaluation": {"before": False, "samples": 0}, **changes,
+        "method": {"type": "lora", "rank": 4}, "evaluation": {"before": False, "samples": 0, "generate": 0}, **changes,
     }  # fmt: skip
     return make_recipe(document)
 

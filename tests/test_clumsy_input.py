@@ -17,7 +17,7 @@ from tunewright.tasks.text_classification import natural_order
 TinyBase = Callable[..., str]
 SHORT: dict[str, Any] = {
     "training": {"max_steps": 1},
-    "evaluation": {"before": False, "samples": 2, "max_new_tokens": 2},
+    "evaluation": {"before": False, "generate": 2, "max_new_tokens": 2},
 }
 
 

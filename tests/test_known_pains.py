@@ -113,7 +113,7 @@ def teach(tmp_path: Path) -> Teach:
     """`run, seen = teach(base, rows)`: train as a user does; `seen` are the sequences that the model was fed."""
 
     def train(base: str, rows: Any, **recipe: Any) -> tuple[tw.Run, list[Rendered]]:
-        recipe = {"method": {"type": "lora", "rank": 2}, "evaluation": {"samples": 0, "before": False}, **recipe}
+        recipe = {"method": {"type": "lora", "rank": 2}, "evaluation": {"generate": 0, "before": False}, **recipe}
         recipe["data"] = {"train": rows, "validation": 0, **recipe.get("data", {})}
         recipe["training"] = {"epochs": 1, "checkpoint_every": 1000, **recipe.get("training", {})}
         with watched_training() as seen:
@@ -240,7 +240,7 @@ def check_merged_is_the_adapter(teach: Teach, base: str, method: dict[str, Any],
     before = tw.load(base)
     assert (logits(before.module, before.processor) - logits(*stock)).abs().max() > 0.1, "too little was learned"
     trained = run.info["evaluation"]["test"]["after"]["metrics"]  # of the model in memory, before it was saved
-    again = tw.evaluate(whole, rows, evaluation={"samples": 0})["scores"]["metrics"]
+    again = tw.evaluate(whole, rows, evaluation={"generate": 0})["scores"]["metrics"]
     for name, value in values_of(trained).items():
         assert values_of(again)[name] == pytest.approx(value, rel=1e-5), name
 

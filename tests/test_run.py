@@ -84,6 +84,30 @@ def test_predict_chat_and_export(tiny_base: Any, tmp_path: Path) -> None:
         tw.export(speaker.folder, "goldfish", tmp_path / "g2")
 
 
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_a_tuned_classifier_reads_as_much_as_in_training(method: str, tiny_base: Any, tmp_path: Path) -> None:
+    short = {"max_length": 8, "overlength": "truncate"}
+    run = tw.train(recipe(tiny_base("bert"), tmp_path / "run", task=CLASSIFICATION, method=method, data=short))
+    long, cut = tw.predict(run.folder, ["fox " * 100, "fox " * 3])
+    assert long["truncated"] and "truncated" not in cut
+    assert long["probabilities"] == pytest.approx(tw.predict(run.folder, ["fox " * 6])[0]["probabilities"], abs=1e-6)
+    rows = [{"text": "fox " * 100, "label": run.info["labels"][0]}] * 2
+    with pytest.raises(DataError, match="longer than 8"):
+        tw.evaluate(run.folder, rows, overlength="fail")
+    assert tw.evaluate(run.folder, rows, overlength="fail", max_length=200)["rows"] == 2
+    onward = tw.train(recipe(str(run.folder), tmp_path / "onward", task=CLASSIFICATION))
+    assert "truncated" not in tw.predict(onward.folder, ["fox " * 100])[0], "a later run has its own limit"
+
+
+def test_few_samples_of_many_generated_answers(tiny_base: Any, tmp_path: Path) -> None:
+    asked = {"samples": 1, "generate": 4, "max_new_tokens": 2}
+    run = tw.train(recipe(tiny_base("llama"), tmp_path / "run", evaluation=asked))
+    found = run.info["evaluation"]["validation"]
+    assert len(found["samples"]) == 1 and set(found["samples"][0]) >= {"before", "after", "reference"}
+    assert found["after"]["metrics"]["exact_match"]["n"] == 4
+    assert "Generated answers are measured on 4 of 5 rows." in found["after"]["notes"]
+
+
 def test_a_padded_row_is_predicted_as_alone(tiny_base: Any, tmp_path: Path) -> None:
     """A decoder reads its answer off the last token, which must not be padding."""
     run = tw.train(recipe(tiny_base("llama"), tmp_path / "run", task=CLASSIFICATION))

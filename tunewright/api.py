@@ -119,11 +119,17 @@ def evaluate(
     columns: dict[str, str] | None = None,
     format: str = "auto",
     overlength: str = "auto",
+    max_length: int | None = None,
     device: str = "auto",
 ) -> dict[str, Any]:
-    """Measure a run or a model on labelled rows: {"scores", "samples", "rows", "notices"}."""
+    """Measure a run or a model on labelled rows: {"scores", "samples", "rows", "notices"}.
+
+    Args:
+        max_length: the longest row in tokens; by default that of the run's recipe, else the model's context.
+    """
     model = replace(_loaded(where, device))  # a copy: what these rows decide is not to stay with the caller's model
-    config = checked(DataConfig, {"train": data, "columns": columns or {}, "format": format, "overlength": overlength})
+    reading = {"columns": columns or {}, "format": format, "overlength": overlength, "max_length": max_length}
+    config = checked(DataConfig, {"train": data, **reading})
     asked = checked(EvaluationConfig, evaluation or {})
     records = load_records(data, config)
     if records.kind not in model.task.data_kinds:

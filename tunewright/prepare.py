@@ -123,6 +123,7 @@ def prepare(recipe: Recipe, start: Path, rank: int = 0) -> Prepared:
         )
     dtype = "bfloat16" if precision == "bf16" and recipe.method.saved_as != "transformers" else None
     model = load_start(recipe.base, task, recipe.method, start, training.seed, dtype)
+    model.max_length = recipe.data.max_length
     if hasattr(task, "prepare"):
         task.prepare(model, recipe.data, rows.train.kind)
     encoded = _encode(task, model, rows, recipe.data)

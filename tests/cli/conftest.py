@@ -84,7 +84,7 @@ def completer(decoder: str, rows: Path, tmp_path_factory: pytest.TempPathFactory
 
 def trained(folder: Path, base: str, data: Path, *more: str) -> Path:
     """A run of two steps."""
-    keys = ["training.max_steps=2", "data.validation=0.25", "evaluation.samples=1", "evaluation.max_new_tokens=4"]
+    keys = ["training.max_steps=2", "data.validation=0.25", "evaluation.generate=1", "evaluation.max_new_tokens=4"]
     done = run_command("train", "--base", base, "--data", data, "--output", folder, *keys, *more)
     assert done.exit_code == 0, done.output
     return folder

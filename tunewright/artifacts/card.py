@@ -24,12 +24,14 @@ class Card:
         base: the folder or hub name that an adapter belongs to; empty where the folder is whole.
         method: the method's own document.
         chats: whether the model was trained on conversations.
+        max_length: the longest row in tokens that it was trained with, where the recipe set one.
     """
 
     task: str
     base: str
     method: dict[str, Any]
     chats: bool = False
+    max_length: int | None = None
     labels: list[str] | None = None
     kind: str | None = None
 

@@ -44,7 +44,8 @@ def load(where: str | Path, device: str = "cpu", task: str | None = None) -> Mod
         card = read_card(folder)
         chosen = card.make_task() if card else task_class(task or infer_task(str(where)))()
         model = chosen.load(str(folder if folder.exists() else where))
-        model.chats = card.chats if card else model.chats
+        if card:
+            model.chats, model.max_length = card.chats, card.max_length
     model.module.to(device).eval()
     return model
 
@@ -120,7 +121,7 @@ def infer_task(base: str) -> str:
 def _load_adapter(folder: Path) -> Model:
     card = _card_of_adapter(folder)
     model = card.make_task().load(card.base)
-    model.chats = card.chats
+    model.chats, model.max_length = card.chats, card.max_length
     model.processor = load_tokenizer(str(folder)) if (folder / "tokenizer_config.json").is_file() else model.processor
     if card.task == "text-generation":
         grow_vocabulary(model)

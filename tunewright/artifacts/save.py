@@ -38,6 +38,7 @@ def card(model: Model, method: Method) -> Card:
         base="" if whole else model.base,
         method=method.model_dump(mode="json"),
         chats=model.chats,
+        max_length=model.max_length,
         labels=getattr(task, "labels", None),
         kind=getattr(task, "kind", None),
     )

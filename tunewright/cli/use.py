@@ -76,7 +76,9 @@ def evaluate(
     overlength: Annotated[
         str, typer.Option(help="For rows that are too long: fail, truncate, drop or split.")
     ] = "auto",
+    max_length: Annotated[int | None, typer.Option(min=2, help="Longest row, in tokens; none: the run's own.")] = None,
     samples: Annotated[int, typer.Option(min=0, help="Rows to show with the model's answer.")] = 3,
+    generate: Annotated[int, typer.Option(min=0, help="Rows that a language model answers.")] = 32,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest generated answer, in tokens.")] = 128,
     device: Device = "auto",
     as_json: AsJson = False,
@@ -87,10 +89,11 @@ def evaluate(
     found = api.evaluate(
         where,
         data,
-        evaluation={"pattern": pattern, "samples": samples, "max_new_tokens": max_new_tokens},
+        evaluation={"pattern": pattern, "samples": samples, "generate": generate, "max_new_tokens": max_new_tokens},
         columns=_pairs(columns or []),
         format=format,
         overlength=overlength,
+        max_length=max_length,
         device=device,
     )
     if not as_json:

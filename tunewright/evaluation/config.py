@@ -13,7 +13,10 @@ class EvaluationConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     before: bool = Field(True, description="Measure the base too, so that the report can say what changed.")
-    samples: int = Field(8, ge=0, description="Rows shown in the report; a language model answers them.")
+    samples: int = Field(8, ge=0, description="Rows shown in the report.")
+    generate: int = Field(
+        32, ge=0, description="Rows that a language model answers, for exact match and ROUGE; the first are shown."
+    )
     max_new_tokens: int = Field(128, ge=1, description="Longest generated answer, in tokens.")
     pattern: str | None = Field(
         None, description="Regular expression for the part of an answer that counts, e.g. '#### (.+)'."

@@ -30,13 +30,15 @@ def evaluate(
     """
     predictions = model.task.predict(model, examples)
     scores = score(predictions, getattr(model.task, "labels", []))
-    asked = list(_asked(model, examples, records, config.samples))
+    asked = list(_asked(model, examples, records, config.generate))
     generate = getattr(model.task, "generate", None)
-    if asked and generate:
-        scores, samples = _with_generation(scores, partial(generate, model), asked, config)
+    if not (asked and generate):
+        return scores, _classified(predictions, records, model, config.samples)
+    scores, samples = _with_generation(scores, partial(generate, model), asked, config)
+    if len(asked) < len(records):
         note = f"Generated answers are measured on {len(asked)} of {len(records)} rows."
-        return (replace(scores, notes=(*scores.notes, note)) if len(asked) < len(records) else scores), samples
-    return scores, _classified(predictions, records, model, config.samples)
+        scores = replace(scores, notes=(*scores.notes, note))
+    return scores, samples[: config.samples]
 
 
 def score(predictions: Predictions, labels: Sequence[str]) -> Scores:

@@ -117,12 +117,18 @@ def _first_line(error: Exception) -> str:
 
 
 def max_length(model: Model, wanted: int | None) -> int:
-    """The longest row: what was asked for, within what model and tokenizer say they can hold."""
+    """The longest row: what was asked for, else what the model was trained with, within its context."""
+    context = context_length(model)
+    return min(context, wanted or model.max_length or context)
+
+
+def context_length(model: Model) -> int:
+    """How many tokens model and tokenizer say they can hold."""
     config = model.module.config.get_text_config()
     positions = getattr(config, "max_position_embeddings", None)
     if positions:
         positions -= _reserved_positions(model.module)
-    limits = [positions, model.processor.model_max_length, wanted]
+    limits = [positions, model.processor.model_max_length]
     return int(min(limit for limit in limits if limit))
 
 

@@ -33,6 +33,7 @@ class Model:
         task: how the module is fed, scored and saved.
         base: the folder or hub name whose weights these are; an adapter names it.
         chats: whether it is asked in conversations (by its chat template), or continues a text as it stands.
+        max_length: the longest row in tokens that it was trained with, where a recipe set one.
         along: modules that additive methods train along: a task head, the pooler in front of it.
         new: modules that the base did not have, and that begin from the seed.
         adapters: LoRA folders already merged into the weights, so that a new one can be saved over `base`.
@@ -46,6 +47,7 @@ class Model:
     task: Task
     base: str
     chats: bool = False
+    max_length: int | None = None
     along: tuple[str, ...] = ()
     new: tuple[str, ...] = ()
     adapters: tuple[Path, ...] = ()

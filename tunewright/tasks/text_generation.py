@@ -14,7 +14,7 @@ from tunewright.data.render import Renderer
 from tunewright.data.rendered import fit
 from tunewright.data.templates import ensure_chat_template
 from tunewright.errors import BaseModelError
-from tunewright.tasks._pretrained import load_config, load_tokenizer, load_weights, max_length, without_weights
+from tunewright.tasks._pretrained import context_length, load_config, load_tokenizer, load_weights, max_length, without_weights
 from tunewright.tasks._quiet import quiet
 from tunewright.tasks.base import Batch, Encoded, Likelihood, Model, Predictions, Task, in_batches
 
@@ -136,7 +136,7 @@ class TextGeneration(Task):
 
     def room(self, model: Model, prompt: Any) -> int:
         """How many tokens an answer to the prompt may have before the model's context is full."""
-        return max_length(model, None) - len(prompt_tokens(Renderer(model.processor), prompt))
+        return context_length(model) - len(prompt_tokens(Renderer(model.processor), prompt))
 
     def generate(
         self,
@@ -159,7 +159,7 @@ class TextGeneration(Task):
         renderer = Renderer(model.processor)
         tokens = [prompt_tokens(renderer, prompt) for prompt in prompts]
         stop = renderer.stop_ids()
-        limit = max_length(model, None)
+        limit = context_length(model)
         device = next(model.module.parameters()).device
         sampling = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
         answers = [""] * len(prompts)
