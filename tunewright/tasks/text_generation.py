@@ -14,7 +14,14 @@ from tunewright.data.render import Renderer
 from tunewright.data.rendered import fit
 from tunewright.data.templates import ensure_chat_template
 from tunewright.errors import BaseModelError
-from tunewright.tasks._pretrained import context_length, load_config, load_tokenizer, load_weights, max_length, without_weights
+from tunewright.tasks._pretrained import (
+    context_length,
+    load_config,
+    load_tokenizer,
+    load_weights,
+    max_length,
+    without_weights,
+)
 from tunewright.tasks._quiet import quiet
 from tunewright.tasks.base import Batch, Encoded, Likelihood, Model, Predictions, Task, in_batches
 
