@@ -20,6 +20,8 @@ _HOMES = {
     **dict.fromkeys(("Recipe", "read_recipe"), "recipe"),
     **dict.fromkeys(("LoRA", "Full", "Freeze", "Head", "Adapter", "Peft"), "methods"),
     "load": "artifacts.load",
+    "quickstart": "example",
+    "catalogue": "choices",
     "Supervised": "objectives",
     "Data": "data.config:DataConfig",
     "Training": "engine.config:TrainingConfig",

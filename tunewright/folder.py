@@ -33,6 +33,12 @@ class Run:
         """What run.json says now."""
         return json.loads((self.folder / INFO).read_text(encoding="utf-8"))
 
+    @property
+    def status(self) -> str:
+        """running, finished, stopped, failed; `killed` where run.json says running and no process holds the folder."""
+        said = self.info.get("status", "unknown")
+        return "killed" if said == "running" and not _held(self.folder / LOCK) else said
+
     @cached_property
     def model(self) -> Model:
         """The tuned model, loaded from the run's folder when first asked for."""
@@ -107,6 +113,20 @@ def occupied(folder: Path, processes: Processes) -> Iterator[None]:
         except OSError as error:
             raise OutputError(f"{folder} is in use by another process that is training.") from error
         yield
+
+
+def _held(lock: Path) -> bool:
+    """Whether a process holds the lock."""
+    import fcntl
+
+    try:
+        with lock.open() as handle:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
 
 
 def new_folder(recipe: Recipe, parent: Path = Path("runs")) -> Path:

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+import tunewright as tw
 from tests.cli.conftest import Invoke
-from tunewright.cli.describe import type_of
+from tunewright.choices import type_of
 from tunewright.methods import METHODS
 from tunewright.objectives import OBJECTIVES
 from tunewright.tasks import MODULES
@@ -31,6 +32,12 @@ def test_options_are_the_fields(invoke: Invoke, command: str, classes: dict[str,
         assert document[name]["what"] and all(option["what"] for option in described.values())
         assert f": {name}\n" in listed
     assert all(len(line) <= 80 for line in listed.splitlines())
+
+
+def test_python_has_the_same_in_one_call(invoke: Invoke) -> None:
+    found = tw.catalogue()
+    for kind in ("tasks", "methods", "objectives"):
+        assert json.loads(invoke(kind, "--json").stdout) == {kind: found[kind]}
 
 
 def test_an_option_says_its_type_and_default(invoke: Invoke) -> None:

@@ -9,32 +9,33 @@ from typing import Any
 
 import pytest
 
+import tunewright as tw
 from tests.cli.conftest import Invoke
-from tunewright import quickstart
+from tunewright import example
 from tunewright.errors import MissingExtra
 from tunewright.recipe import make_recipe
 
-HERE = importlib.util.find_spec(quickstart.PACKAGE) is not None
+HERE = importlib.util.find_spec(example.PACKAGE) is not None
 
 
 def test_a_missing_encoder_says_what_to_install(invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quickstart, "PACKAGE", "not_installed_anywhere")
+    monkeypatch.setattr(example, "PACKAGE", "not_installed_anywhere")
     with pytest.raises(MissingExtra):
-        quickstart.find_base()
+        example.find_base()
     done = invoke("quickstart")
     assert done.exit_code == 2 and "pip install 'tunewright[quickstart]'" in done.stderr
 
 
 def test_the_first_free_folder() -> None:
-    assert quickstart.free_folder() == Path("runs/quickstart")
+    assert example.free_folder() == Path("runs/quickstart")
     for name in ("quickstart", "quickstart-2"):
         Path("runs", name).mkdir(parents=True)
-    assert quickstart.free_folder() == Path("runs/quickstart-3")
+    assert example.free_folder() == Path("runs/quickstart-3")
 
 
 @pytest.mark.skipif(not HERE, reason="the quickstart's encoder is not installed")
 def test_it_is_a_plain_recipe() -> None:
-    recipe = make_recipe(quickstart.document())
+    recipe = make_recipe(example.document())
     assert recipe.method.type == "lora" and (Path(recipe.base) / "model.safetensors").is_file()
     assert set(recipe.data.test_sets()) == {"test", "shifted"} and recipe.output == "runs/quickstart"
 
@@ -43,13 +44,14 @@ def test_the_numbers_and_the_example_are_those_of_the_run(
     invoke: Invoke, monkeypatch: pytest.MonkeyPatch, encoder: str, tmp_path: Path
 ) -> None:
     """With a tiny encoder in place of the packaged one."""
-    monkeypatch.setattr(quickstart, "find_base", lambda: Path(encoder))
-    monkeypatch.setattr(quickstart, "TRAINING", {"max_steps": 2, "batch": 8})
+    monkeypatch.setattr(example, "find_base", lambda: Path(encoder))
+    monkeypatch.setattr(example, "TRAINING", {"max_steps": 2, "batch": 8})
     plain, document = invoke("quickstart"), json.loads(invoke("quickstart", "--output", "again", "--json").stdout)
     info = json.loads(Path("runs/quickstart/run.json").read_text())
-    row = quickstart.example(info)
+    row = example.first_ticket(info)
+    assert callable(tw.quickstart), "no module of that name took its place"
     assert plain.exit_code == 0 and document["run"] == "again" and Path(document["report"]).is_file()
-    assert document["accuracy"] == quickstart.accuracies(info)
+    assert document["accuracy"] == example.accuracies(info)
     assert (document["trained"], document["total"]) == (info["parameters"]["trained"], info["parameters"]["total"])
     for words in (
         row["text"],

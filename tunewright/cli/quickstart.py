@@ -25,17 +25,17 @@ def quickstart(
     as_json: AsJson = False,
 ) -> dict[str, Any]:
     """Tune a small packaged model on example rows: offline, in about a minute."""
-    from tunewright import quickstart as example_run
+    from tunewright import example
 
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is fetched: base and rows are in the packages
-    folder = Path(output) if output else example_run.free_folder()
+    folder = Path(output) if output else example.free_folder()
     say("Teaching a small encoder (MiniLM) to sort support tickets, with LoRA.")
-    run = watched(folder, lambda watcher: example_run.quickstart(str(folder), [watcher]))
+    run = watched(folder, lambda watcher: example.quickstart(str(folder), [watcher]))
     info = run.info
     if not as_json:
-        _show(run, info, example_run.example(info))
+        _show(run, info, example.first_ticket(info))
     return {
-        "accuracy": example_run.accuracies(info),
+        "accuracy": example.accuracies(info),
         "trained": info["parameters"]["trained"],
         "total": info["parameters"]["total"],
         "report": str(run.report),

@@ -38,30 +38,11 @@ def _line(run: Run) -> Document:
     keys = ("task", "base", "started", "finished")
     return {
         "run": str(run.folder),
-        "status": status(run),
+        "status": run.status,
         **{key: info.get(key) for key in keys},
         "method": info.get("method", {}).get("type"),
         "result": primary(info),
     }
-
-
-def status(run: Run) -> str | None:
-    """What run.json says; `killed` where it says running and no process holds the run's folder."""
-    import fcntl
-
-    from tunewright.folder import LOCK
-
-    said = run.info.get("status")
-    if said != "running":
-        return said
-    try:
-        with (run.folder / LOCK).open() as handle:
-            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return "killed"
-    except OSError:
-        return said
-    return "killed"
 
 
 def _show_runs(found: list[Document], folder: str) -> None:
@@ -97,7 +78,7 @@ def _show_info(run: Run, info: Mapping[str, Any]) -> None:
         show(f"{name}: {found['rows']:,} rows, {found['tokens']:,} tokens, from {found['location']}")
     timing = f", {duration(info['timings']['seconds'])}" if info.get("timings") else ""
     steps = f", {info['steps']:,} steps" if info.get("steps") else ""
-    show(f"{status(run)}: {moment(info['started'])} UTC{steps}{timing}")
+    show(f"{run.status}: {moment(info['started'])} UTC{steps}{timing}")
     if info.get("weights"):
         show(f"Kept: {info['weights']}")
     if info.get("error"):

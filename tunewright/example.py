@@ -80,7 +80,7 @@ def accuracies(info: Mapping[str, Any]) -> dict[str, dict[str, float]]:
     }
 
 
-def example(info: Mapping[str, Any]) -> dict[str, str]:
+def first_ticket(info: Mapping[str, Any]) -> dict[str, str]:
     """The first test row: its text, its label, and what the model answered before and after."""
     first = info["evaluation"]["test"]["samples"][0]
     return {"text": first["input"], "label": first["reference"], "before": first["before"], "after": first["after"]}
