@@ -33,14 +33,12 @@ class Study:
         recipe: the part of the recipe that all methods share.
         methods: the method's document by the name it has in the table.
         report: the metrics of each evaluation set that are shown.
-        asked: held-out prompts, for `answers_ended`.
     """
 
     title: str
     recipe: Mapping[str, Any]
     methods: Mapping[str, Any]
     report: Sequence[str]
-    asked: Sequence[str] = ()
 
 
 METHODS: dict[str, Any] = {
@@ -94,7 +92,6 @@ def studies() -> dict[str, Study]:
             },
             TWO,
             ["loss", "token_accuracy", "answers_ended"],
-            sorted((row["prompt"] for row in read(data / "gsm8k/test.jsonl")[:200]), key=len)[:32],
         ),
         "questions": Study(
             "stories260k (a 0.26 M Llama) learns to answer a question with its kind, in a word, and to stop",
@@ -106,7 +103,6 @@ def studies() -> dict[str, Study]:
             },
             TWO,
             ["loss", "token_accuracy", "exact_match", "answers_ended"],
-            [row["prompt"] for row in as_answers(data / "trec/test.jsonl")[:100]],
         ),
     }
 
@@ -144,7 +140,6 @@ def run_one(study: Study, method: str, seed: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as place:
         run = tw.train({**recipe, "output": str(Path(place) / "run")})
         info, rate = run.info, run.recipe.training.learning_rate
-        ended = {"answers_ended": share_of_ended(run, study.asked)} if "answers_ended" in study.report else {}
     return {
         "method": method,
         "seed": seed,
@@ -154,31 +149,11 @@ def run_one(study: Study, method: str, seed: int) -> dict[str, Any]:
         "steps": info["steps"],
         "learning_rate": rate,
         "before": {name: found["before"]["metrics"] for name, found in info["evaluation"].items() if "before" in found},
-        "after": {name: {**found["after"]["metrics"], **ended} for name, found in info["evaluation"].items()},
+        "after": {name: found["after"]["metrics"] for name, found in info["evaluation"].items()},
         "date": datetime.now(UTC).date().isoformat(),
         "versions": {name: version(name) for name in ("tunewright", "torch", "transformers", "peft")},
         "python": platform.python_version(),
     }
-
-
-def share_of_ended(run: Any, asked: Sequence[str], limit: int = 400) -> dict[str, Any]:
-    """The share of greedy answers that the tuned model ends by itself, with EOS, within `limit` tokens."""
-    import torch
-
-    from tunewright.data.render import Renderer
-    from tunewright.evaluation.scores import proportion
-
-    model = run.model
-    renderer = Renderer(model.processor)
-    ended = []
-    for prompt in map(renderer.prompt, asked):
-        ids = torch.tensor([prompt])
-        room = min(limit, 512 - len(prompt))
-        output = model.module.generate(
-            input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=room, do_sample=False
-        )
-        ended.append(bool({*output[0, len(prompt) :].tolist()} & {*renderer.stop_ids()}))
-    return proportion(ended).to_dict()
 
 
 def table(study: Study, lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:

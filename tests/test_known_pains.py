@@ -551,6 +551,48 @@ def test_pain_5_would_be_caught(family: str, kind: str, base: Any, teach: Teach,
         check_it_stops_by_itself(run, kind)
 
 
+@pytest.fixture
+def endless(base: Any, tmp_path: Path) -> Callable[[str], str]:
+    """A base that has never seen its end token: the token's row is parallel to those of others it has not seen."""
+
+    def make(family: str) -> str:
+        folder = base(family)
+        module, tokenizer = hf.AutoModelForCausalLM.from_pretrained(folder), hf.AutoTokenizer.from_pretrained(folder)
+        with torch.no_grad():
+            rows = module.get_output_embeddings().weight
+            unseen = -rows.sum(0)
+            rows[-9:] = 1.01 * unseen  # whatever makes the end likely makes these likelier
+            rows[[tokenizer.convert_tokens_to_ids(END[family]), tokenizer.eos_token_id]] = unseen
+        module.save_pretrained(tmp_path / "endless")
+        tokenizer.save_pretrained(tmp_path / "endless")
+        return str(tmp_path / "endless")
+
+    return make
+
+
+def answers_ended(run: tw.Run, kind: str) -> float:
+    found = tw.evaluate(run.folder, TO_LEARN[kind], evaluation={"max_new_tokens": 40})["scores"]
+    return float(found["metrics"]["answers_ended"]["value"])
+
+
+@pytest.mark.parametrize(("family", "kind"), [("llama3", "chat"), ("qwen3", "chat"), ("mistral", "prompt_completion")])
+def test_pain_5_lora_teaches_an_end_that_the_base_never_learned(
+    family: str, kind: str, endless: Any, teach: Teach
+) -> None:
+    run, _ = teach(endless(family), TO_LEARN[kind], method={"type": "lora", "rank": 8}, training=OVERFIT)
+    assert any("never learned to end" in notice and "trains too" in notice for notice in run.info["notices"])
+    assert answers_ended(run, kind) == 1.0
+
+
+def test_pain_5_an_end_that_cannot_be_learned_is_said(endless: Any, teach: Teach, monkeypatch: Any) -> None:
+    base, quick = endless("llama3"), {"max_steps": 1}
+    run, _ = teach(base, TO_LEARN["chat"], method="adapter", training=quick)
+    assert any("answers may not end" in notice for notice in run.info["notices"])
+    monkeypatch.setattr(TextGeneration, "unlearned_ends", lambda *_: [])
+    run, _ = teach(base, TO_LEARN["chat"], method={"type": "lora", "rank": 8}, training=OVERFIT)
+    assert answers_ended(run, "chat") == 0.0
+
+
 # 6
 
 

@@ -106,9 +106,8 @@ def chat(
     if model.chats or not isinstance(prompt, str):
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         question = Conversation(messages, tools, "prompt")
-    return generate(
-        model, [question], max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, streamer=streamer
-    )[0]
+    options = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed, "streamer": streamer}
+    return generate(model, [question], **options)[0].text
 
 
 def evaluate(

@@ -136,6 +136,7 @@ def prepare(recipe: Recipe, start: Path, rank: int = 0) -> Prepared:
     _weigh_classes(recipe, task, encoded["train"].examples)
     if model.new_tokens and not recipe.method.trains_new_tokens:
         raise MethodError(f"data.special_tokens do not train with method: {recipe.method.type}. Use lora or full.")
+    _teach_to_end(model, recipe.method)
     if not any(e.trained for e in encoded["train"].examples):
         raise DataError("Every training row has weight 0, so there is nothing to learn.")
     total = parameter_count(model.module)
@@ -150,6 +151,20 @@ def prepare(recipe: Recipe, start: Path, rank: int = 0) -> Prepared:
         }
     )
     return Prepared(recipe, model, rows, encoded, total, device, precision, [*notices, *rows.notices, *model.notices])
+
+
+def _teach_to_end(model: Model, method: Method) -> None:
+    """Let the row of an end token train that the base never learned: no adapter could make it likely."""
+    ends = model.task.unlearned_ends(model) if hasattr(model.task, "unlearned_ends") else []
+    unlearned = [end for end in ends if end not in model.new_tokens]
+    if not unlearned:
+        return
+    named = "The base never learned to end with " + ", ".join(model.processor.convert_ids_to_tokens(unlearned))
+    if method.trains_new_tokens:
+        model.new_tokens = (*model.new_tokens, *unlearned)
+        model.notices.append(f"{named}: that token's row trains too.")
+    else:
+        model.notices.append(f"{named}: answers may not end unless its row trains, as with method: lora or full.")
 
 
 def _encode(task: Task, model: Model, rows: Rows, data: DataConfig) -> dict[str, Encoded]:

@@ -134,21 +134,21 @@ def test_perplexity_may_overflow() -> None:
 
 
 def test_generation_exact_match_and_rouge() -> None:
-    scores = metrics.generation([" the cat sat ", "a dog"], ["the cat sat", "a cat sat down"])
+    scores = metrics.generation([" the cat sat ", "a dog"], ["the cat sat", "a cat sat down"], [True, False])
     # Longest common subsequence "a": precision 1/2, recall 1/4.
-    assert values(scores) == pytest.approx({"exact_match": 0.5, "rouge_l": (1 + 1 / 3) / 2})
+    assert values(scores) == pytest.approx({"exact_match": 0.5, "rouge_l": (1 + 1 / 3) / 2, "answers_ended": 0.5})
     assert scores.primary == "rouge_l"
 
 
 @pytest.mark.parametrize("text", ["сорок два", "日本語の文", "Ελληνικά"])
 def test_rouge_reads_every_script(text: str) -> None:
-    assert metrics.generation([text], [text]).metrics["rouge_l"].value == 1
+    assert metrics.generation([text], [text], [True]).metrics["rouge_l"].value == 1
 
 
 def test_pattern_match_compares_the_last_find_and_says_what_it_did_not_count() -> None:
     outputs = ["#### 1, no: #### 7 ", "#### 3", "nothing", "#### 4"]
     references = ["#### 7", "#### 5", "#### 6", "no answer here"]
-    scores = metrics.generation(outputs, references, r"#### (\d+)")
+    scores = metrics.generation(outputs, references, [True] * len(outputs), r"#### (\d+)")
     assert scores.answer.value == pytest.approx(1 / 3)
     assert scores.answer.n == 3
     assert scores.primary == "pattern_match"
@@ -156,13 +156,13 @@ def test_pattern_match_compares_the_last_find_and_says_what_it_did_not_count() -
 
 
 def test_pattern_without_a_group_takes_the_whole_find() -> None:
-    assert metrics.generation(["it is 42."], ["42"], r"\d+").answer.value == 1
+    assert metrics.generation(["it is 42."], ["42"], [True], r"\d+").answer.value == 1
 
 
 @pytest.mark.parametrize("pattern", ["(", "absent"])
 def test_an_unusable_pattern_is_a_recipe_error(pattern: str) -> None:
     with pytest.raises(RecipeError, match="pattern"):
-        metrics.generation(["a"], ["b"], pattern)
+        metrics.generation(["a"], ["b"], [True], pattern)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -186,7 +186,7 @@ def test_no_rows_and_no_tokens_are_refused() -> None:
         lambda: metrics.regression([], []),
         lambda: metrics.likelihood([], []),
         lambda: metrics.likelihood([0.0], [0]),
-        lambda: metrics.generation([], []),
+        lambda: metrics.generation([], [], []),
     ]
     for score in attempts:
         with pytest.raises(TunewrightError, match="there are no"):

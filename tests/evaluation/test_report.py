@@ -77,7 +77,7 @@ def full_run() -> dict[str, Any]:
                 "after": scores(0.91, 0.862, 0.943, confusion=confusion, notes=("One row was left out.",)),
                 "samples": [
                     {
-                        "source": "test.jsonl:1",
+                        "source": "some/where/test.jsonl:1",
                         "input": "You won",
                         "reference": "spam",
                         "before": "ham",
@@ -187,6 +187,10 @@ def test_the_verdict_comes_first_with_its_figures(full: Page) -> None:
 )
 def test_a_full_run_shows(full: Page, shown: str) -> None:
     assert shown in full.text
+
+
+def test_a_row_is_named_without_the_folder_of_its_file(full: Page) -> None:
+    assert "test: test.jsonl:1" in full.text and "some/where" not in full.text
 
 
 def test_only_what_the_model_answered_can_equal_the_reference(full: Page) -> None:

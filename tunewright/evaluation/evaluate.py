@@ -16,7 +16,7 @@ from tunewright.evaluation.config import EvaluationConfig
 from tunewright.evaluation.scores import Scores
 
 if TYPE_CHECKING:
-    from tunewright.tasks.base import Model, Predictions
+    from tunewright.tasks.base import Answer, Model, Predictions
 
 
 def evaluate(
@@ -66,17 +66,22 @@ def answer(predictions: Predictions, row: int, labels: Sequence[str]) -> str:
 
 
 def _with_generation(
-    scores: Scores, generate: Callable[..., list[str]], asked: Sequence[Any], config: EvaluationConfig
+    scores: Scores, generate: Callable[..., list[Answer]], asked: Sequence[Any], config: EvaluationConfig
 ) -> tuple[Scores, list[dict[str, Any]]]:
     pairs = [_question(record) for record in asked]
-    outputs = generate([q for q, _ in pairs], max_new_tokens=config.max_new_tokens)
-    references = [reference for _, reference in pairs]
-    generated = metrics.generation(outputs, references, config.pattern)
+    answers = generate([q for q, _ in pairs], max_new_tokens=config.max_new_tokens)
+    outputs, ended = [answer.text for answer in answers], [answer.ended for answer in answers]
+    generated = metrics.generation(outputs, [reference for _, reference in pairs], ended, config.pattern)
+    endless = len(ended) - sum(ended)
+    note = (
+        f"{endless} of {len(ended)} answers did not end within {config.max_new_tokens} tokens: "
+        "if they should, raise evaluation.max_new_tokens, or train longer."
+    )
     merged = Scores(
         {**scores.metrics, **generated.metrics},
         scores.primary,
         scores.higher_is_better,
-        notes=(*scores.notes, *generated.notes),
+        notes=(*scores.notes, *generated.notes, *([note] if endless else [])),
     )
     samples = [
         {"source": record.source, "input": _shown(question), "reference": reference, "output": output}

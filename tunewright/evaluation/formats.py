@@ -29,6 +29,7 @@ METRIC_NAMES = {
 SHARES = frozenset(
     {
         "accuracy",
+        "answers_ended",
         "exact_match",
         "macro_f1",
         "micro_f1",
@@ -43,6 +44,11 @@ SHARES = frozenset(
 
 def metric_name(name: str) -> str:
     return METRIC_NAMES.get(name, spoken(name))
+
+
+def row_name(source: str) -> str:
+    """`data/test.jsonl:4` becomes `test.jsonl:4`: the table of the data names the folder."""
+    return source.rsplit("/", 1)[-1]
 
 
 def spoken(key: str) -> str:

@@ -142,8 +142,10 @@ def likelihood(
     return _scores(metrics, primary="loss")
 
 
-def generation(outputs: Sequence[str], references: Sequence[str], pattern: str | None = None) -> Scores:
-    """Generated text against a reference: ROUGE-L F (bootstrap), exact match and pattern match (Wilson).
+def generation(
+    outputs: Sequence[str], references: Sequence[str], ended: Sequence[bool], pattern: str | None = None
+) -> Scores:
+    """Generated text against a reference: ROUGE-L F (bootstrap), exact match and pattern match (Wilson), and its ends.
 
     Exact match ignores white space at both ends. ROUGE-L (Lin 2004, https://aclanthology.org/W04-1013) is Google's
     implementation without stemming, over words of any script.
@@ -156,6 +158,7 @@ def generation(outputs: Sequence[str], references: Sequence[str], pattern: str |
     Args:
         outputs: what the model wrote (N).
         references: what it should have written (N).
+        ended: whether it ended by itself (N).
         pattern: a regular expression such as `#### (.+)`.
 
     Raises:
@@ -166,6 +169,7 @@ def generation(outputs: Sequence[str], references: Sequence[str], pattern: str |
     metrics = {
         "exact_match": proportion([out.strip() == ref.strip() for out, ref in zip(outputs, references, strict=True)]),
         "rouge_l": mean(_rouge_l(outputs, references)),
+        "answers_ended": proportion(ended),
     }
     if pattern is None:
         return _scores(metrics, primary="rouge_l")

@@ -21,6 +21,7 @@ from tunewright.evaluation.formats import (
     metric_name,
     number,
     percent,
+    row_name,
     size,
     spoken,
     value_of,
@@ -205,7 +206,7 @@ def _sample(name: str, row: Row) -> Sample:
         for key, heading in (("input", "Input"), ("reference", "Reference"), ("before", "Before"), ("after", "After"))
         if row.get(key) is not None
     )
-    return Sample(f"{name}: {row['source']}" if row.get("source") else name, parts)
+    return Sample(f"{name}: {row_name(row['source'])}" if row.get("source") else name, parts)
 
 
 # ---- What was trained, on which data, where -------------------------------------------------------------------------
@@ -262,7 +263,7 @@ class Preview:
 def previews(run: Row) -> list[Preview]:
     """The first three rows, each up to `LONGEST_TEXT` characters."""
     return [
-        Preview(str(row.get("source", "")), tuple(_up_to_longest(row.get("pieces") or [])))
+        Preview(row_name(str(row.get("source", ""))), tuple(_up_to_longest(row.get("pieces") or [])))
         for row in (run.get("preview") or [])[:3]
     ]
 

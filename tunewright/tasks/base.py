@@ -109,6 +109,14 @@ class Predictions:
     correct_N: np.ndarray | None = None
 
 
+@dataclass(frozen=True)
+class Answer:
+    """What a language model generated, and whether it ended by itself: with a token that it was taught to end with."""
+
+    text: str
+    ended: bool
+
+
 class Task(ABC):
     """How models of one kind are loaded, fed, scored and saved."""
 

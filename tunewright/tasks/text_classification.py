@@ -79,8 +79,13 @@ class TextClassification(Task):
         model = Model(module, tokenizer, self, base, along=self.along(module), new=new)
         if new:
             had = f" in place of the base's ({len(own)} classes)" if own else ""
-            model.notices.append(f"A new head for {len(self.labels)} {self.kind.replace('_', ' ')} outputs{had}.")
+            model.notices.append(f"A new head for {self._answers()}{had}.")
         return model
+
+    def _answers(self) -> str:
+        """What the head says, in words."""
+        several = {"single_label": "classes, one a row", "multi_label": "labels, any number a row"}
+        return f"{len(self.labels)} {several[self.kind]}" if self.kind in several else "one number"
 
     def _settle_labels(self, base: str, own: list[str], config: Any) -> None:
         """Keep the order of a base that already has just these classes, so that its head keeps its meaning."""

@@ -23,10 +23,14 @@ from tunewright.tasks._pretrained import (
     without_weights,
 )
 from tunewright.tasks._quiet import quiet
-from tunewright.tasks.base import Batch, Encoded, Likelihood, Model, Predictions, Task, in_batches
+from tunewright.tasks.base import Answer, Batch, Encoded, Likelihood, Model, Predictions, Task, in_batches
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+
+PARALLEL = 0.9999
+"""The cosine above which two rows of a head count as parallel: what rounding to bf16 leaves of equal ones."""
 
 
 class TextGeneration(Task):
@@ -155,7 +159,7 @@ class TextGeneration(Task):
         batch_tokens: int = 8192,
         seed: int = 0,
         streamer: Any = None,
-    ) -> list[str]:
+    ) -> list[Answer]:
         """Answer prompts (a text, a list of messages, or a conversation with its tools), in their order.
 
         Prompts are fed as they were in training, sorted by length and padded on the left; an answer ends at the
@@ -169,7 +173,7 @@ class TextGeneration(Task):
         limit = context_length(model)
         device = next(model.module.parameters()).device
         sampling = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
-        answers = [""] * len(prompts)
+        answers: dict[int, Answer] = {}
         model.module.eval()
         order = sorted(range(len(tokens)), key=lambda i: -len(tokens[i]))
         lengths = [len(t) + max_new_tokens for t in tokens]
@@ -195,9 +199,17 @@ class TextGeneration(Task):
                     **sampling,
                 )
             for row, answer in zip(rows, output[:, longest:].tolist(), strict=True):
-                kept = answer[: next((n for n, token in enumerate(answer) if token in stop), len(answer))]
-                answers[row] = model.processor.decode(kept, skip_special_tokens=True)
-        return answers
+                end = next((n for n, token in enumerate(answer) if token in stop), None)
+                answers[row] = Answer(model.processor.decode(answer[:end], skip_special_tokens=True), end is not None)
+        return [answers[row] for row in range(len(prompts))]
+
+    def unlearned_ends(self, model: Model) -> list[int]:
+        """The tokens that end an answer and that the base never saw, so that no adapter can teach it to say them.
+
+        The rows of such tokens in the head only ever learned to be unlikely: all point the same way, or are still 0.
+        """
+        head = model.module.get_output_embeddings().weight.detach()
+        return [end for end in Renderer(model.processor).stop_ids() if never_learned(head, end)]
 
 
 def prompt_tokens(renderer: Renderer, prompt: Any) -> list[int]:
@@ -212,6 +224,17 @@ def shifted(tokens: Sequence[int], weights: Sequence[float], source: str) -> Exa
     ids = np.asarray(tokens, dtype=np.int64)
     weight = np.asarray(weights, dtype=np.float32)
     return Example({"input_ids": ids[:-1]}, ids[1:], weight[1:], source, len(ids) - 1)
+
+
+def never_learned(head_VH: Tensor, token: int) -> bool:
+    """Whether a row is 0, or parallel to that of another token, as no two rows are that were ever trained on."""
+    import torch.nn.functional as F  # noqa: N812
+
+    row_H = head_VH[token].float()
+    alike = sum(
+        int((F.cosine_similarity(part.float(), row_H, dim=-1) > PARALLEL).sum()) for part in head_VH.split(8192)
+    )
+    return alike != 1  # itself; a row of zeros is not even like itself
 
 
 @contextmanager
