@@ -19,7 +19,7 @@ _HOMES = {
     **dict.fromkeys(("Run", "open_run", "list_runs"), "folder"),
     **dict.fromkeys(("Recipe", "read_recipe"), "recipe"),
     **dict.fromkeys(("LoRA", "Full", "Freeze", "Head", "Adapter", "Peft"), "methods"),
-    "load": "artifacts.load",
+    "load": "artifacts.interpolate",
     "quickstart": "example",
     "catalogue": "choices",
     "Supervised": "objectives",

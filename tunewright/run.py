@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tunewright.artifacts.save import save
+from tunewright.artifacts.start import Start, keep_adapter
 from tunewright.engine.device import computing
 from tunewright.engine.job import Job, Watcher
 from tunewright.engine.loop import Outcome
@@ -21,6 +22,7 @@ from tunewright.engine.track import tracker
 from tunewright.errors import DataError, OutputError
 from tunewright.evaluation.evaluate import evaluate
 from tunewright.folder import INFO, LOCK, Record, Run, occupied, refuse_used
+from tunewright.head_first import train_head
 from tunewright.methods.base import trained_count, trained_groups
 from tunewright.prepare import Prepared, describe_data, prepare, preview, write_bad_rows
 from tunewright.recipe import Recipe
@@ -107,6 +109,11 @@ def _train(prepared: Prepared, record: Record, watchers: Sequence[Watcher], proc
         processes=processes,
         watchers=[*watchers, *trackers],
     )
+    start = Start(record.folder / "start", record.folder / "model", prepared.model.base, prepared.model.new)
+    if processes.first:
+        keep_adapter(prepared.model, start.folder)
+    if recipe.training.head_first:
+        train_head(job, start, resume)
     outcome = run_loop(job, resume)
     if processes.first:
         _finish(prepared, outcome, record, began)
@@ -155,6 +162,7 @@ def describe(prepared: Prepared) -> dict[str, Any]:
         "kind": getattr(model.task, "kind", None),
         "labels": getattr(model.task, "labels", None),
         "base": model.base,
+        "new": list(model.new),
         "method": recipe.method.model_dump(mode="json"),
         "objective": recipe.objective.model_dump(mode="json"),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},

@@ -30,6 +30,12 @@ def save(model: Model, method: Method, folder: Path) -> None:
         ) from error
 
 
+def refuse_used(folder: Path) -> None:
+    """Raises OutputError where a folder is not new."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise OutputError(f"{folder} is not empty. Name a new folder.")
+
+
 def card(model: Model, method: Method) -> Card:
     task = model.task
     whole = method.saved_as == "transformers"
