@@ -121,20 +121,24 @@ def scale_adapter(model: Model, alpha: float) -> None:
     """Let a PEFT adapter count `alpha` times, in place: a LoRA's B is scaled, every other layer's output blended.
 
     A blend y₀ + α·(y₁ − y₀) is the interpolation of the weights wherever a layer is linear, as all of PEFT's are; to
-    scale what a DoRA or an OFT learned would be something else.
+    scale what a DoRA or an OFT learned would be something else. What trained along (a head, rows of tokens) is left to
+    the caller, who knows its start.
 
     Raises:
         MethodError: the adapter has virtual tokens, or changed the base's own weights.
     """
     from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils import TrainableTokensWrapper
 
     config = model.module.active_peft_config
     if config.is_prompt_learning:
         raise MethodError("Virtual tokens cannot be interpolated: only alpha 0 and 1 mean something.")
     if not leaves_base({"bias": "none", "init_lora_weights": True, **vars(config)}):
         raise MethodError("This adapter changed the base's own weights, so that its path to the start is not known.")
-    for layer in model.module.modules():
-        if isinstance(layer, BaseTunerLayer) and not _scaled(layer, alpha):
+    layers = list(model.module.modules())
+    rows = {id(layer.token_adapter) for layer in layers if isinstance(layer, TrainableTokensWrapper)}  # train along
+    for layer in layers:
+        if isinstance(layer, BaseTunerLayer) and id(layer) not in rows and not _scaled(layer, alpha):
             _blend(layer, alpha)
 
 

@@ -124,7 +124,8 @@ def _trains(module: nn.Module) -> bool:
 
 def plain_name(name: str) -> str:
     """A parameter's name in the model without what a method wrapped around it."""
-    return name.removeprefix("base_model.model.").replace(".modules_to_save.default", "").replace(".base_layer", "")
+    inner = name.removeprefix("base_model.model.").removeprefix("base_model.")
+    return inner.replace(".modules_to_save.default", "").replace(".base_layer", "")
 
 
 def parameter_count(module: nn.Module) -> int:
