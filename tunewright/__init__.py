@@ -22,6 +22,7 @@ _HOMES = {
     "load": "artifacts.interpolate",
     "quickstart": "example",
     "catalogue": "choices",
+    **dict.fromkeys(("interpolate", "soup"), "robust"),
     "Supervised": "objectives",
     "Data": "data.config:DataConfig",
     "Training": "engine.config:TrainingConfig",

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tunewright.errors import RecipeError
+from tunewright.evaluation.formats import SHARES, metric_name
 from tunewright.evaluation.paired import PRIMARY, difference, ensemble, primary
 from tunewright.evaluation.scores import LOWER_IS_BETTER, Metric
 
@@ -115,6 +116,23 @@ def document(curve: Curve, rule: str | float) -> dict[str, Any]:
         "against_tuned": {name: difference(chosen[name]["test"], end[name]["test"]).to_dict() for name in chosen},
         "against_start": {name: difference(chosen[name]["test"], start[name]["test"]).to_dict() for name in chosen},
     }
+
+
+def sentence(found: Mapping[str, Any]) -> str:
+    """What the chosen α costs on the reference and gains under shift, with the paired intervals, in words."""
+    alpha, name = found["chosen"]["alpha"], metric_name(found["metric"]).lower()
+    if alpha == 1:
+        return f"Chosen: α = 1, the tuned model as it is ({found['chosen']['rule']})."
+    told = [f"{each}: {_told(found, each)}" for each in (found["reference"], *found["shifts"])]
+    return f"Chosen: α = {alpha:g} ({found['chosen']['rule']}). Against the tuned model, {name} on {'; '.join(told)}."
+
+
+def _told(found: Mapping[str, Any], name: str) -> str:
+    change = Metric.from_dict(found["against_tuned"][name])
+    scale, unit = (100, " points") if found["metric"] in SHARES else (1, "")
+    low, value, high = (scale * number for number in (change.low, change.value, change.high))
+    clear = "" if low > 0 or high < 0 else ", cannot tell"
+    return f"{value:+.3g}{unit} [{low:+.3g}, {high:+.3g}{clear}]"
 
 
 def _baselines(start: Mapping[str, Halves], end: Mapping[str, Halves]) -> dict[str, dict[str, Predictions]]:
