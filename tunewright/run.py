@@ -14,7 +14,7 @@ from typing import Any
 from tunewright.artifacts.save import save
 from tunewright.engine.device import computing
 from tunewright.engine.job import Job, Watcher
-from tunewright.engine.loop import Outcome
+from tunewright.engine.loop import Outcome, Step, ready
 from tunewright.engine.loop import train as run_loop
 from tunewright.engine.processes import Processes, join
 from tunewright.engine.track import tracker
@@ -32,7 +32,8 @@ def execute(recipe: Recipe, folder: Path, watchers: Sequence[Watcher] = (), resu
     """Run a recipe in this process (one of several where torchrun started it), from the start or the last checkpoint.
 
     Raises:
-        TunewrightError: what the user can mend; run.json then says `failed`, and nothing else was begun.
+        TunewrightError: what the user can mend. Where the recipe is refused, nothing was begun or changed; where the
+            training failed, run.json says `failed`.
         Interrupted: stopped by the user with a checkpoint; run.json says `stopped`.
     """
     processes = join()
@@ -40,17 +41,16 @@ def execute(recipe: Recipe, folder: Path, watchers: Sequence[Watcher] = (), resu
         refuse_used(folder)
     new = not folder.exists()
     with occupied(folder, processes):
-        prepared = _prepare(recipe, folder, processes, new)
         record = Record(folder, processes.first)
+        prepared, step = _prepare(recipe, record, processes, resume, new)
         if resume:
-            _refuse_changes(prepared, record.info)
             record.update(status="running", error=None)
         else:
             record.begin(prepared.recipe, describe(prepared))
             if processes.first:
                 write_bad_rows(prepared, folder / "bad_rows")
         try:
-            _train(prepared, record, watchers, processes, resume)
+            _train(prepared, step, record, watchers)
         except BaseException as error:
             status = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
             with suppress(OutputError):  # a full disk takes no last words either
@@ -62,18 +62,18 @@ def execute(recipe: Recipe, folder: Path, watchers: Sequence[Watcher] = (), resu
     return Run(folder)
 
 
-def _prepare(recipe: Recipe, folder: Path, processes: Processes, new: bool) -> Prepared:
+def _prepare(recipe: Recipe, record: Record, processes: Processes, resume: bool, new: bool) -> tuple[Prepared, Step]:
     """The first process before the others, which find what it wrote of the start. Leaves nothing behind if it fails.
 
     Args:
         new: the folder was made for this run, and not by the user.
     """
-    start = folder / "start" / "base"
+    folder = record.folder
     if not processes.first:
         processes.wait()
-        return prepare(recipe, start, processes.rank)
+        return _ready(recipe, record, processes, resume)
     try:
-        prepared = prepare(recipe, start)
+        made = _ready(recipe, record, processes, resume)
     except BaseException:
         if not (folder / INFO).exists():
             shutil.rmtree(folder / "start", ignore_errors=True)
@@ -82,33 +82,41 @@ def _prepare(recipe: Recipe, folder: Path, processes: Processes, new: bool) -> P
                 folder.rmdir()
         raise
     processes.wait()
-    return prepared
+    return made
 
 
-def _train(prepared: Prepared, record: Record, watchers: Sequence[Watcher], processes: Processes, resume: bool) -> None:
-    recipe = prepared.recipe
-    began = time.perf_counter(), time.process_time()
-    for watcher in watchers if processes.first else ():
-        watcher({"started": record.info})
-    if recipe.evaluation.before and processes.first and not resume:
-        record.update(evaluation=measure(prepared, {}, "before"))
-    tracked = recipe.training.track if processes.first else []
-    trackers = [tracker(name, record.folder, recipe.model_dump(mode="json")) for name in tracked]
+def _ready(recipe: Recipe, record: Record, processes: Processes, resume: bool) -> tuple[Prepared, Step]:
+    """All that is read, checked and loaded before the first step. Whatever refuses the recipe does it here."""
+    prepared = prepare(recipe, record.folder / "start" / "base", processes.rank)
+    if resume:
+        _refuse_changes(prepared, record.info)
     job = Job(
         model=prepared.model,
-        method=recipe.method,
-        objective=recipe.objective,
-        config=recipe.training,
+        method=prepared.recipe.method,
+        objective=prepared.recipe.objective,
+        config=prepared.recipe.training,
         train=prepared.examples("train"),
         validation=prepared.examples("validation"),
         folder=record.folder,
         device=prepared.device,
         precision=prepared.precision,
         processes=processes,
-        watchers=[*watchers, *trackers],
     )
-    outcome = run_loop(job, resume)
-    if processes.first:
+    return prepared, ready(job, resume)
+
+
+def _train(prepared: Prepared, step: Step, record: Record, watchers: Sequence[Watcher]) -> None:
+    recipe, first = prepared.recipe, record.first
+    began = time.perf_counter(), time.process_time()
+    for watcher in watchers if first else ():
+        watcher({"started": record.info})
+    if recipe.evaluation.before and first and step.state.step == 0:
+        record.update(evaluation=measure(prepared, {}, "before"))
+    tracked = recipe.training.track if first else []
+    trackers = [tracker(name, record.folder, recipe.model_dump(mode="json")) for name in tracked]
+    step.job.watchers = [*watchers, *trackers]
+    outcome = run_loop(step)
+    if first:
         _finish(prepared, outcome, record, began)
 
 

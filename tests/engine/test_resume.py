@@ -158,6 +158,13 @@ def test_without_a_checkpoint_it_begins_again(base: Any, tmp_path: Path) -> None
     assert left_behind(tw.resume(tmp_path / "cut").folder) == left_behind(whole.folder)
 
 
+def test_what_begins_again_is_measured_before(base: Any, tmp_path: Path) -> None:
+    """It was stopped before the base had been measured."""
+    with pytest.raises(Cut):
+        tw.train(recipe(base({}), tmp_path / "cut", evaluation={"samples": 0}), watchers=[lambda line: cut()])
+    assert "before" in tw.resume(tmp_path / "cut").info["evaluation"]["validation"]
+
+
 def test_the_last_two_and_the_best_are_kept(base: Any, tmp_path: Path) -> None:
     training = {"checkpoint_every": 1, "evaluate_every": 1, "learning_rate": 0.003}
     run = tw.train(recipe(base(CONTRARY), tmp_path / "run", training=training, **CONTRARY))
