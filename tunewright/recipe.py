@@ -31,6 +31,18 @@ else:
 
 Checked = TypeVar("Checked", bound=BaseModel)
 
+ROWS = ("data.train", "data.validation", "data.test")
+CHANGING = (
+    "training.device",
+    "training.precision",
+    "training.processes",
+    "training.micro_batch_tokens",
+    "training.activation_checkpointing",
+    "training.track",
+    "output",
+)
+"""Where and how a run computes, which may change on its way."""
+
 
 class Recipe(BaseModel):
     """Four choices (task, method, objective, data), a base, and a few knobs."""
@@ -84,6 +96,27 @@ def checked(kind: type[Checked], document: Mapping[str, Any]) -> Checked:
         faults = [_explain(fault) for fault in error.errors()]
         said = "\n".join(f"  {fault}" for fault in dict.fromkeys(faults))
         raise RecipeError(f"The {'recipe' if kind is Recipe else 'options'} cannot be used:\n{said}") from error
+
+
+def leaves(document: Any, path: str = "") -> dict[str, Any]:
+    """The values of a document by their paths, as a user writes them: {"training.epochs": 3.0, …}."""
+    if not isinstance(document, dict):
+        return {path: document}
+    inner = (leaves(value, f"{path}.{key}" if path else key) for key, value in document.items())
+    return {name: value for found in inner for name, value in found.items()}
+
+
+def lasting(recipe: Recipe) -> dict[str, Any]:
+    """What a run keeps from its start to its end, by path. Its rows are known by their hashes, wherever they lie."""
+    found = leaves(recipe.model_dump(mode="json"))
+    places = {path for path in found if path.startswith(ROWS) and not isinstance(found[path], float)}
+    return {path: value for path, value in found.items() if path not in places.union(CHANGING)}
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """The names whose value now is not the one that a run began with, in words."""
+    names = [name for name in {**before, **now} if now.get(name) != before.get(name)]
+    return [f"{name}: {now.get(name)}, but the run began with {before.get(name)}" for name in names]
 
 
 def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
