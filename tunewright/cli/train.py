@@ -108,22 +108,13 @@ def _start(recipe: Recipe) -> Run:
 
     folder = Path(recipe.output or new_folder(recipe))
     placed = recipe.model_copy(update={"output": str(folder)})
-    _say_processes(recipe, folder)
     return watched(folder, lambda watcher: api.train(placed, watchers=[watcher]))
 
 
 def _resume(folder: Path) -> Run:
     from tunewright import api
-    from tunewright.folder import open_run
 
-    _say_processes(open_run(folder).recipe, folder)
     return watched(folder, lambda watcher: api.resume(folder, watchers=[watcher]))
-
-
-def _say_processes(recipe: Recipe, folder: Path) -> None:
-    """Several processes cannot draw one bar."""
-    if recipe.training.processes > 1:
-        say(f"{recipe.training.processes} processes: their progress is in {folder}/metrics.jsonl.")
 
 
 def _go_on(document: Document) -> Run:
