@@ -29,6 +29,8 @@ else:
     TaskName = Literal[("auto", *MODULES)]
 
 
+LONGEST_VALUE = 100  # characters that an error repeats
+
 Checked = TypeVar("Checked", bound=BaseModel)
 
 ROWS = ("data.train", "data.validation", "data.test")
@@ -200,11 +202,18 @@ def _explain(fault: Any) -> str:
     if fault["type"] == "union_tag_invalid":
         return f"{where}: {fault['ctx']['tag']} is unknown. {_nearest(fault['ctx']['tag'], list(METHODS))}"
     message = fault["msg"].removeprefix("Value error, ")
-    return (
-        f"{where}: {message} (given: {fault['input']!r})"
-        if not isinstance(fault["input"], dict)
-        else f"{where}: {message}"
-    )
+    return f"{where}: {message}{_given(fault['input'])}"
+
+
+def _given(value: Any) -> str:
+    """What a user gave, as long as it is short; of anything else its type, and its shape if it has one."""
+    if isinstance(value, dict):
+        return ""
+    said = repr(value)
+    if len(said) > LONGEST_VALUE or "\n" in said:
+        shape = getattr(value, "shape", None)
+        said = f"a {type(value).__name__}{f' of shape {tuple(shape)}' if shape else ''}"
+    return f" (given: {said})"
 
 
 def _unknown_key(path: list[str], chosen: str | None) -> str:

@@ -83,9 +83,9 @@ def _refuse_failure(code: int, listener: Listener, folder: Path) -> None:
     if isinstance(error, TunewrightError):
         raise error
     if code > 128:  # what the others then told is that they lost it
+        how = f"To go on: tunewright resume {folder}" if listener.started else "It had not begun to train."
         raise TunewrightError(
-            f"A process of {folder} was killed by signal {code - 128}, perhaps because memory ran out. "
-            f"To go on: tunewright resume {folder}"
+            f"A process of {folder} was killed by signal {code - 128}, perhaps because memory ran out. {how}"
         ) from error
     if error or code:
         raise error or RuntimeError(f"torchrun ended with exit code {code}; see above.")
