@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
+
+from pydantic import BaseModel, Field
 
 from tunewright.artifacts.export import export as write_export
 from tunewright.artifacts.load import infer_task, load, shape_of
@@ -24,6 +27,14 @@ from tunewright.methods.base import parameter_count, trained_count, trained_grou
 from tunewright.recipe import Recipe, checked, make_recipe
 from tunewright.tasks import task_class
 from tunewright.tasks.base import Model
+
+
+class Sampling(BaseModel):
+    """How an answer is drawn. `temperature` 0 takes the likeliest token."""
+
+    max_new_tokens: int = Field(ge=1)
+    temperature: float = Field(ge=0, allow_inf_nan=False)
+    seed: int = Field(ge=0)
 
 
 def train(recipe: Recipe | dict[str, Any] | None = None, *, watchers: Sequence[Watcher] = (), **fields: Any) -> Run:
@@ -98,16 +109,18 @@ def chat(
     Args:
         tools: JSON schemas of functions, given to the chat template.
 
-    Raises BaseModelError where the model does not generate.
+    Raises:
+        RecipeError: an option is out of its range.
+        BaseModelError: the model does not generate.
     """
+    sampling = checked(Sampling, {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed})
     model = _loaded(where, device)
     generate = capability(model, "generate", "chat is for language models. To classify use: tunewright predict")
     question: Any = prompt
     if model.chats or not isinstance(prompt, str):
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         question = Conversation(messages, tools, "prompt")
-    options = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed, "streamer": streamer}
-    return generate(model, [question], **options)[0].text
+    return generate(model, [question], **sampling.model_dump(), streamer=streamer)[0].text
 
 
 def evaluate(
@@ -126,6 +139,7 @@ def evaluate(
     Args:
         max_length: the longest row in tokens; by default that of the run's recipe, else the model's context.
     """
+    data = _plain(data)
     model = replace(_loaded(where, device))  # a copy: what these rows decide is not to stay with the caller's model
     reading = {"columns": columns or {}, "format": format, "overlength": overlength, "max_length": max_length}
     config = checked(DataConfig, {"train": data, **reading})
@@ -206,10 +220,16 @@ def _shape_of_task(recipe: Recipe) -> tuple[Any, list[str]]:
 
 
 def _plain(value: Any) -> Any:
-    """Configuration objects and paths as a document, with only what was set, so that one parser sees all recipes."""
+    """Configuration objects, paths and pandas' DataFrames as a document, so that one parser sees all recipes.
+
+    Of a configuration only what was set, of a DataFrame its rows.
+    """
     if hasattr(value, "model_dump"):
         typed = {"type": value.type} if hasattr(value, "type") else {}
         return {**typed, **value.model_dump(exclude_unset=True)}
     if isinstance(value, dict):
         return {name: _plain(inner) for name, inner in value.items()}
+    pandas = sys.modules.get("pandas")  # whoever has a DataFrame has imported it
+    if pandas and isinstance(value, pandas.DataFrame):
+        return value.to_dict("records")
     return fspath(value) if isinstance(value, PathLike) else value

@@ -11,7 +11,7 @@ from dataclasses import replace
 from tunewright.artifacts.start import HEAD, Start, keep_head, new_parameters
 from tunewright.engine.device import auto_learning_rate
 from tunewright.engine.job import Job
-from tunewright.engine.loop import train
+from tunewright.engine.loop import Step, ready, train
 from tunewright.errors import RecipeError
 from tunewright.methods import Head
 from tunewright.methods.base import train_only, trained_parameters
@@ -27,22 +27,24 @@ def refuse_idle(job: Job) -> None:
         raise RecipeError("training.head_first: only the head trains here anyway. Leave it out.")
 
 
-def train_head(job: Job, start: Start, resume: bool) -> None:
-    """Train the new head alone for `training.head_first` epochs, and keep it as the run's start.
+def train_head(job: Job, start: Start) -> Step:
+    """Train the new head alone for `training.head_first` epochs, and keep it as the run's start; the run's first step.
 
-    It is a run of the loop within the run's `start/` folder, with checkpoints of its own until it is done.
+    It is a run of the loop within the run's `start/` folder, with checkpoints of its own until it is done: one that
+    was interrupted goes on there.
     """
     trained = set(trained_parameters(job.model.module))
     if not (start.folder / HEAD).is_file():
         start.folder.mkdir(exist_ok=True)
         train_only(job.model.module, {name for name, _ in new_parameters(job.model)})
-        train(_alone(job, start), resume)
+        train(ready(_alone(job, start), resume=True))
         if job.processes.first:
             keep_head(job.model, start.folder)
             shutil.rmtree(start.folder / "checkpoints", ignore_errors=True)
         job.processes.wait()
         train_only(job.model.module, trained)
     start.overlay(job.model)
+    return ready(job, resume=False)
 
 
 def _alone(job: Job, start: Start) -> Job:

@@ -145,6 +145,9 @@ def test_export_merged_answers_alike(invoke: Invoke, classifier: Path) -> None:
     [
         (["out", "--to", "gguff"], "gguff is no export target"),
         (["used", "--to", "merged"], "used is not empty"),
+        (["used/file", "--to", "merged"], "used/file is no folder that can be written to"),
+        (["used/file/out", "--to", "merged"], "used/file is no folder that can be written to"),
+        (["/proc/out", "--to", "merged"], "/proc/out"),
         (["out"], "Missing option '--to'"),
     ],
 )
@@ -187,6 +190,12 @@ def test_a_conversation_is_kept_until_reset(invoke: Invoke, talker: Path, asked:
 def test_a_completer_is_given_the_raw_text(invoke: Invoke, completer: Path, asked: list[Any]) -> None:
     done = invoke("chat", completer, input="After 1 comes\nAfter 2 comes\n")
     assert asked == ["After 1 comes", "After 2 comes"] and "continued as it stands" in done.stderr
+
+
+@pytest.mark.parametrize("option", [("--max-new-tokens", 0), ("--temperature", -1), ("--temperature", "nan")])
+def test_chat_refuses_options_out_of_range(invoke: Invoke, talker: Path, option: tuple[str, Any]) -> None:
+    done = invoke("chat", talker, "Which of 3?", *option)
+    assert done.exit_code == 2 and option[0].strip("-").split("-")[0] in done.stderr
 
 
 def test_chat_needs_a_language_model_and_a_question(invoke: Invoke, classifier: Path, talker: Path) -> None:

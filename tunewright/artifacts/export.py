@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from tunewright.artifacts.load import load
@@ -18,12 +19,11 @@ def export(where: str | Path, target: str, folder: Path) -> Path:
 
     merged: one transformers folder with what was added folded into the weights.
 
-    Raises OutputError where the folder is not empty, MethodError where the adapter cannot be merged.
+    Raises OutputError where the folder is not empty or cannot be made, MethodError where the adapter cannot be merged.
     """
     if target not in TARGETS:
         raise RecipeError(f"{target} is no export target. Known: {', '.join(TARGETS)}.")
-    if folder.exists() and any(folder.iterdir()):
-        raise OutputError(f"{folder} is not empty. Name a new folder.")
+    _refuse_place(folder)
     model = load(where)
     if hasattr(model.module, "peft_config"):
         merge_adapter(model)
@@ -31,3 +31,12 @@ def export(where: str | Path, target: str, folder: Path) -> Path:
         Adapter().merge(model)  # says why not
     save(model, Full(), folder)
     return folder
+
+
+def _refuse_place(folder: Path) -> None:
+    """Before the model is loaded, which takes its time."""
+    if folder.is_dir() and any(folder.iterdir()):
+        raise OutputError(f"{folder} is not empty. Name a new folder.")
+    place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        raise OutputError(f"{folder} cannot be made: {place} is no folder that can be written to. Name another place.")

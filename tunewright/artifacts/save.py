@@ -26,7 +26,7 @@ def save(model: Model, method: Method, folder: Path) -> None:
     except (OSError, SafetensorError) as error:
         shutil.rmtree(draft, ignore_errors=True)
         raise OutputError(
-            f"The model could not be written to {folder}: {error}. Free some space and resume."
+            f"The model could not be written to {folder}: {error}. Mend that, then resume or export again."
         ) from error
 
 

@@ -275,15 +275,24 @@ def _rouge_l(outputs: Sequence[str], references: Sequence[str]) -> list[float]:
     return [scorer.score(ref, out)["rougeL"].fmeasure for out, ref in zip(outputs, references, strict=True)]
 
 
-def _pattern_match(outputs: Sequence[str], references: Sequence[str], pattern: str) -> tuple[Metric, tuple[str, ...]]:
+def wanted_finds(references: Sequence[str], pattern: str) -> list[str | None]:
+    """The pattern's last find in each reference, None where there is none.
+
+    Raises RecipeError where the pattern is not a regular expression, or finds nothing in any reference.
+    """
     try:
-        compiled = re.compile(pattern)
+        wanted = [_last_find(re.compile(pattern), reference) for reference in references]
     except re.error as error:
         raise RecipeError(f"the pattern {pattern!r} is not a regular expression: {error}") from error
-    wanted = [_last_find(compiled, reference) for reference in references]
-    pairs = [(_last_find(compiled, out), want) for out, want in zip(outputs, wanted, strict=True) if want is not None]
-    if not pairs:
+    if all(find is None for find in wanted):
         raise RecipeError(f"the pattern {pattern!r} finds nothing in any of the {len(references)} references; mend it")
+    return wanted
+
+
+def _pattern_match(outputs: Sequence[str], references: Sequence[str], pattern: str) -> tuple[Metric, tuple[str, ...]]:
+    wanted = wanted_finds(references, pattern)
+    compiled = re.compile(pattern)
+    pairs = [(_last_find(compiled, out), want) for out, want in zip(outputs, wanted, strict=True) if want is not None]
     missing = len(references) - len(pairs)
     note = f"The pattern {pattern!r} finds nothing in {missing} of {len(references)} references: rows not counted."
     return proportion([found == want for found, want in pairs]), (note,) if missing else ()
