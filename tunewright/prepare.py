@@ -144,12 +144,9 @@ def prepare(recipe: Recipe, start: Path, rank: int = 0) -> Prepared:
     decided = decide(training, recipe.method, model, len(encoded["train"].examples), bool(rows.validation))
     if rows.validation and not rows.tests:
         notices.append("There is no test set: figures are on the validation rows, which also choose the weights.")
-    recipe = recipe.model_copy(
-        update={
-            "task": task.name,
-            "training": decided.model_copy(update={"device": str(device), "precision": precision}),
-        }
-    )
+    chosen = device.type if training.device == "auto" else training.device  # each process picks its own of several
+    decided = decided.model_copy(update={"device": chosen, "precision": precision})
+    recipe = recipe.model_copy(update={"task": task.name, "training": decided})
     notices += [*rows.notices, *model.notices]
     prepared = Prepared(recipe, model, rows, encoded, total, device, precision, notices)
     for name in prepared.evaluation_sets():
