@@ -56,8 +56,8 @@ def save_dataset(name: str) -> str:
         (lambda: write("a.jsonl", b"\xef\xbb\xbf" + lines(ROWS).replace("\n", "\r\n\r\n").encode()), "a.jsonl:3"),
         (lambda: write("a.JSON", json.dumps(ROWS)), "a.JSON:row 2"),
         (lambda: write("a.json", json.dumps({"data": ROWS, "version": 1})), "a.json:row 2"),
-        (lambda: write("a.csv", 'text,label\ngood,yes\n"bad, 你",no\n'), "a.csv:row 2"),
-        (lambda: write("a.tsv", "text\tlabel\ngood\tyes\nbad, 你\tno\n"), "a.tsv:row 2"),
+        (lambda: write("a.csv", 'text,label\ngood,yes\n"bad, 你",no\n'), "a.csv:3"),
+        (lambda: write("a.tsv", "text\tlabel\ngood\tyes\nbad, 你\tno\n"), "a.tsv:3"),
         (lambda: write_parquet("a.parquet"), "a.parquet:row 2"),
         (lambda: save_dataset("saved"), "saved:row 2"),
         (lambda: ROWS, "rows[1]"),
@@ -122,10 +122,11 @@ def test_rows_given_in_python_must_be_objects():
     assert [str(fault) for fault in read.faults] == ["rows[1]: not an object with columns, but null"]
 
 
-def test_a_row_with_other_cells_than_the_header_is_a_fault(folder):
-    read = read_rows(write("a.csv", "text,label\ngood,yes\nbad\na,b,c\n"))
-    assert [fault.source for fault in read.faults] == ["a.csv:row 2", "a.csv:row 3"]
-    assert "the 2 cells" in read.faults[0].reason
+def test_a_row_of_a_table_is_where_its_first_line_is(folder):
+    read = read_rows(write("a.csv", '\ntext,label\r\n"one\n\ntwo",yes\n\nbad\n"a\rb",no\na,b,c\n'))
+    assert [(row.source, row.values["text"]) for row in read.rows] == [("a.csv:3", "one\n\ntwo"), ("a.csv:8", "a\rb")]
+    assert [fault.source for fault in read.faults] == ["a.csv:7", "a.csv:10"]
+    assert "the 2 cells" in read.faults[0].reason and read.faults[1].raw == ["a", "b", "c"]
 
 
 # Places that cannot be read

@@ -183,20 +183,24 @@ def _read_json(path: Path) -> Rows:
 
 
 def _read_table(path: Path, delimiter: str) -> Rows:
-    """CSV and TSV, with names in the first line. Every value is a string."""
+    """CSV and TSV, with names in the first line. Every value is a string, and a row is where its first line is."""
     csv.field_size_limit(2**31 - 1)  # a document in a cell may be longer than the default of 128 KiB
-    reader = csv.DictReader(io.StringIO(_text(path), newline=""), delimiter=delimiter, strict=True)
+    reader = csv.reader(io.StringIO(_text(path), newline=""), delimiter=delimiter, strict=True)
+    names: list[str] = []
     read = Rows([], [])
+    line = 1
     try:
-        for number, values in enumerate(reader, 1):
-            source = f"{path}:row {number}"
-            if None in values or None in values.values():
-                reason = f"this row does not have the {len(reader.fieldnames or ())} cells that the first line names"
-                read.faults.append(Fault(source, reason, list(values.values())))
-            else:
-                read.rows.append(Row(values, source))
+        for cells in reader:
+            if not names:
+                names = cells
+            elif cells and len(cells) != len(names):
+                reason = f"this row does not have the {len(names)} cells that the first line names"
+                read.faults.append(Fault(f"{path}:{line}", reason, cells))
+            elif cells:
+                read.rows.append(Row(dict(zip(names, cells, strict=True)), f"{path}:{line}"))
+            line = reader.line_num + 1
     except csv.Error as error:
-        raise DataError(f"{path}:{reader.reader.line_num}: {error}: check the quotes on this line.") from error
+        raise DataError(f"{path}:{reader.line_num}: {error}: check the quotes on this line.") from error
     return read
 
 
