@@ -129,6 +129,12 @@ def test_a_row_of_a_table_is_where_its_first_line_is(folder):
     assert "the 2 cells" in read.faults[0].reason and read.faults[1].raw == ["a", "b", "c"]
 
 
+def test_a_quote_that_is_missing_is_a_fault_of_its_line(folder):
+    read = read_rows(write("a.tsv", 'text\tlabel\ngood\tyes\n"bad\tno\ngood\tyes\n'))
+    assert [row.source for row in read.rows] == ["a.tsv:2", "a.tsv:4"]
+    assert [(fault.source, fault.raw) for fault in read.faults] == [("a.tsv:3", '"bad\tno\n')]
+
+
 # Places that cannot be read
 
 
@@ -145,7 +151,7 @@ def test_a_row_of_a_table_is_where_its_first_line_is(folder):
         ("a.xlsx", "x", "unknown kind: give one of .jsonl"),
         ("a.jsonl", '{"text": "a"}'.encode("utf-16"), "UTF-16: save it as UTF-8"),
         ("a.csv", b"text\n\xff\n", r"not UTF-8 \(byte 5\)"),
-        ("a.csv", 'text\n"a"b\n', "a.csv:2: .*check the quotes"),
+        ("a.csv", '"text\na,b\n', "a.csv:1: a cell begins with a quote here"),
         ("a.parquet", "x", "not a Parquet file"),
         ("d/notes.md", "x", "holds no file that can be read"),
     ],

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -12,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tunewright.data.config import Location
+from tunewright.data.tables import Entry, read_table
 from tunewright.errors import DataError
 
 
@@ -184,23 +183,18 @@ def _read_json(path: Path) -> Rows:
 
 def _read_table(path: Path, delimiter: str) -> Rows:
     """CSV and TSV, with names in the first line. Every value is a string, and a row is where its first line is."""
-    csv.field_size_limit(2**31 - 1)  # a document in a cell may be longer than the default of 128 KiB
-    reader = csv.reader(io.StringIO(_text(path), newline=""), delimiter=delimiter, strict=True)
-    names: list[str] = []
+    entries = read_table(_text(path), delimiter)
+    names = next(entries, Entry(1, []))
+    if names.fault:
+        raise DataError(f"{path}:{names.line}: {names.fault}.")
     read = Rows([], [])
-    line = 1
-    try:
-        for cells in reader:
-            if not names:
-                names = cells
-            elif cells and len(cells) != len(names):
-                reason = f"this row does not have the {len(names)} cells that the first line names"
-                read.faults.append(Fault(f"{path}:{line}", reason, cells))
-            elif cells:
-                read.rows.append(Row(dict(zip(names, cells, strict=True)), f"{path}:{line}"))
-            line = reader.line_num + 1
-    except csv.Error as error:
-        raise DataError(f"{path}:{reader.line_num}: {error}: check the quotes on this line.") from error
+    for line, cells, text, fault in entries:
+        source = f"{path}:{line}"
+        if not fault and len(cells) == len(names.cells):
+            read.rows.append(Row(dict(zip(names.cells, cells, strict=True)), source))
+        else:
+            reason = f"this row does not have the {len(names.cells)} cells that the first line names"
+            read.faults.append(Fault(source, fault or reason, text or cells))
     return read
 
 
