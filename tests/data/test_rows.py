@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tunewright.data.config import DataConfig
+from tunewright.data.records import load_records
 from tunewright.data.rows import Row, content_hash, read_rows
 from tunewright.errors import DataError
 
@@ -103,6 +105,44 @@ def test_a_split_of_a_saved_dataset_is_named_behind_a_colon(folder):
     assert [row.source for row in read_rows("saved:test").rows] == ["saved:test:row 1"]
     with pytest.raises(DataError, match=r"has the splits train, test: name one, e.g. saved:train"):
         read_rows("saved")
+
+
+def save_classes(name: str) -> str:
+    from datasets import ClassLabel, Dataset, Features, List, Value
+
+    classes = ClassLabel(names=["poor", "fine"])
+    features = Features(text=Value("string"), label=classes, tags=List(classes), number=Value("int64"))
+    columns = {"text": ["a", "b", "c"], "label": [1, 0, -1], "tags": [[], [0, 1], None], "number": [0, 1, -1]}
+    dataset = Dataset.from_dict(columns, features=features)
+    (dataset.to_parquet if name.endswith(".parquet") else dataset.save_to_disk)(name)
+    return name
+
+
+@pytest.mark.parametrize("name", ["saved", "a.parquet"])
+def test_classes_that_a_dataset_names_are_read_by_their_names(folder, name):
+    values = [row.values for row in read_rows(save_classes(name)).rows]
+    assert [row["label"] for row in values] == ["fine", "poor", None]
+    assert [row["tags"] for row in values] == [[], ["poor", "fine"], None]
+    assert [row["number"] for row in values] == [0, 1, -1]
+
+
+def test_a_row_of_no_class_has_no_label(folder):
+    place = save_classes("saved")
+    with pytest.raises(DataError) as caught:
+        load_records(place, DataConfig(train=place))
+    assert caught.value.faults == ["saved:row 3: no label"]
+
+
+def test_columns_of_an_older_dataset_are_read(folder):
+    import pyarrow
+    import pyarrow.parquet
+
+    value, label = {"dtype": "string", "_type": "Value"}, {"names": ["poor", "fine"], "_type": "ClassLabel"}
+    features = {"messages": [{"role": value}], "about": {"feature": value}, "tags": [label]}
+    rows = [{"messages": [{"role": "user"}], "about": {"feature": "x"}, "tags": [1]}]
+    told = {"huggingface": json.dumps({"info": {"features": features}})}
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows).replace_schema_metadata(told), "a.parquet")
+    assert [row.values for row in read_rows("a.parquet").rows] == [{**rows[0], "tags": ["fine"]}]
 
 
 # Bad rows

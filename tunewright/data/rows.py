@@ -203,10 +203,36 @@ def _read_parquet(path: Path) -> Rows:
     import pyarrow.parquet
 
     try:
-        values = pyarrow.parquet.read_table(path).to_pylist()
+        table = pyarrow.parquet.read_table(path)
     except pyarrow.ArrowInvalid as error:
         raise DataError(f"{path} is not a Parquet file ({error}): check how it was written.") from error
-    return _sort_out(values, lambda index: f"{path}:row {index + 1}")
+    written = json.loads((table.schema.metadata or {}).get(b"huggingface", b"{}"))
+    features = written.get("info", {}).get("features") or {}
+    return _sort_out(_with_class_names(table.to_pylist(), features), lambda index: f"{path}:row {index + 1}")
+
+
+def _with_class_names(rows: Iterable[dict[str, Any]], features: dict[str, Any]) -> Iterable[dict[str, Any]]:
+    """Rows that `datasets` wrote, with the names of classes in place of their numbers.
+
+    Args:
+        features: what `datasets` says of each column, as JSON.
+    """
+    names = {column: found for column, feature in features.items() if (found := _class_names(feature))}
+    for row in rows:
+        yield {column: _class_name(value, names[column]) if column in names else value for column, value in row.items()}
+
+
+def _class_names(feature: Any) -> list[str]:
+    """The names of the classes that a column holds, one a row or a list of them."""
+    one = feature[0] if isinstance(feature, list) else feature.get("feature", feature)
+    return one["names"] if isinstance(one, dict) and one.get("_type") == "ClassLabel" else []
+
+
+def _class_name(value: Any, names: list[str]) -> Any:
+    """The names of a class or of several; nothing for -1, which stands for an unknown class."""
+    if isinstance(value, list):
+        return [_class_name(one, names) for one in value]
+    return names[value] if value in range(len(names)) else None
 
 
 def _read_text(path: Path) -> Rows:
@@ -271,7 +297,8 @@ def _dataset_rows(dataset: Any, name: str, split: str | None) -> Rows:
         if split not in dataset:
             raise DataError(f"{name} has the splits {', '.join(dataset)}: name one, e.g. {name}:{next(iter(dataset))}.")
         dataset, name = dataset[split], f"{name}:{split}"
-    return _sort_out(dataset, lambda index: f"{name}:row {index + 1}")
+    rows = _with_class_names(dataset, dataset.features.to_dict())
+    return _sort_out(rows, lambda index: f"{name}:row {index + 1}")
 
 
 # The hub
