@@ -179,3 +179,34 @@ def _records(rows: list[dict[str, Any]]) -> list[Any]:
 def test_endless_epochs_are_refused(tiny_base: TinyBase) -> None:
     with pytest.raises(RecipeError, match="epochs"):
         tw.train(base=tiny_base("bert"), data=labelled(8), training={"epochs": float("inf")})
+
+
+STARS = [{"text": f"I give {i % 5} stars", "label": 1 + i % 5} for i in range(20)]
+
+
+@pytest.mark.parametrize(
+    ("labels", "kind", "says"), [("auto", "single_label", True), ("classes", "single_label", False),
+                                 ("numbers", "regression", False)],
+)  # fmt: skip
+def test_stars_are_classes_or_numbers(labels: str, kind: str, says: bool, tiny_base: TinyBase, tmp_path: Path) -> None:
+    data = {"train": STARS, "labels": labels}
+    run = tw.train(base=tiny_base("bert"), data=data, output=tmp_path / "run", **SHORT)
+    assert run.info["kind"] == kind
+    assert says == any("data.labels: numbers" in notice for notice in run.info["notices"])
+    assert tw.evaluate(run.folder, STARS)["rows"] == 20
+
+
+def test_two_classes_are_no_stars(tiny_base: TinyBase, tmp_path: Path) -> None:
+    rows = [{"text": f"text {i}", "label": i % 2} for i in range(12)]
+    run = tw.train(base=tiny_base("bert"), data=rows, output=tmp_path / "run", **SHORT)
+    assert not any("data.labels" in notice for notice in run.info["notices"])
+
+
+def test_classes_that_are_named_by_numbers_are_known_again(tiny_base: TinyBase, tmp_path: Path) -> None:
+    rows = [{"text": f"version {i % 3}", "label": 1 + i % 3 / 2} for i in range(12)]
+    data = {"train": rows, "validation": rows, "labels": "classes"}
+    run = tw.train(base=tiny_base("bert"), data=data, output=tmp_path / "run", **SHORT)
+    assert run.info["labels"] == ["1", "1.5", "2"]
+    (tmp_path / "rows.csv").write_text("text,label\na,1.0\nb,1.5\n")
+    assert tw.evaluate(run.folder, rows)["rows"] == 12
+    assert tw.evaluate(run.folder, str(tmp_path / "rows.csv"))["rows"] == 2

@@ -148,6 +148,8 @@ def test_a_renaming_that_the_format_does_not_read_is_an_error():
         ({"text": "a"}, {"loss_on": "last"}),
         ({"text": "a", "label": "b"}, {"loss_on": "last"}),
         ({"text": "a", "label": "b"}, {"special_tokens": ["<x>"]}),
+        ({"text": "a"}, {"labels": "numbers"}),
+        ({"messages": [ASK, ANSWER]}, {"labels": "classes"}),
     ],
 )
 def test_an_option_for_rows_of_another_kind_is_an_error(row, option):
@@ -272,6 +274,7 @@ def test_a_row_of_no_format_among_others_is_a_fault():
         ([1, 4.5], [1.0, 4.5]),
         (["1", "0"], ["1", "0"]),
         (["1", "4.5"], [1.0, 4.5]),
+        (["1.0", "0", "00"], ["1", "0", "00"]),
         (["4.5", "yes"], ["4.5", "yes"]),
         ([["a", 1], []], [["a", "1"], []]),
         ([{"a": 1}, {"a": 0.25, "b": 0.75}], [{"a": 1.0}, {"a": 0.25, "b": 0.75}]),
@@ -281,6 +284,28 @@ def test_labels_are_settled_over_the_whole_file(labels, settled):
     loaded = load([{"text": "a", "label": label} for label in labels])
     found = [record.label for record in loaded.records if isinstance(record, Labelled)]
     assert found == settled and [type(label) for label in found] == [type(label) for label in settled]
+
+
+@pytest.mark.parametrize(
+    ("reading", "labels", "settled"),
+    [
+        ("numbers", [1, 5], [1.0, 5.0]),
+        ("numbers", ["1", "2e3", "-4.5"], [1.0, 2000.0, -4.5]),
+        ("classes", [1, 4.5, 4.0], ["1", "4.5", "4"]),
+        ("classes", ["1", "4.5", "4.0"], ["1", "4.5", "4"]),
+        ("classes", [["a"], []], [["a"], []]),
+    ],
+)
+def test_the_recipe_may_say_what_numbers_are(reading, labels, settled):
+    loaded = load([{"text": "a", "label": label} for label in labels], labels=reading)
+    found = [record.label for record in loaded.records if isinstance(record, Labelled)]
+    assert found == settled and [type(label) for label in found] == [type(label) for label in settled]
+
+
+@pytest.mark.parametrize("label", ["good", "inf", True, ["1"], {"1": 1.0}])
+def test_what_is_no_number_is_a_fault_where_labels_are_numbers(label):
+    (fault,) = faults([{"text": "a", "label": 1}, {"text": "b", "label": label}], labels="numbers")
+    assert fault == f"rows[1]: label {label!r} is no finite number, and labels are read as numbers"
 
 
 def test_labels_of_several_forms_do_not_mix():

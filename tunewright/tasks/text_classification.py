@@ -12,6 +12,7 @@ import numpy as np
 from tunewright.data.batches import Example, pad
 from tunewright.data.config import DataConfig
 from tunewright.data.kinds import Labelled
+from tunewright.data.labels import name_of
 from tunewright.data.rendered import Rendered, fit
 from tunewright.errors import BaseModelError, DataError
 from tunewright.tasks._pretrained import load_config, load_tokenizer, load_weights, max_length, without_weights
@@ -163,7 +164,7 @@ class TextClassification(Task):
         if self.kind == "regression":
             return np.array([float(label) if label is not None else 0.0], dtype=np.float32)
         if self.kind == "single_label" and not isinstance(label, dict):
-            return np.array([self.labels.index(str(label)) if label is not None else 0], dtype=np.int64)
+            return np.array([self.labels.index(name_of(label)) if label is not None else 0], dtype=np.int64)
         target_C = np.zeros(len(self.labels), dtype=np.float32)
         for name in label_names(label) if label is not None else ():
             target_C[self.labels.index(name)] = label[name] if isinstance(label, dict) else 1.0
@@ -259,7 +260,7 @@ def label_kind(records: Sequence[Any]) -> str:
 
 def label_names(label: Any) -> list[str]:
     """The class names in a label."""
-    return [str(name) for name in label] if isinstance(label, (list, dict)) else [str(label)]
+    return [str(name) for name in label] if isinstance(label, (list, dict)) else [name_of(label)]
 
 
 def natural_order(name: str) -> tuple[int, float, str]:
