@@ -22,6 +22,9 @@ from tunewright.errors import DataError
 
 ASK, ANSWER = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}
 CALL = {"type": "function", "function": {"name": "add", "arguments": "{}"}}
+CALLS = {"role": "assistant", "content": None, "function_call": CALL["function"]}  # OpenAI's older form
+ANSWERS = {"role": "function", "name": "add", "content": "4"}
+ADD = {"name": "add", "description": "Adds.", "parameters": {}}
 
 
 def load(rows: list[dict[str, Any]], *, require_label: bool = True, **config: Any) -> Records:
@@ -85,6 +88,24 @@ def chat(*messages: dict[str, Any], tools: list | None = None) -> Conversation:
                 {"role": "tool", "content": "4"},
                 ANSWER,
             ),
+        ),
+        (
+            {"messages": [ASK, CALLS, ANSWERS, ANSWER], "functions": [ADD], "function_call": "auto"},
+            chat(
+                ASK,
+                {"role": "assistant", "tool_calls": [CALL]},
+                {"role": "tool", "name": "add", "content": "4"},
+                ANSWER,
+                tools=[{"type": "function", "function": ADD}],
+            ),
+        ),
+        (
+            {"messages": [ASK | {"function_call": None}, ANSWER], "functions": json.dumps([ADD]), "tools": None},
+            chat(ASK, ANSWER, tools=[{"type": "function", "function": ADD}]),
+        ),
+        (
+            {"prompt": [ASK], "completion": [CALLS | {"weight": 0.5}], "functions": []},
+            chat(ASK, {"role": "assistant", "tool_calls": [CALL], "weight": 0.5}),
         ),
         ({"instruction": "Hi", "input": "", "output": "Hello"}, chat(ASK, ANSWER)),
         (
@@ -188,6 +209,13 @@ def test_an_option_for_rows_of_another_kind_is_an_error(row, option):
             [ASK, {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}],
             "messages[1].tool_calls[0].function.arguments is not valid JSON",
         ),
+        ([ASK, ANSWERS, ANSWER], "messages[1] answers a function that the message before it does not call: add"),
+        ([{"role": "function", "content": "4"}, ANSWER], "messages[0] answers a function"),
+        ([ASK, CALLS, ANSWERS | {"name": "sub"}, ANSWER], "messages[2] answers a function"),
+        ([ASK, CALLS, ANSWERS, ANSWERS, ANSWER], "messages[3] answers a function"),
+        ([ASK, CALLS | {"tool_calls": [CALL]}], "messages[1] has function_call and tool_calls: keep one of them"),
+        ([ASK, CALLS | {"function_call": "add"}], "messages[1].function_call must be"),
+        ([ASK, CALLS | {"function_call": {"arguments": "{}"}}, ANSWERS], "messages[1].function_call must be"),
     ],
 )
 def test_a_conversation_that_cannot_be_trained_on_says_why(messages, reason):
@@ -200,6 +228,9 @@ def test_a_conversation_that_cannot_be_trained_on_says_why(messages, reason):
     [
         ({"messages": [ASK, ANSWER], "tools": "{"}, "tools is not valid JSON"),
         ({"messages": [ASK, ANSWER], "tools": {"x": 1}}, "tools must be a list of JSON schemas"),
+        ({"messages": [ASK, ANSWER], "functions": "{"}, "functions is not valid JSON"),
+        ({"messages": [ASK, ANSWER], "functions": [{"x": 1}]}, "functions must be a list of objects with a name"),
+        ({"messages": [ASK, ANSWER], "functions": [ADD], "tools": [CALL]}, "has tools and functions: keep one"),
         ({"conversations": [{"role": "user"}]}, "conversations[0] must be an object with from and value"),
         ({"conversations": "Hi"}, "conversations must be a list of turns"),
         ({"instruction": "Hi", "output": 3}, "output must be a string, not int"),

@@ -6,6 +6,7 @@ import json
 import math
 from typing import Any
 
+from tunewright.data.functions import with_tool_calls
 from tunewright.errors import DataError
 
 Message = dict[str, Any]
@@ -14,14 +15,15 @@ ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
 def check_messages(messages: Any) -> list[Message]:
-    """The messages as they are, less keys that are null.
+    """The messages as they are, less keys that are null, and with functions as tools (see `functions.py`).
 
     Raises:
         DataError: something that no chat template could present, or no assistant message to learn from.
     """
     if not isinstance(messages, list) or not messages:
         raise DataError("messages must be a list that is not empty")
-    checked = [_check_message(message, f"messages[{index}]") for index, message in enumerate(messages)]
+    today = with_tool_calls(messages)
+    checked = [_check_message(message, f"messages[{index}]") for index, message in enumerate(today)]
     if not any(weight_of(message) for message in checked):
         raise DataError("no assistant message with a weight above 0: there is nothing to learn")
     if checked[-1]["role"] != "assistant":
