@@ -146,6 +146,33 @@ def test_faults_of_all_sets_come_together(tiny_base: TinyBase, tmp_path: Path) -
     assert sum("'unknown'" in fault for fault in caught.value.faults) == 2
 
 
+def test_rows_with_labels_that_training_never_had_can_be_skipped(tiny_base: TinyBase, tmp_path: Path) -> None:
+    test = [*labelled(3), {"text": "x", "label": "unknown"}, {"text": "y", "label": "else"}, {"text": "z"}]
+    data = {"train": labelled(12), "validation": 0, "test": test}
+    with pytest.raises(DataError, match=r"2 of 5 labels .* \(class 0, class 1, class 2\): mend them, or set") as caught:
+        _train_on(data | {"test": test[:5]}, tiny_base, tmp_path)
+    assert [fault.split(":")[0] for fault in caught.value.faults] == ["rows[3]", "rows[4]"]
+    run = _train_on(data | {"on_bad_rows": "skip"}, tiny_base, tmp_path)
+    assert (run.info["data"]["test"]["rows"], run.info["data"]["test"]["bad_rows"]) == (3, 3)
+    aside = [json.loads(line) for line in (run.folder / "bad_rows" / "test.jsonl").read_text().splitlines()]
+    assert {(line["row"]["text"], line["fault"].split(" ")[0]) for line in aside} == {
+        ("x", "rows[3]:"), ("y", "rows[4]:"), ("z", "rows[5]:"),
+    }  # fmt: skip
+    assert "label 'unknown' is unknown to the model" in {line["fault"].split(": ")[1] for line in aside}
+    samples = {sample["source"] for sample in run.info["evaluation"]["test"]["samples"]}
+    assert samples and samples <= {"rows[0]", "rows[1]", "rows[2]"}
+
+
+def test_a_set_of_which_no_label_is_known_cannot_be_skipped(tiny_base: TinyBase, tmp_path: Path) -> None:
+    data = {"train": labelled(12), "validation": [{"text": "x", "label": "unknown"}], "on_bad_rows": "skip"}
+    with pytest.raises(DataError, match=r"1 of 1 labels .*: mend them\.\n"):
+        _train_on(data, tiny_base, tmp_path)
+
+
+def _train_on(data: dict[str, Any], tiny_base: TinyBase, tmp_path: Path) -> tw.Run:
+    return tw.train(base=tiny_base("bert"), data=data, output=tmp_path / "run", **SHORT)
+
+
 def test_an_adapter_that_others_made_classifies(tiny_base: TinyBase, tmp_path: Path) -> None:
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForSequenceClassification

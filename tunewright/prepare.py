@@ -219,7 +219,7 @@ def describe_data(prepared: Prepared) -> dict[str, Any]:
     return {
         name: {
             "location": records.location,
-            "rows": len(records.records),
+            "rows": len(records.records) - len(prepared.encoded[name].faults),
             "sha256": records.sha256,
             "kind": records.kind,
             "bad_rows": len(records.bad_rows) + len(prepared.encoded[name].faults),

@@ -119,7 +119,7 @@ class TextClassification(Task):
         policy = data.overlength_for("classification")
         if policy == "split":
             raise DataError("data.overlength: split is for plain text. For a classifier choose truncate or drop.")
-        self._refuse_unseen(records)
+        records, faults = self._with_known_labels(records, skip=data.on_bad_rows == "skip")
         texts = [r.text for r in records]
         pairs = [r.text_pair or "" for r in records] if any(r.text_pair for r in records) else None
         encoded = model.processor(texts, pairs, truncation=False, verbose=False)
@@ -131,21 +131,30 @@ class TextClassification(Task):
         kept = [i for i in range(len(found)) if policy != "drop" or len(found[i].tokens) <= limit]
         examples = [self._example({name: encoded[name][i] for name in encoded}, records[i]) for i in kept]
         truncated = [records[i].source for i in over] if policy == "truncate" else []
-        return Encoded(examples, limit, replace(fitted, truncated=truncated))
+        return Encoded(examples, limit, replace(fitted, truncated=truncated), faults)
 
-    def _refuse_unseen(self, records: Sequence[Any]) -> None:
-        known = set(self.labels)
-        labelled = [r for r in records if r.label is not None]
-        faults = [f"{r.source}: label {r.label!r}" for r in labelled if not self._has_form(r.label)]
-        if faults:
-            raise DataError(f"{len(faults)} labels are not of the model's kind, {self.kind}. Mend or remove:", faults)
-        named = [(r, label_names(r.label)) for r in labelled if self.kind != "regression"]
-        faults = [f"{r.source}: label {name!r}" for r, names in named for name in names if name not in known]
-        if faults:
-            labels = ", ".join(self.labels[:20])
+    def _with_known_labels(self, records: Sequence[Any], skip: bool) -> tuple[list[Any], list[str]]:
+        """The rows whose labels the model can have, and what is wrong with the others, an error unless skipped."""
+        classes = set(self.labels)
+        reasons = [self._misfit(record.label, classes) for record in records]
+        faults = [f"{r.source}: {reason}" for r, reason in zip(records, reasons, strict=True) if reason]
+        fitting = [record for record, reason in zip(records, reasons, strict=True) if not reason]
+        if faults and not (skip and fitting):
+            own = "numbers" if self.kind == "regression" else ", ".join(self.labels[:20])
+            remedy = "mend them, or set data.on_bad_rows: skip" if fitting else "mend them"
             raise DataError(
-                f"{len(faults)} labels are unknown to the model, which knows {labels}. Mend or remove:", faults
+                f"{len(faults)} of {len(records)} labels are none of the model's ({own}): {remedy}.", faults
             )
+        return fitting, faults
+
+    def _misfit(self, label: Any, classes: set[str]) -> str | None:
+        """Why the model cannot have a label, if so."""
+        if label is None:
+            return None
+        if not self._has_form(label):
+            return f"label {label!r} is not of the model's kind, {self.kind}"
+        unknown = [repr(n) for n in label_names(label) if n not in classes] if self.kind != "regression" else []
+        return f"label {', '.join(unknown)} is unknown to the model" if unknown else None
 
     def _has_form(self, label: Any) -> bool:
         if self.kind == "regression":
