@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import tunewright as tw
-from tests.tiny import completions, labelled
+from tests.tiny import chats, completions, labelled
 from tunewright.errors import DataError, RecipeError
 from tunewright.tasks.text_classification import natural_order
 
@@ -237,3 +237,44 @@ def test_classes_that_are_named_by_numbers_are_known_again(tiny_base: TinyBase, 
     (tmp_path / "rows.csv").write_text("text,label\na,1.0\nb,1.5\n")
     assert tw.evaluate(run.folder, rows)["rows"] == 12
     assert tw.evaluate(run.folder, str(tmp_path / "rows.csv"))["rows"] == 2
+
+
+def test_a_text_that_cannot_be_read_is_named(tiny_base: TinyBase, tmp_path: Path) -> None:
+    run = tw.train(base=tiny_base("bert"), data=labelled(12), output=tmp_path / "run", **SHORT)
+    with pytest.raises(DataError, match="3 of 4 texts") as caught:
+        tw.predict(run.folder, ["fine", "", None, "\ud800"])  # type: ignore[list-item]
+    assert [fault.split(" ")[0] for fault in caught.value.faults] == ["texts[1]", "texts[2]", "texts[3]"]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "fault"),
+    [
+        (None, "the prompt is None: give a text, or a list of messages"),
+        ("\ud800", "the prompt holds half of a character"),
+        ([{"role": "user", "content": "\ud800"}], r"messages\[0\] holds half of a character"),
+        ([{"content": "Hi"}], r"messages\[0\].role is None"),
+    ],
+)
+def test_a_prompt_that_cannot_be_answered_says_why(prompt: Any, fault: str, tiny_base: TinyBase) -> None:
+    for base in (tiny_base("llama"), tiny_base("gpt2")):
+        with pytest.raises(DataError, match=fault):
+            tw.chat(base, prompt, max_new_tokens=1)
+    with pytest.raises(DataError, match="holds half of a character"):
+        tw.chat(base, "Hi", tools=[{"name": "\ud800"}], max_new_tokens=1)
+
+
+def test_half_a_character_in_rows_from_python_is_a_fault(tiny_base: TinyBase, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"rows\[12\]: holds half of a character"):
+        _train_on({"train": [*labelled(12), {"text": "\ud800", "label": "class 1"}]}, tiny_base, tmp_path)
+
+
+def test_an_empty_text_is_no_example_of_a_class(tiny_base: TinyBase, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"rows\[12\]: text is empty"):
+        _train_on({"train": [*labelled(12), {"text": " ", "label": "class 1"}]}, tiny_base, tmp_path)
+
+
+def test_a_set_of_which_nothing_can_be_rendered_cannot_be_skipped(tiny_base: TinyBase, tmp_path: Path) -> None:
+    test = [{"messages": [{"role": "assistant", "content": "an answer to nothing"}]}]
+    data = {"train": chats(6), "validation": 0, "test": test, "on_bad_rows": "skip"}
+    with pytest.raises(DataError, match="none of 1 rows can be rendered: mend them"):
+        tw.train(base=tiny_base("llama"), data=data, output=tmp_path / "run", **SHORT)

@@ -14,7 +14,7 @@ from typing import Any
 from tunewright.data.functions import tools_of
 from tunewright.data.kinds import Completion, Conversation, Document, Labelled, Record
 from tunewright.data.labels import check_label
-from tunewright.data.messages import check_messages, check_weight
+from tunewright.data.messages import check_messages, check_weight, untrained
 from tunewright.errors import DataError
 
 Values = dict[str, Any]
@@ -115,19 +115,17 @@ def _prompt_completion_chat(values: Values, source: str) -> Conversation:
     """Messages on both sides: only those of the completion are trained."""
     if not isinstance(values["completion"], list):
         raise DataError("prompt is a list of messages, so completion must be one, too")
-    context = [_untrained(message) for message in values["prompt"]]
+    context = [untrained(message) for message in values["prompt"]]
     return Conversation(check_messages(context + values["completion"]), _tools(values), source)
-
-
-def _untrained(message: Any) -> Any:
-    is_answer = isinstance(message, dict) and message.get("role") == "assistant"
-    return {**message, "weight": 0} if is_answer else message
 
 
 def _classification(values: Values, source: str) -> Labelled:
     label, pair, weight = values.get("label"), values.get("text_pair"), values.get("weight")
+    text = _text(values, "text")
+    if not text.strip() and not pair:
+        raise DataError("text is empty: there is nothing to classify")
     return Labelled(
-        text=_text(values, "text"),
+        text=text,
         label=None if label in (None, "") else check_label(label),
         source=source,
         text_pair=None if pair is None else _text(values, "text_pair"),

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from tunewright.data.config import Location
 from tunewright.data.tables import Entry, read_table
+from tunewright.data.texts import HALF, is_whole
 from tunewright.errors import DataError
 
 
@@ -93,7 +94,9 @@ def _sort_out(values: Iterable[Any], source: Callable[[int], str]) -> Rows:
     """Objects become rows, anything else a fault. `source` names the n-th value, counted from 0."""
     read = Rows([], [])
     for index, value in enumerate(values):
-        if isinstance(value, dict):
+        if not is_whole(value):
+            read.faults.append(Fault(source(index), HALF, ascii(value)))
+        elif isinstance(value, dict):
             read.rows.append(Row(value, source(index)))
         else:
             read.faults.append(Fault(source(index), f"not an object with columns, but {_kind(value)}", value))
@@ -123,22 +126,13 @@ def _read_jsonl(path: Path) -> Rows:
         except (ValueError, RecursionError) as error:
             read.faults.append(Fault(source, f"not valid JSON: {error}", line.decode(errors="replace")))
             continue
-        if rb"\ud" in line.lower() and not _is_text(value):
-            read.faults.append(Fault(source, "holds half of a character (a lone surrogate \\ud…)", ascii(value)))
+        if rb"\ud" in line.lower() and not is_whole(value):
+            read.faults.append(Fault(source, HALF, ascii(value)))
         elif isinstance(value, dict):
             read.rows.append(Row(value, source))
         else:
             read.faults.append(Fault(source, _not_an_object(value), value))
     return read
-
-
-def _is_text(value: Any) -> bool:
-    """Whether all of it can be written as UTF-8: JSON can spell characters that no text can have."""
-    try:
-        json.dumps(value, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _not_an_object(value: Any) -> str:
