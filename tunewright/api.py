@@ -15,7 +15,9 @@ from tunewright.artifacts.export import export as write_export
 from tunewright.artifacts.load import infer_task, load, shape_of
 from tunewright.data.config import DataConfig, Location
 from tunewright.data.kinds import Conversation
+from tunewright.data.messages import check_prompt
 from tunewright.data.records import load_records
+from tunewright.data.texts import HALF, check_texts, is_whole
 from tunewright.engine.device import pick_device
 from tunewright.engine.job import Watcher
 from tunewright.errors import BaseModelError, DataError
@@ -74,13 +76,14 @@ def predict(
     Returns, for each text: {"text", "label", "probabilities"}, or {"text", "labels", "probabilities"} for several
     labels, or {"text", "value"} for a regression; with "truncated": True where the text did not fit.
 
-    Raises BaseModelError where the model is no classifier.
+    Raises BaseModelError where the model is no classifier, DataError that names each text that cannot be read.
     """
     texts = [texts] if isinstance(texts, str) else list(texts)
     model = _loaded(where, device)
     if not texts:
         return []
     classify = capability(model, "classify", "predict classifies. To ask a language model use: tunewright chat")
+    check_texts(texts)
     predictions, truncated = classify(model, texts)
     cut = {int(source.split()[-1]) - 1 for source in truncated}
     labels = getattr(model.task, "labels", [])
@@ -112,14 +115,12 @@ def chat(
     Raises:
         RecipeError: an option is out of its range.
         BaseModelError: the model does not generate.
+        DataError: the prompt is none that it could be given.
     """
     sampling = checked(Sampling, {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed})
     model = _loaded(where, device)
     generate = capability(model, "generate", "chat is for language models. To classify use: tunewright predict")
-    question: Any = prompt
-    if model.chats or not isinstance(prompt, str):
-        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-        question = Conversation(messages, tools, "prompt")
+    question = _question(prompt, tools, model.chats)
     return generate(model, [question], **sampling.model_dump(), streamer=streamer)[0].text
 
 
@@ -194,6 +195,18 @@ def capability(model: Model, name: str, otherwise: str) -> Any:
 
 def _loaded(where: str | Path | Model, device: str) -> Model:
     return where if isinstance(where, Model) else load(where, str(pick_device(device)))
+
+
+def _question(prompt: Any, tools: Any, chats: bool) -> str | Conversation:
+    """The prompt as the model saw prompts in training. Raises DataError where that cannot be."""
+    if not isinstance(prompt, str | list):
+        raise DataError(f"the prompt is {prompt!r:.80}: give a text, or a list of messages.")
+    if not is_whole([prompt if isinstance(prompt, str) else None, tools]):  # of messages it is said in which it is
+        raise DataError(f"the prompt {HALF}: mend it.")
+    if isinstance(prompt, str) and not chats:
+        return prompt
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    return Conversation(check_prompt(messages), tools, "prompt")
 
 
 def _answered(kind: str, labels: Sequence[str], output_C: Any) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import Any
 from tunewright.artifacts.load import infer_task, load_start
 from tunewright.data.batches import Example
 from tunewright.data.config import DataConfig
+from tunewright.data.labels import may_be_numbers
 from tunewright.data.records import Labelled, Records, load_records, split_validation
 from tunewright.engine.config import TrainingConfig
 from tunewright.engine.device import auto_batch, auto_learning_rate, pick_device, pick_precision
@@ -82,6 +83,9 @@ def choose_task(recipe: Recipe, rows: Records) -> tuple[Task, list[str]]:
             f"task: {name} reads {' or '.join(chosen.data_kinds)} rows, and these are {rows.kind} rows. "
             "Change task, or say with data.format and data.columns how the rows are meant."
         )
+    labels = [r.label for r in rows.records if isinstance(r, Labelled) and isinstance(r.label, str)]
+    if recipe.data.labels == "auto" and may_be_numbers(labels):
+        notices.append("Labels: whole numbers are read as classes. To regress on them set data.labels: numbers.")
     return (chosen.from_records(rows.records) if hasattr(chosen, "from_records") else chosen()), notices
 
 
@@ -144,12 +148,9 @@ def prepare(recipe: Recipe, start: Path, rank: int = 0) -> Prepared:
     decided = decide(training, recipe.method, model, len(encoded["train"].examples), bool(rows.validation))
     if rows.validation and not rows.tests:
         notices.append("There is no test set: figures are on the validation rows, which also choose the weights.")
-    recipe = recipe.model_copy(
-        update={
-            "task": task.name,
-            "training": decided.model_copy(update={"device": str(device), "precision": precision}),
-        }
-    )
+    chosen = device.type if training.device == "auto" else training.device  # each process picks its own of several
+    decided = decided.model_copy(update={"device": chosen, "precision": precision})
+    recipe = recipe.model_copy(update={"task": task.name, "training": decided})
     notices += [*rows.notices, *model.notices]
     prepared = Prepared(recipe, model, rows, encoded, total, device, precision, notices)
     for name in prepared.evaluation_sets():
@@ -219,7 +220,7 @@ def describe_data(prepared: Prepared) -> dict[str, Any]:
     return {
         name: {
             "location": records.location,
-            "rows": len(records.records),
+            "rows": len(records.records) - len(prepared.encoded[name].faults),
             "sha256": records.sha256,
             "kind": records.kind,
             "bad_rows": len(records.bad_rows) + len(prepared.encoded[name].faults),

@@ -58,6 +58,8 @@ def test_predict_from_files_and_stdin(predicted: Any) -> None:
         (["--file", "empty.txt"], "holds no texts"),
         (["--file", "latin.txt"], "cannot be read as UTF-8"),
         (["--file", "a.jsonl"], "a.jsonl:1: no text in column 'text'; columns are review"),
+        (["--file", "blank.csv"], "blank.csv:3: no text in column 'text'"),
+        (["fine", ""], "texts[1] is empty"),
         (["--file", "a.xyz"], "unknown kind"),
         (["text", "--device", "nonsense"], "nonsense is no device"),
     ],
@@ -66,6 +68,7 @@ def test_what_cannot_be_predicted(invoke: Invoke, classifier: Path, arguments: l
     Path("empty.txt").write_text("\n\n")
     Path("latin.txt").write_bytes("caf\xe9".encode("latin-1"))
     Path("a.xyz").write_text("x")
+    Path("blank.csv").write_text("text,other\ngood,1\n ,2\n")
     write_jsonl(Path("a.jsonl"), [{"review": "good"}])
     done = invoke("predict", classifier, *arguments)
     assert done.exit_code == 2 and words in done.stderr and "Traceback" not in done.stderr
