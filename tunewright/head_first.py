@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from tunewright.artifacts.start import HEAD, Start, keep_head, new_parameters
 from tunewright.engine.device import auto_learning_rate
-from tunewright.engine.job import Job
+from tunewright.engine.job import Job, Watcher
 from tunewright.engine.loop import Step, ready, train
 from tunewright.errors import RecipeError
 from tunewright.methods import Head
@@ -50,4 +50,15 @@ def train_head(job: Job, start: Start) -> Step:
 def _alone(job: Job, start: Start) -> Job:
     rate = auto_learning_rate(Head.learning_rate, hidden_size(job.model))
     plan = {"epochs": job.config.head_first, "max_steps": None, "learning_rate": rate, "ema": None, "patience": None}
-    return replace(job, method=Head(), config=job.config.model_copy(update=plan), folder=start.folder, watchers=())
+    return replace(
+        job,
+        method=Head(),
+        config=job.config.model_copy(update=plan),
+        folder=start.folder,
+        watchers=[_as_head(w) for w in job.watchers],
+    )
+
+
+def _as_head(watcher: Watcher) -> Watcher:
+    """Tell the lines of the head's own training from those of the run."""
+    return lambda line: watcher({**line, "phase": "head"})

@@ -115,14 +115,15 @@ def _train(prepared: Prepared, step: Step, record: Record, watchers: Sequence[Wa
         watcher({"started": record.info})
     if recipe.evaluation.before and first and step.state.step == 0:
         record.update(evaluation=measure(prepared, {}, "before"))
-    tracked = recipe.training.track if first else []
-    trackers = [tracker(name, record.folder, recipe.model_dump(mode="json")) for name in tracked]
-    step.job.watchers = [*watchers, *trackers]
+    step.job.watchers = watchers
     start = Start(record.folder / "start", record.folder / "model", prepared.model.base, prepared.model.new)
     if first:
         keep_adapter(prepared.model, start.folder)
     if recipe.training.head_first and step.state.step == 0:
         step = train_head(step.job, start)
+    tracked = recipe.training.track if first else []
+    trackers = [tracker(name, record.folder, recipe.model_dump(mode="json")) for name in tracked]
+    step.job.watchers = [*watchers, *trackers]
     outcome = run_loop(step)
     if first:
         _finish(prepared, outcome, record)

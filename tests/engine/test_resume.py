@@ -37,6 +37,8 @@ CASES: dict[str, dict[str, Any]] = {
     # the first evaluation is the best, so that patience has been used up in part when the run is cut
     "patience": {**CONTRARY, "training": {"patience": 4, "evaluate_every": 1, "learning_rate": 0.003}},
     "last": {"training": {"keep": "last", "evaluate_every": 3}},
+    "head first": {"training": {"head_first": 1}, **ENCODER},  # cut while the head trains
+    "after the head": {"training": {"head_first": 0.5, "ema": 0.9}, "method": "full", **ENCODER},
     "adafactor": {"training": {"optimizer": "adafactor"}},
     "8 bits": {"training": {"optimizer": "adamw8bit"}, "method": "full"},
     "activation checkpointing": {"training": {"activation_checkpointing": True}, "method": "full"},
