@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +36,15 @@ def test_only_the_head_moves_before_the_method_begins(method: str, tiny_base: An
 
 
 def test_the_run_goes_on_from_the_trained_head(tiny_base: Any, tmp_path: Path) -> None:
-    first = {**HEAD, "max_steps": 1}
-    with_head = tw.train(recipe(tiny_base("bert"), tmp_path / "a", task=TASK, training=first))
-    without = tw.train(recipe(tiny_base("bert"), tmp_path / "b", task=TASK, training={**first, "head_first": 0}))
-    assert with_head.metrics[0]["loss"] < without.metrics[0]["loss"]
+    still = {**HEAD, "max_steps": 1, "learning_rate": 1e-9}
+    made = [
+        tw.train(recipe(tiny_base("bert"), tmp_path / str(epochs), task=TASK, training={**still, "head_first": epochs}))
+        for epochs in (0, 12)
+    ]
+    without, with_head = ([line["validation"] for line in run.metrics if "validation" in line] for run in made)
+    in_head = (made[1].folder / "start" / "metrics.jsonl").read_text().splitlines()
+    best = min(line["validation"]["loss"] for line in map(json.loads, in_head) if "validation" in line)
+    assert with_head[0]["loss"] == pytest.approx(best, rel=1e-5) and with_head[0] != without[0]
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])
