@@ -136,11 +136,12 @@ def _told(found: Mapping[str, Any], name: str) -> str:
 
 
 def _baselines(start: Mapping[str, Halves], end: Mapping[str, Halves]) -> dict[str, dict[str, Predictions]]:
-    found = {name: ensemble(start[name]["test"], end[name]["test"]) for name in start}
+    mixed = {name: ensemble(start[name]["test"], end[name]["test"]) for name in start}
+    both = {name: found for name, found in mixed.items() if found is not None}
     return {
         "start": {name: halves["test"] for name, halves in start.items()},
         "tuned": {name: halves["test"] for name, halves in end.items()},
-        "ensemble": {name: mixed for name, mixed in found.items() if mixed is not None},
+        **({"ensemble": both} if both else {}),
     }
 
 
