@@ -158,12 +158,17 @@ def main() -> None:
                 with record.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(lines[-1]) + "\n")
                 print(method, seed, lines[-1]["chosen"], flush=True)
-    page = [f"# {TITLES[chosen.study]}", "", f"`python -m benchmarks.robustness {chosen.study}` · {lines[-1]['date']} · "
-            + ", ".join(f"{name} {number}" for name, number in lines[-1]["versions"].items()) + " · one thread.",
-            "Accuracy in percent, on test rows; α chosen on validation rows; differences are paired, with 95 % intervals.",
-            "", *table(lines), ""]  # fmt: skip
-    record.with_suffix(".md").write_text("\n".join(page), encoding="utf-8")
-    print("\n".join(page))
+    page = "\n".join(page_of(chosen.study, lines))
+    record.with_suffix(".md").write_text(page, encoding="utf-8")
+    print(page)
+
+
+def page_of(study: str, lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    versions = ", ".join(f"{name} {number}" for name, number in lines[-1]["versions"].items())
+    yield from (f"# {TITLES[study]}", "")
+    yield f"`python -m benchmarks.robustness {study}` · {lines[-1]['date']} · {versions} · one thread."
+    yield "Figures are of test rows (accuracy in percent), α was chosen on validation rows; differences are paired, with"
+    yield from ("95 % intervals.", "", *table(lines), "")
 
 
 if __name__ == "__main__":
