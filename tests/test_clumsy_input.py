@@ -178,7 +178,7 @@ def test_faults_of_all_sets_come_together(tiny_base: TinyBase, tmp_path: Path) -
 def test_rows_with_labels_that_training_never_had_can_be_skipped(tiny_base: TinyBase, tmp_path: Path) -> None:
     test = [*labelled(3), {"text": "x", "label": "unknown"}, {"text": "y", "label": "else"}, {"text": "z"}]
     data = {"train": labelled(12), "validation": 0, "test": test}
-    with pytest.raises(DataError, match=r"2 of 5 labels .* \(class 0, class 1, class 2\): mend them, or set") as caught:
+    with pytest.raises(DataError, match=r"2 of 5 rows .* class 0, class 1, class 2: mend them, or set") as caught:
         _train_on(data | {"test": test[:5]}, tiny_base, tmp_path)
     assert [fault.split(":")[0] for fault in caught.value.faults] == ["rows[3]", "rows[4]"]
     run = _train_on(data | {"on_bad_rows": "skip"}, tiny_base, tmp_path)
@@ -194,7 +194,7 @@ def test_rows_with_labels_that_training_never_had_can_be_skipped(tiny_base: Tiny
 
 def test_a_set_of_which_no_label_is_known_cannot_be_skipped(tiny_base: TinyBase, tmp_path: Path) -> None:
     data = {"train": labelled(12), "validation": [{"text": "x", "label": "unknown"}], "on_bad_rows": "skip"}
-    with pytest.raises(DataError, match=r"1 of 1 labels .*: mend them\.\n"):
+    with pytest.raises(DataError, match=r"1 of 1 rows .*: mend them\.\n"):
         _train_on(data, tiny_base, tmp_path)
 
 
@@ -270,9 +270,9 @@ def test_classes_that_are_named_by_numbers_are_known_again(tiny_base: TinyBase, 
 
 def test_a_text_that_cannot_be_read_is_named(tiny_base: TinyBase, tmp_path: Path) -> None:
     run = tw.train(base=tiny_base("bert"), data=labelled(12), output=tmp_path / "run", **SHORT)
-    with pytest.raises(DataError, match="3 of 4 texts") as caught:
-        tw.predict(run.folder, ["fine", "", None, "\ud800"])  # type: ignore[list-item]
-    assert [fault.split(" ")[0] for fault in caught.value.faults] == ["texts[1]", "texts[2]", "texts[3]"]
+    with pytest.raises(DataError, match="2 of 3 texts") as caught:
+        tw.predict(run.folder, ["fine", None, "\ud800"])  # type: ignore[list-item]
+    assert [fault.split(" ")[0] for fault in caught.value.faults] == ["texts[1]", "texts[2]"]
 
 
 @pytest.mark.parametrize(
@@ -297,9 +297,16 @@ def test_half_a_character_in_rows_from_python_is_a_fault(tiny_base: TinyBase, tm
         _train_on({"train": [*labelled(12), {"text": "\ud800", "label": "class 1"}]}, tiny_base, tmp_path)
 
 
-def test_an_empty_text_is_no_example_of_a_class(tiny_base: TinyBase, tmp_path: Path) -> None:
+def test_an_empty_text_is_a_fault_where_a_model_cannot_be_fed_it(tiny_base: TinyBase, tmp_path: Path) -> None:
+    rows = {"train": [*labelled(12), {"text": "", "label": "class 1"}], "validation": 0}
+    classify = {"task": "text-classification", **SHORT}
     with pytest.raises(DataError, match=r"rows\[12\]: text is empty"):
-        _train_on({"train": [*labelled(12), {"text": " ", "label": "class 1"}]}, tiny_base, tmp_path)
+        tw.train(base=tiny_base("gpt2"), data=rows, output=tmp_path / "decoder", **classify)
+    run = tw.train(base=tiny_base("bert"), data=rows, output=tmp_path / "encoder", **classify)
+    assert len(tw.predict(run.folder, ["", "fox"])) == 2
+    skipping = tw.train(base=tiny_base("gpt2"), data={**rows, "on_bad_rows": "skip"}, output=tmp_path / "s", **classify)
+    with pytest.raises(DataError, match="text 1: text is empty"):
+        tw.predict(skipping.folder, ["", "fox"])
 
 
 def test_a_set_of_which_nothing_can_be_rendered_cannot_be_skipped(tiny_base: TinyBase, tmp_path: Path) -> None:

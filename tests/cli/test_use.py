@@ -59,7 +59,6 @@ def test_predict_from_files_and_stdin(predicted: Any) -> None:
         (["--file", "latin.txt"], "cannot be read as UTF-8"),
         (["--file", "a.jsonl"], "a.jsonl:1: no text in column 'text'; columns are review"),
         (["--file", "blank.csv"], "blank.csv:3: no text in column 'text'"),
-        (["fine", ""], "texts[1] is empty"),
         (["--file", "a.xyz"], "unknown kind"),
         (["text", "--device", "nonsense"], "nonsense is no device"),
     ],

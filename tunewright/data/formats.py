@@ -121,11 +121,8 @@ def _prompt_completion_chat(values: Values, source: str) -> Conversation:
 
 def _classification(values: Values, source: str) -> Labelled:
     label, pair, weight = values.get("label"), values.get("text_pair"), values.get("weight")
-    text = _text(values, "text")
-    if not text.strip() and not pair:
-        raise DataError("text is empty: there is nothing to classify")
     return Labelled(
-        text=text,
+        text=_text(values, "text"),
         label=None if label in (None, "") else check_label(label),
         source=source,
         text_pair=None if pair is None else _text(values, "text_pair"),

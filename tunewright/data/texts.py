@@ -31,6 +31,4 @@ def _fault(text: Any) -> str | None:
     parts = text if isinstance(text, tuple) and len(text) == 2 else (text,)
     if not all(isinstance(part, str) for part in parts):
         return f"is {text!r:.80}: give a string, or two in a tuple"
-    if not any(part.strip() for part in parts):
-        return "is empty: there is nothing to read"
     return None if is_whole(parts) else HALF

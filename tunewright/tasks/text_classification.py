@@ -119,7 +119,7 @@ class TextClassification(Task):
         policy = data.overlength_for("classification")
         if policy == "split":
             raise DataError("data.overlength: split is for plain text. For a classifier choose truncate or drop.")
-        records, faults = self._with_known_labels(records, skip=data.on_bad_rows == "skip")
+        records, faults = self._usable(model, records, skip=data.on_bad_rows == "skip")
         texts = [r.text for r in records]
         pairs = [r.text_pair or "" for r in records] if any(r.text_pair for r in records) else None
         encoded = model.processor(texts, pairs, truncation=False, verbose=False)
@@ -133,17 +133,17 @@ class TextClassification(Task):
         truncated = [records[i].source for i in over] if policy == "truncate" else []
         return Encoded(examples, limit, replace(fitted, truncated=truncated), faults)
 
-    def _with_known_labels(self, records: Sequence[Any], skip: bool) -> tuple[list[Any], list[str]]:
-        """The rows whose labels the model can have, and what is wrong with the others, an error unless skipped."""
+    def _usable(self, model: Model, records: Sequence[Any], skip: bool) -> tuple[list[Any], list[str]]:
+        """The rows that the model can be fed and have the labels of; and what is wrong with the others, if skipped."""
         classes = set(self.labels)
-        reasons = [self._misfit(record.label, classes) for record in records]
+        reasons = [self._misfit(r.label, classes) or _nothing_to_read(model, r) for r in records]
         faults = [f"{r.source}: {reason}" for r, reason in zip(records, reasons, strict=True) if reason]
         fitting = [record for record, reason in zip(records, reasons, strict=True) if not reason]
         if faults and not (skip and fitting):
             own = "numbers" if self.kind == "regression" else ", ".join(self.labels[:20])
             remedy = "mend them, or set data.on_bad_rows: skip" if fitting else "mend them"
             raise DataError(
-                f"{len(faults)} of {len(records)} labels are none of the model's ({own}): {remedy}.", faults
+                f"{len(faults)} of {len(records)} rows do not fit the model, whose labels are {own}: {remedy}.", faults
             )
         return fitting, faults
 
@@ -257,6 +257,13 @@ class TextClassification(Task):
         return [
             name for name, child in module.named_children() if name != trunk and any(True for _ in child.parameters())
         ]
+
+
+def _nothing_to_read(model: Model, record: Any) -> str | None:
+    """Encoders can be fed an empty text, between the tokens that begin and end it; a decoder without BOS cannot."""
+    blank = not record.text.strip() and not record.text_pair
+    empty = blank and not model.processor(record.text)["input_ids"]
+    return "text is empty: there is nothing to classify" if empty else None
 
 
 def label_kind(records: Sequence[Any]) -> str:
