@@ -20,7 +20,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from benchmarks.quality import SHARED, minilm, read
+from benchmarks.quality import SHARED, minilm
+from benchmarks.workloads import read_jsonl
 
 METHODS: dict[str, Any] = {"full": {"type": "full"}, "lora": {"type": "lora", "rank": 16}}
 TITLES = {
@@ -50,7 +51,7 @@ def again(method: str, seed: int, place: Path) -> dict[str, Any]:
     """The run of `sst2` goes on with reviews: 500 to learn, 500 to choose on, the rest as the reference."""
     import tunewright as tw
 
-    rows = read(SHARED / "data/customer_reviews.jsonl")
+    rows = read_jsonl(SHARED / "data/customer_reviews.jsonl")
     random.Random(seed).shuffle(rows)
     first = tw.train(sst2(method, seed, place))
     return {
@@ -75,8 +76,13 @@ def stories(method: str, seed: int, place: Path) -> dict[str, Any]:
         {"text": tw.chat(tw.load(base), "Once upon a time", max_new_tokens=200, temperature=1.0, seed=i)}
         for i in range(64)
     ]
-    rows = [{"text": f"{row['prompt']}\n{row['completion']}"} for row in read(SHARED / "data/gsm8k/train.jsonl")[:2000]]
-    test = [{"text": f"{row['prompt']}\n{row['completion']}"} for row in read(SHARED / "data/gsm8k/test.jsonl")[:200]]
+    rows = [
+        {"text": f"{row['prompt']}\n{row['completion']}"}
+        for row in read_jsonl(SHARED / "data/gsm8k/train.jsonl")[:2000]
+    ]
+    test = [
+        {"text": f"{row['prompt']}\n{row['completion']}"} for row in read_jsonl(SHARED / "data/gsm8k/test.jsonl")[:200]
+    ]
     return {
         "base": base,
         "data": {"train": rows, "validation": 0.1, "overlength": "drop", "test": {"gsm8k": test, "stories": told}},
@@ -167,8 +173,8 @@ def page_of(study: str, lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     versions = ", ".join(f"{name} {number}" for name, number in lines[-1]["versions"].items())
     yield from (f"# {TITLES[study]}", "")
     yield f"`python -m benchmarks.robustness {study}` · {lines[-1]['date']} · {versions} · one thread."
-    yield "Figures are of test rows (accuracy in percent), α was chosen on validation rows; differences are paired, with"
-    yield from ("95 % intervals.", "", *table(lines), "")
+    yield "Figures are of test rows (accuracy in percent), α was chosen on validation rows; differences are paired."
+    yield from ("In brackets: 95 % intervals.", "", *table(lines), "")
 
 
 if __name__ == "__main__":
