@@ -15,8 +15,8 @@ OPTIMIZERS = ("adamw", "adafactor", "adamw8bit")
 class TrainingConfig(BaseModel):
     """How long, how fast, and what is kept.
 
-    The two automatic rules: `learning_rate: auto` is the method's own rate (2e-5 full and freeze, 2e-4 lora, peft and
-    adapter, 5e-3 head; all at hidden size 4096) times sqrt(4096 / hidden size). `batch: auto` is 16 rows, or less
+    The two automatic rules: `learning_rate: auto` is the method's own rate (2e-5 full and freeze, 2e-4 lora and peft,
+    5e-4 adapter, 5e-3 head; all at hidden size 4096) times sqrt(4096 / hidden size). `batch: auto` is 16 rows, or less
     where an epoch would then have fewer than 20 steps.
     """
 

@@ -29,7 +29,7 @@ class Adapter(Method):
     train along.
     """
 
-    learning_rate: ClassVar[float] = 2e-4
+    learning_rate: ClassVar[float] = 5e-4
     saved_as: ClassVar[str] = "adapter"
     type: Literal["adapter"] = "adapter"
     variant: Literal["houlsby", "pfeiffer"] = Field("houlsby", description="Two adapters a block, or one.")
