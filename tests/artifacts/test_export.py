@@ -23,6 +23,7 @@ from tunewright.artifacts.questions import BUILT_IN
 from tunewright.artifacts.targets import TARGETS
 from tunewright.artifacts.targets import gguf as gguf_target
 from tunewright.artifacts.verify import Comparison
+from tunewright.data.render import Renderer
 from tunewright.errors import BaseModelError, DataError, MissingExtra, RecipeError, VerificationError
 
 FRESH = exporting.in_a_fresh_process  # as it is before conftest replaces it
@@ -201,6 +202,15 @@ def test_what_cannot_be_is_refused(
     with pytest.raises(error, match=said):
         tw.export(talker.folder, folder=tmp_path / "out", **arguments)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_prompt_that_chat_serves_otherwise_than_it_was_trained_is_refused(
+    talker: tw.Run, tmp_path: Path, monkeypatch: Any
+) -> None:
+    prompt = Renderer.prompt
+    monkeypatch.setattr(Renderer, "prompt", lambda *given: [*prompt(*given), 7])
+    with pytest.raises(DataError, match="served in other tokens than it was trained in"):
+        tw.export(talker.folder, "peft", tmp_path / "longer")
 
 
 @pytest.mark.parametrize(("target", "extra"), [("quantized", "quantize"), ("onnx", "onnx"), ("gguf", "gguf")])

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.contracts.journeys import Journey, journey
-from tests.contracts.test_methods import PLAIN
+from tests.contracts.test_methods import CASES, PLAIN, VARIANTS
 from tunewright.artifacts.export import export, read_verification
 from tunewright.artifacts.targets import TARGETS
 from tunewright.artifacts.verify import LIMITS
@@ -18,15 +18,20 @@ from tunewright.errors import TunewrightError
 from tunewright.tasks import MODULES
 
 BASES = {"text-generation": "llama", "text-classification": "bert"}
-TRIPLES = [(task, method, target) for task in MODULES for method in PLAIN for target in TARGETS]
+PROMPTS = ("prefix", "prompt", "p-tuning")
+TRIPLES = [
+    *[(task, method, target) for task in MODULES for method in PLAIN for target in TARGETS],
+    *[("text-generation", method, target) for method in VARIANTS if method != "freeze 2"  # there is one layer here
+      for target in ("peft", "merged", "gguf")],
+]  # fmt: skip
 
 
 def refusal(task: str, method: str, target: str) -> str:
     """What the refusal must say; nothing where the export is possible."""
     if target == "peft":
-        own = {"adapter": "PEFT has no bottleneck adapters", **dict.fromkeys(("lora", "peft"), "")}
-        return own.get(method, "its own weights were trained")
-    if method == "adapter" and target != "onnx":
+        kinds = {"adapter": "PEFT has no bottleneck adapters", "lora": "", "peft": ""}
+        return kinds.get(CASES[method]["type"], "its own weights were trained")
+    if method in PROMPTS or (CASES[method]["type"] == "adapter" and target != "onnx"):
         return "cannot be merged"
     return "gguf holds language models" if target == "gguf" and task != "text-generation" else ""
 
@@ -38,7 +43,7 @@ def made(tiny_base: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[[
     @cache
     def make(task: str, method: str) -> Journey:
         base = tiny_base(BASES[task], num_hidden_layers=1)
-        return journey(base, task, PLAIN[method], tmp_path_factory.mktemp("journey"))
+        return journey(base, task, CASES[method], tmp_path_factory.mktemp("journey"))
 
     return make
 
@@ -47,8 +52,7 @@ def made(tiny_base: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[[
 def test_an_export_is_verified_or_refused(task: str, method: str, target: str, made: Any, tmp_path: Path) -> None:
     seen = made(task, method)
     assert seen.refusal is None
-    expected = refusal(task, method, target)
-    if expected:
+    if expected := refusal(task, method, target):
         with pytest.raises(TunewrightError, match=expected):
             export(seen.folder, target, tmp_path / "out")
         assert not list(tmp_path.iterdir())
