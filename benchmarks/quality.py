@@ -22,6 +22,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from benchmarks.workloads import read_jsonl
+
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
@@ -110,13 +112,9 @@ def studies() -> dict[str, Study]:
 TWO: dict[str, Any] = {"full": {"type": "full"}, "lora (rank 16)": {"type": "lora", "rank": 16}}
 
 
-def read(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
 def as_answers(path: Path) -> list[dict[str, str]]:
     """Rows with a label as prompts and completions."""
-    return [{"prompt": f"{row['text']}\n", "completion": row["label"]} for row in read(path)]
+    return [{"prompt": f"{row['text']}\n", "completion": row["label"]} for row in read_jsonl(path)]
 
 
 def minilm() -> str:

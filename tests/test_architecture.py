@@ -100,16 +100,17 @@ def test_a_new_file_is_found(folder: str, found: Any, mark: str) -> None:
 
 OPTIONS = """
 base task output
-data.train data.validation data.test data.format data.columns data.overlength data.max_length data.on_bad_rows
-data.loss_on data.chat_template data.special_tokens
+data.train data.validation data.test data.format data.columns data.labels data.overlength data.max_length
+data.on_bad_rows data.loss_on data.chat_template data.special_tokens
 method.lora.rank method.lora.alpha method.lora.dropout method.lora.targets method.lora.rslora method.lora.dora
 method.lora.init method.lora.plus_ratio method.lora.experts method.lora.train_along
 method.freeze.last method.freeze.first
 method.adapter.variant method.adapter.width
 method.peft.config
 objective.supervised.label_smoothing objective.supervised.class_weights objective.supervised.router_loss
-training.epochs training.max_steps training.learning_rate training.schedule training.warmup training.optimizer
-training.weight_decay training.gradient_clip training.batch training.batch_tokens training.micro_batch_tokens
+training.epochs training.max_steps training.head_first training.learning_rate training.schedule training.warmup
+training.optimizer training.weight_decay training.gradient_clip training.batch training.batch_tokens
+training.micro_batch_tokens
 training.packing training.precision training.activation_checkpointing training.device training.processes training.seed
 training.evaluate_every training.patience training.keep training.ema training.checkpoint_every training.track
 evaluation.before evaluation.samples evaluation.generate evaluation.max_new_tokens evaluation.pattern

@@ -7,10 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import tunewright as tw
-from tests.tiny import completions, labelled
+from tests.tiny import chats, completions, labelled
 from tunewright.errors import DataError, RecipeError
 from tunewright.tasks.text_classification import natural_order
 
@@ -82,6 +83,34 @@ def test_paths_may_be_paths(tiny_base: TinyBase, tmp_path: Path) -> None:
     assert tw.predict(run.folder, []) == []
 
 
+def test_a_data_frame_is_its_rows(tiny_base: TinyBase, tmp_path: Path) -> None:
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame(labelled(12))
+    data = {"train": frame, "validation": 0, "test": {"other": frame[:4]}}
+    run = tw.train(base=tiny_base("bert"), data=data, output=tmp_path / "run", **SHORT)
+    assert (run.info["data"]["train"]["rows"], run.info["data"]["other"]["rows"]) == (12, 4)
+    assert run.recipe.data.train == labelled(12)
+    assert tw.evaluate(run.folder, frame)["rows"] == 12
+    with pytest.raises(DataError, match=r"rows\[1\]"):
+        tw.train(base=tiny_base("bert"), data=pandas.DataFrame({"text": ["a", None], "label": ["b", "c"]}))
+
+
+def test_what_is_no_data_is_named_and_not_printed() -> None:
+    for value, said in ((np.zeros((300, 4)), r"a ndarray of shape \(300, 4\)"), (("word " * 99,), "a tuple")):
+        with pytest.raises(RecipeError, match=rf"data: .*\(given: {said}\)$"):
+            tw.train(base="b", data=value)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"max_new_tokens": 0}, {"temperature": -1.0}, {"temperature": float("nan")}, {"seed": -1}],
+    ids=lambda options: next(iter(options)),
+)
+def test_how_an_answer_is_drawn_is_checked_first(options: dict[str, Any]) -> None:
+    with pytest.raises(RecipeError, match=next(iter(options))):
+        tw.chat("nowhere", "Hello", **options)
+
+
 def test_a_run_can_be_counted_before_it_is_a_base(tiny_base: TinyBase, tmp_path: Path) -> None:
     run = tw.train(base=tiny_base("bert"), data=labelled(12), output=tmp_path / "run", **SHORT)
     recipe = {"base": str(run.folder), "data": "nowhere.jsonl"}
@@ -146,6 +175,33 @@ def test_faults_of_all_sets_come_together(tiny_base: TinyBase, tmp_path: Path) -
     assert sum("'unknown'" in fault for fault in caught.value.faults) == 2
 
 
+def test_rows_with_labels_that_training_never_had_can_be_skipped(tiny_base: TinyBase, tmp_path: Path) -> None:
+    test = [*labelled(3), {"text": "x", "label": "unknown"}, {"text": "y", "label": "else"}, {"text": "z"}]
+    data = {"train": labelled(12), "validation": 0, "test": test}
+    with pytest.raises(DataError, match=r"2 of 5 rows .* class 0, class 1, class 2: mend them, or set") as caught:
+        _train_on(data | {"test": test[:5]}, tiny_base, tmp_path)
+    assert [fault.split(":")[0] for fault in caught.value.faults] == ["rows[3]", "rows[4]"]
+    run = _train_on(data | {"on_bad_rows": "skip"}, tiny_base, tmp_path)
+    assert (run.info["data"]["test"]["rows"], run.info["data"]["test"]["bad_rows"]) == (3, 3)
+    aside = [json.loads(line) for line in (run.folder / "bad_rows" / "test.jsonl").read_text().splitlines()]
+    assert {(line["row"]["text"], line["fault"].split(" ")[0]) for line in aside} == {
+        ("x", "rows[3]:"), ("y", "rows[4]:"), ("z", "rows[5]:"),
+    }  # fmt: skip
+    assert "label 'unknown' is unknown to the model" in {line["fault"].split(": ")[1] for line in aside}
+    samples = {sample["source"] for sample in run.info["evaluation"]["test"]["samples"]}
+    assert samples and samples <= {"rows[0]", "rows[1]", "rows[2]"}
+
+
+def test_a_set_of_which_no_label_is_known_cannot_be_skipped(tiny_base: TinyBase, tmp_path: Path) -> None:
+    data = {"train": labelled(12), "validation": [{"text": "x", "label": "unknown"}], "on_bad_rows": "skip"}
+    with pytest.raises(DataError, match=r"1 of 1 rows .*: mend them\.\n"):
+        _train_on(data, tiny_base, tmp_path)
+
+
+def _train_on(data: dict[str, Any], tiny_base: TinyBase, tmp_path: Path) -> tw.Run:
+    return tw.train(base=tiny_base("bert"), data=data, output=tmp_path / "run", **SHORT)
+
+
 def test_an_adapter_that_others_made_classifies(tiny_base: TinyBase, tmp_path: Path) -> None:
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForSequenceClassification
@@ -179,3 +235,82 @@ def _records(rows: list[dict[str, Any]]) -> list[Any]:
 def test_endless_epochs_are_refused(tiny_base: TinyBase) -> None:
     with pytest.raises(RecipeError, match="epochs"):
         tw.train(base=tiny_base("bert"), data=labelled(8), training={"epochs": float("inf")})
+
+
+STARS = [{"text": f"I give {i % 5} stars", "label": 1 + i % 5} for i in range(20)]
+
+
+@pytest.mark.parametrize(
+    ("labels", "kind", "says"), [("auto", "single_label", True), ("classes", "single_label", False),
+                                 ("numbers", "regression", False)],
+)  # fmt: skip
+def test_stars_are_classes_or_numbers(labels: str, kind: str, says: bool, tiny_base: TinyBase, tmp_path: Path) -> None:
+    data = {"train": STARS, "labels": labels}
+    run = tw.train(base=tiny_base("bert"), data=data, output=tmp_path / "run", **SHORT)
+    assert run.info["kind"] == kind
+    assert says == any("data.labels: numbers" in notice for notice in run.info["notices"])
+    assert tw.evaluate(run.folder, STARS)["rows"] == 20
+
+
+def test_two_classes_are_no_stars(tiny_base: TinyBase, tmp_path: Path) -> None:
+    rows = [{"text": f"text {i}", "label": i % 2} for i in range(12)]
+    run = tw.train(base=tiny_base("bert"), data=rows, output=tmp_path / "run", **SHORT)
+    assert not any("data.labels" in notice for notice in run.info["notices"])
+
+
+def test_classes_that_are_named_by_numbers_are_known_again(tiny_base: TinyBase, tmp_path: Path) -> None:
+    rows = [{"text": f"version {i % 3}", "label": 1 + i % 3 / 2} for i in range(12)]
+    data = {"train": rows, "validation": rows, "labels": "classes"}
+    run = tw.train(base=tiny_base("bert"), data=data, output=tmp_path / "run", **SHORT)
+    assert run.info["labels"] == ["1", "1.5", "2"]
+    (tmp_path / "rows.csv").write_text("text,label\na,1.0\nb,1.5\n")
+    assert tw.evaluate(run.folder, rows)["rows"] == 12
+    assert tw.evaluate(run.folder, str(tmp_path / "rows.csv"))["rows"] == 2
+
+
+def test_a_text_that_cannot_be_read_is_named(tiny_base: TinyBase, tmp_path: Path) -> None:
+    run = tw.train(base=tiny_base("bert"), data=labelled(12), output=tmp_path / "run", **SHORT)
+    with pytest.raises(DataError, match="2 of 3 texts") as caught:
+        tw.predict(run.folder, ["fine", None, "\ud800"])  # type: ignore[list-item]
+    assert [fault.split(" ")[0] for fault in caught.value.faults] == ["texts[1]", "texts[2]"]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "fault"),
+    [
+        (None, "the prompt is None: give a text, or a list of messages"),
+        ("\ud800", "the prompt holds half of a character"),
+        ([{"role": "user", "content": "\ud800"}], r"messages\[0\] holds half of a character"),
+        ([{"content": "Hi"}], r"messages\[0\].role is None"),
+    ],
+)
+def test_a_prompt_that_cannot_be_answered_says_why(prompt: Any, fault: str, tiny_base: TinyBase) -> None:
+    for base in (tiny_base("llama"), tiny_base("gpt2")):
+        with pytest.raises(DataError, match=fault):
+            tw.chat(base, prompt, max_new_tokens=1)
+    with pytest.raises(DataError, match="holds half of a character"):
+        tw.chat(base, "Hi", tools=[{"name": "\ud800"}], max_new_tokens=1)
+
+
+def test_half_a_character_in_rows_from_python_is_a_fault(tiny_base: TinyBase, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"rows\[12\]: holds half of a character"):
+        _train_on({"train": [*labelled(12), {"text": "\ud800", "label": "class 1"}]}, tiny_base, tmp_path)
+
+
+def test_an_empty_text_is_a_fault_where_a_model_cannot_be_fed_it(tiny_base: TinyBase, tmp_path: Path) -> None:
+    rows = {"train": [*labelled(12), {"text": "", "label": "class 1"}], "validation": 0}
+    classify = {"task": "text-classification", **SHORT}
+    with pytest.raises(DataError, match=r"rows\[12\]: text is empty"):
+        tw.train(base=tiny_base("gpt2"), data=rows, output=tmp_path / "decoder", **classify)
+    run = tw.train(base=tiny_base("bert"), data=rows, output=tmp_path / "encoder", **classify)
+    assert len(tw.predict(run.folder, ["", "fox"])) == 2
+    skipping = tw.train(base=tiny_base("gpt2"), data={**rows, "on_bad_rows": "skip"}, output=tmp_path / "s", **classify)
+    with pytest.raises(DataError, match="text 1: text is empty"):
+        tw.predict(skipping.folder, ["", "fox"])
+
+
+def test_a_set_of_which_nothing_can_be_rendered_cannot_be_skipped(tiny_base: TinyBase, tmp_path: Path) -> None:
+    test = [{"messages": [{"role": "assistant", "content": "an answer to nothing"}]}]
+    data = {"train": chats(6), "validation": 0, "test": test, "on_bad_rows": "skip"}
+    with pytest.raises(DataError, match="none of 1 rows can be rendered: mend them"):
+        tw.train(base=tiny_base("llama"), data=data, output=tmp_path / "run", **SHORT)

@@ -4,30 +4,35 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import peft  # noqa: F401 - it looks for bitsandbytes when it is first imported, which a test hides
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import LlamaForCausalLM
 
 import tunewright as tw
 from tests.contracts.journeys import close, logits
 from tests.runs import recipe, stop_at
-from tests.tiny import completions, labelled, make_base
+from tests.tiny import chats, completions, labelled, make_base
 from tunewright.errors import (
     BaseModelError,
     CheckpointError,
     DataError,
     MethodError,
+    MissingExtra,
     OutputError,
     RecipeError,
     TunewrightError,
 )
 
 CLASSIFICATION = "text-classification"
+ANSWER_TO_NOTHING = {"messages": [{"role": "assistant", "content": "Yes."}]}
 
 
 @pytest.mark.parametrize("method", ["lora", "full", "adapter"])
@@ -50,7 +55,7 @@ def test_a_run_leaves_what_it_promises(method: str, task: str, kind: str, tiny_b
 
 
 def test_the_model_that_is_measured_is_the_one_that_is_saved(tiny_base: Any, tmp_path: Path) -> None:
-    run = tw.train(recipe(tiny_base("bert"), tmp_path / "run", task=CLASSIFICATION, evaluation={"samples": 0}))
+    run = tw.train(recipe(tiny_base("bert"), tmp_path / "run", task=CLASSIFICATION, evaluation={"generate": 0}))
     again = tw.evaluate(run.folder, run.recipe.data.validation)
     before = run.info["evaluation"]["validation"]["after"]["metrics"]
     assert again["scores"]["metrics"] == before
@@ -133,17 +138,40 @@ def test_a_padded_row_is_predicted_as_alone(tiny_base: Any, tmp_path: Path) -> N
         (MethodError, {"method": {"type": "lora", "targets": ["nothing"]}}, "matches no layer"),
         (MethodError, {"method": {"type": "freeze", "last": 9}}, "3 blocks"),
         (MethodError, {"method": {"type": "peft", "config": {"peft_type": "LORRA"}}}, "LORA"),
+        (RecipeError, {"evaluation": {"pattern": "#### (.+)"}, "data": {"test": completions(2)}}, "finds nothing"),
+        (RecipeError, {"evaluation": {"pattern": "a", "generate": 0}}, "evaluation.generate"),
+        (
+            DataError,
+            {"data": {"train": chats(8), "test": [ANSWER_TO_NOTHING], "on_bad_rows": "skip"}},
+            "can be rendered",
+        ),
+        (RecipeError, {"base": "bloom", "method": "full", "training": {"packing": True}}, "keep packed rows apart"),
+        (BaseModelError, {"training": {"activation_checkpointing": True}}, "recompute"),
+        (MissingExtra, {"training": {"optimizer": "adamw8bit"}}, r"tunewright\[bnb\]"),
+        (MissingExtra, {"training": {"track": ["tensorboard"]}}, r"tunewright\[track\]"),
     ],
 )
 def test_a_bad_recipe_leaves_nothing_behind(
-    error: Any, changes: Any, match: str, tiny_base: Any, tmp_path: Path
+    error: Any, changes: Any, match: str, tiny_base: Any, tmp_path: Path, monkeypatch: Any
 ) -> None:
+    monkeypatch.setattr(LlamaForCausalLM, "supports_gradient_checkpointing", False)
+    for module in ("bitsandbytes.optim", "torch.utils.tensorboard"):
+        monkeypatch.setitem(sys.modules, module, None)
     changes = dict(changes)
+    if changes.get("base") == "bloom":
+        changes["base"] = tiny_base("bloom")
     base, task = changes.pop("base", tiny_base("llama")), changes.pop("task", "text-generation")
     data = {"train": completions(8), "validation": 0, **changes.pop("data", {})}
     with pytest.raises(error, match=match):
         tw.train(recipe(base, tmp_path / "run", **changes, data=data).model_copy(update={"task": task}))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_of_the_users_stays_where_a_recipe_is_refused(tiny_base: Any, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    with pytest.raises(RecipeError):
+        tw.train(recipe(tiny_base("bloom"), tmp_path / "run", method="full", training={"packing": True}))
+    assert not list((tmp_path / "run").iterdir())
 
 
 def test_a_start_that_was_merged_in_vain_is_removed(tiny_base: Any, tmp_path: Path) -> None:

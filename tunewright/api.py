@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, Field
+
 from tunewright.artifacts.export import export as write_export
 from tunewright.artifacts.load import infer_task, load, shape_of
 from tunewright.artifacts.questions import HeldOut
 from tunewright.data.config import DataConfig, Location
 from tunewright.data.kinds import Conversation
+from tunewright.data.messages import check_prompt
 from tunewright.data.records import load_records
+from tunewright.data.texts import HALF, check_texts, is_whole
 from tunewright.engine.device import pick_device
 from tunewright.engine.job import Watcher
 from tunewright.errors import BaseModelError, DataError, TunewrightError
@@ -26,6 +31,14 @@ from tunewright.prepare import read_rows
 from tunewright.recipe import Recipe, checked, make_recipe
 from tunewright.tasks import task_class
 from tunewright.tasks.base import Model
+
+
+class Sampling(BaseModel):
+    """How an answer is drawn. `temperature` 0 takes the likeliest token."""
+
+    max_new_tokens: int = Field(ge=1)
+    temperature: float = Field(ge=0, allow_inf_nan=False)
+    seed: int = Field(ge=0)
 
 
 def train(recipe: Recipe | dict[str, Any] | None = None, *, watchers: Sequence[Watcher] = (), **fields: Any) -> Run:
@@ -65,13 +78,14 @@ def predict(
     Returns, for each text: {"text", "label", "probabilities"}, or {"text", "labels", "probabilities"} for several
     labels, or {"text", "value"} for a regression; with "truncated": True where the text did not fit.
 
-    Raises BaseModelError where the model is no classifier.
+    Raises BaseModelError where the model is no classifier, DataError that names each text that cannot be read.
     """
     texts = [texts] if isinstance(texts, str) else list(texts)
     model = _loaded(where, device)
     if not texts:
         return []
     classify = capability(model, "classify", "predict classifies. To ask a language model use: tunewright chat")
+    check_texts(texts)
     predictions, truncated = classify(model, texts)
     cut = {int(source.split()[-1]) - 1 for source in truncated}
     labels = getattr(model.task, "labels", [])
@@ -100,16 +114,16 @@ def chat(
     Args:
         tools: JSON schemas of functions, given to the chat template.
 
-    Raises BaseModelError where the model does not generate.
+    Raises:
+        RecipeError: an option is out of its range.
+        BaseModelError: the model does not generate.
+        DataError: the prompt is none that it could be given.
     """
+    sampling = checked(Sampling, {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed})
     model = _loaded(where, device)
     generate = capability(model, "generate", "chat is for language models. To classify use: tunewright predict")
-    question: Any = prompt
-    if model.chats or not isinstance(prompt, str):
-        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-        question = Conversation(messages, tools, "prompt")
-    options = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed, "streamer": streamer}
-    return generate(model, [question], **options)[0].text
+    question = _question(prompt, tools, model.chats)
+    return generate(model, [question], **sampling.model_dump(), streamer=streamer)[0].text
 
 
 def evaluate(
@@ -128,6 +142,7 @@ def evaluate(
     Args:
         max_length: the longest row in tokens; by default that of the run's recipe, else the model's context.
     """
+    data = _plain(data)
     model = replace(_loaded(where, device))  # a copy: what these rows decide is not to stay with the caller's model
     reading = {"columns": columns or {}, "format": format, "overlength": overlength, "max_length": max_length}
     config = checked(DataConfig, {"train": data, **reading})
@@ -216,6 +231,18 @@ def _loaded(where: str | Path | Model, device: str) -> Model:
     return where if isinstance(where, Model) else load(where, str(pick_device(device)))
 
 
+def _question(prompt: Any, tools: Any, chats: bool) -> str | Conversation:
+    """The prompt as the model saw prompts in training. Raises DataError where that cannot be."""
+    if not isinstance(prompt, str | list):
+        raise DataError(f"the prompt is {prompt!r:.80}: give a text, or a list of messages.")
+    if not is_whole([prompt if isinstance(prompt, str) else None, tools]):  # of messages it is said in which it is
+        raise DataError(f"the prompt {HALF}: mend it.")
+    if isinstance(prompt, str) and not chats:
+        return prompt
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    return Conversation(check_prompt(messages), tools, "prompt")
+
+
 def _answered(kind: str, labels: Sequence[str], output_C: Any) -> dict[str, Any]:
     if kind == "regression":
         return {"value": float(output_C[0])}
@@ -240,10 +267,16 @@ def _shape_of_task(recipe: Recipe) -> tuple[Any, list[str]]:
 
 
 def _plain(value: Any) -> Any:
-    """Configuration objects and paths as a document, with only what was set, so that one parser sees all recipes."""
+    """Configuration objects, paths and pandas' DataFrames as a document, so that one parser sees all recipes.
+
+    Of a configuration only what was set, of a DataFrame its rows.
+    """
     if hasattr(value, "model_dump"):
         typed = {"type": value.type} if hasattr(value, "type") else {}
         return {**typed, **value.model_dump(exclude_unset=True)}
     if isinstance(value, dict):
         return {name: _plain(inner) for name, inner in value.items()}
+    pandas = sys.modules.get("pandas")  # whoever has a DataFrame has imported it
+    if pandas and isinstance(value, pandas.DataFrame):
+        return value.to_dict("records")
     return fspath(value) if isinstance(value, PathLike) else value

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -79,11 +79,21 @@ class Record:
         if self.first:
             _write_json(self.folder / INFO, {**self.info, **values})
 
-    def end(self, status: str, error: str | None = None) -> None:
-        """Note how the run ended, and make the report of what there is."""
+    def end(self, status: str, error: str | None, spent: Mapping[str, float]) -> None:
+        """Note how the run, or this part of it, ended; add up the seconds; and make the report of what there is."""
         if self.first:
-            self.update(status=status, finished=_now(), error=error)
+            timings = self.info.get("timings", {})
+            timings |= {name: round(timings.get(name, 0.0) + seconds, 2) for name, seconds in spent.items()}
+            self.update(status=status, finished=_now(), error=error, timings=timings)
             write_report(self.folder)
+
+    def break_off(self, error: BaseException, spent: Mapping[str, float]) -> None:
+        """Note what ended the run too early: `stopped` by the user, or `failed`."""
+        with suppress(OutputError):  # a full disk takes no last words either
+            if isinstance(error, KeyboardInterrupt):
+                self.end("stopped", None, spent)
+            else:
+                self.end("failed", str(error) or type(error).__name__, spent)
 
 
 def refuse_used(folder: Path) -> None:

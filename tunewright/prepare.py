@@ -14,10 +14,12 @@ from typing import Any
 from tunewright.artifacts.load import infer_task, load_start
 from tunewright.data.batches import Example
 from tunewright.data.config import DataConfig
+from tunewright.data.labels import may_be_numbers
 from tunewright.data.records import Labelled, Records, load_records, split_validation
 from tunewright.engine.config import TrainingConfig
 from tunewright.engine.device import auto_batch, auto_learning_rate, pick_device, pick_precision
 from tunewright.errors import DataError, MethodError, RecipeError
+from tunewright.evaluation.evaluate import refuse_idle_pattern
 from tunewright.methods.base import Method, parameter_count
 from tunewright.objectives.supervised import Supervised, class_weights
 from tunewright.recipe import Recipe
@@ -81,6 +83,9 @@ def choose_task(recipe: Recipe, rows: Records) -> tuple[Task, list[str]]:
             f"task: {name} reads {' or '.join(chosen.data_kinds)} rows, and these are {rows.kind} rows. "
             "Change task, or say with data.format and data.columns how the rows are meant."
         )
+    labels = [r.label for r in rows.records if isinstance(r, Labelled) and isinstance(r.label, str)]
+    if recipe.data.labels == "auto" and may_be_numbers(labels):
+        notices.append("Labels: whole numbers are read as classes. To regress on them set data.labels: numbers.")
     return (chosen.from_records(rows.records) if hasattr(chosen, "from_records") else chosen()), notices
 
 
@@ -136,21 +141,21 @@ def prepare(recipe: Recipe, start: Path, rank: int = 0) -> Prepared:
     _weigh_classes(recipe, task, encoded["train"].examples)
     if model.new_tokens and not recipe.method.trains_new_tokens:
         raise MethodError(f"data.special_tokens do not train with method: {recipe.method.type}. Use lora or full.")
+    _refuse_weightless(encoded)
     _teach_to_end(model, recipe.method)
-    if not any(e.trained for e in encoded["train"].examples):
-        raise DataError("Every training row has weight 0, so there is nothing to learn.")
     total = parameter_count(model.module)
     recipe.method.attach(model, training.seed)
     decided = decide(training, recipe.method, model, len(encoded["train"].examples), bool(rows.validation))
     if rows.validation and not rows.tests:
         notices.append("There is no test set: figures are on the validation rows, which also choose the weights.")
-    recipe = recipe.model_copy(
-        update={
-            "task": task.name,
-            "training": decided.model_copy(update={"device": str(device), "precision": precision}),
-        }
-    )
-    return Prepared(recipe, model, rows, encoded, total, device, precision, [*notices, *rows.notices, *model.notices])
+    chosen = device.type if training.device == "auto" else training.device  # each process picks its own of several
+    decided = decided.model_copy(update={"device": chosen, "precision": precision})
+    recipe = recipe.model_copy(update={"task": task.name, "training": decided})
+    notices += [*rows.notices, *model.notices]
+    prepared = Prepared(recipe, model, rows, encoded, total, device, precision, notices)
+    for name in prepared.evaluation_sets():
+        refuse_idle_pattern(model, prepared.examples(name), rows.sets()[name].records, recipe.evaluation)
+    return prepared
 
 
 def _teach_to_end(model: Model, method: Method) -> None:
@@ -215,7 +220,7 @@ def describe_data(prepared: Prepared) -> dict[str, Any]:
     return {
         name: {
             "location": records.location,
-            "rows": len(records.records),
+            "rows": len(records.records) - len(prepared.encoded[name].faults),
             "sha256": records.sha256,
             "kind": records.kind,
             "bad_rows": len(records.bad_rows) + len(prepared.encoded[name].faults),
@@ -283,8 +288,10 @@ def _names(label: Any) -> list[str]:
 
 def _refuse_idle(recipe: Recipe, model: Model) -> None:
     """Options that would have no effect on this model and these rows."""
-    if recipe.evaluation.pattern is not None and not hasattr(model.task, "generate"):
-        raise RecipeError("evaluation.pattern is for models that generate. Leave it out.")
+    if recipe.evaluation.pattern is not None and not (hasattr(model.task, "generate") and recipe.evaluation.generate):
+        raise RecipeError(
+            "evaluation.pattern is for answers that are generated, evaluation.generate of them. Leave it out."
+        )
     objective = recipe.objective
     if not isinstance(objective, Supervised):
         return
@@ -292,6 +299,12 @@ def _refuse_idle(recipe: Recipe, model: Model) -> None:
         raise RecipeError("objective.router_loss is for language models that are mixtures of experts. Leave it out.")
     if objective.label_smoothing and getattr(model.task, "kind", "") == "regression":
         raise RecipeError("objective.label_smoothing is for classes, and these labels are numbers. Leave it out.")
+
+
+def _refuse_weightless(encoded: Mapping[str, Encoded]) -> None:
+    for name, found in encoded.items():
+        if not any(e.trained for e in found.examples):
+            raise DataError(f"Every row of {name} is skipped or has weight 0: there is nothing to learn or to measure.")
 
 
 def _weigh_classes(recipe: Recipe, task: Task, examples: Sequence[Example]) -> None:

@@ -29,7 +29,21 @@ else:
     TaskName = Literal[("auto", *MODULES)]
 
 
+LONGEST_VALUE = 100  # characters that an error repeats
+
 Checked = TypeVar("Checked", bound=BaseModel)
+
+ROWS = ("data.train", "data.validation", "data.test")
+CHANGING = (
+    "training.device",
+    "training.precision",
+    "training.processes",
+    "training.micro_batch_tokens",
+    "training.activation_checkpointing",
+    "training.track",
+    "output",
+)
+"""Where and how a run computes, which may change on its way."""
 
 
 class Recipe(BaseModel):
@@ -84,6 +98,27 @@ def checked(kind: type[Checked], document: Mapping[str, Any]) -> Checked:
         faults = [_explain(fault) for fault in error.errors()]
         said = "\n".join(f"  {fault}" for fault in dict.fromkeys(faults))
         raise RecipeError(f"The {'recipe' if kind is Recipe else 'options'} cannot be used:\n{said}") from error
+
+
+def leaves(document: Any, path: str = "") -> dict[str, Any]:
+    """The values of a document by their paths, as a user writes them: {"training.epochs": 3.0, …}."""
+    if not isinstance(document, dict):
+        return {path: document}
+    inner = (leaves(value, f"{path}.{key}" if path else key) for key, value in document.items())
+    return {name: value for found in inner for name, value in found.items()}
+
+
+def lasting(recipe: Recipe) -> dict[str, Any]:
+    """What a run keeps from its start to its end, by path. Its rows are known by their hashes, wherever they lie."""
+    found = leaves(recipe.model_dump(mode="json"))
+    places = {path for path in found if path.startswith(ROWS) and not isinstance(found[path], float)}
+    return {path: value for path, value in found.items() if path not in places.union(CHANGING)}
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """The names whose value now is not the one that a run began with, in words."""
+    names = [name for name in {**before, **now} if now.get(name) != before.get(name)]
+    return [f"{name}: {now.get(name)}, but the run began with {before.get(name)}" for name in names]
 
 
 def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -167,11 +202,18 @@ def _explain(fault: Any) -> str:
     if fault["type"] == "union_tag_invalid":
         return f"{where}: {fault['ctx']['tag']} is unknown. {_nearest(fault['ctx']['tag'], list(METHODS))}"
     message = fault["msg"].removeprefix("Value error, ")
-    return (
-        f"{where}: {message} (given: {fault['input']!r})"
-        if not isinstance(fault["input"], dict)
-        else f"{where}: {message}"
-    )
+    return f"{where}: {message}{_given(fault['input'])}"
+
+
+def _given(value: Any) -> str:
+    """What a user gave, as long as it is short; of anything else its type, and its shape if it has one."""
+    if isinstance(value, dict):
+        return ""
+    said = repr(value)
+    if len(said) > LONGEST_VALUE or "\n" in said:
+        shape = getattr(value, "shape", None)
+        said = f"a {type(value).__name__}{f' of shape {tuple(shape)}' if shape else ''}"
+    return f" (given: {said})"
 
 
 def _unknown_key(path: list[str], chosen: str | None) -> str:

@@ -6,24 +6,25 @@ import platform
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from tunewright.artifacts.save import save
-from tunewright.engine.device import computing
+from tunewright.artifacts.start import Start, keep_adapter
+from tunewright.engine.device import computing, micro_batch_tokens
 from tunewright.engine.job import Job, Watcher
-from tunewright.engine.loop import Outcome
+from tunewright.engine.loop import Outcome, Step, ready
 from tunewright.engine.loop import train as run_loop
 from tunewright.engine.processes import Processes, join
 from tunewright.engine.track import tracker
-from tunewright.errors import DataError, OutputError
+from tunewright.errors import DataError, OutputError, RecipeError
 from tunewright.evaluation.evaluate import evaluate
-from tunewright.folder import INFO, LOCK, Record, Run, occupied, refuse_used
+from tunewright.folder import INFO, LOCK, RECIPE, Record, Run, occupied, refuse_used
+from tunewright.head_first import refuse_idle, train_head
 from tunewright.methods.base import trained_count, trained_groups
 from tunewright.prepare import Prepared, describe_data, prepare, preview, write_bad_rows
-from tunewright.recipe import Recipe
+from tunewright.recipe import Recipe, differences, lasting
 
 PACKAGES = ("tunewright", "torch", "transformers", "peft", "tokenizers", "numpy")
 
@@ -32,7 +33,8 @@ def execute(recipe: Recipe, folder: Path, watchers: Sequence[Watcher] = (), resu
     """Run a recipe in this process (one of several where torchrun started it), from the start or the last checkpoint.
 
     Raises:
-        TunewrightError: what the user can mend; run.json then says `failed`, and nothing else was begun.
+        TunewrightError: what the user can mend. Where the recipe is refused, nothing was begun or changed; where the
+            training failed, run.json says `failed`.
         Interrupted: stopped by the user with a checkpoint; run.json says `stopped`.
     """
     processes = join()
@@ -40,40 +42,38 @@ def execute(recipe: Recipe, folder: Path, watchers: Sequence[Watcher] = (), resu
         refuse_used(folder)
     new = not folder.exists()
     with occupied(folder, processes):
-        prepared = _prepare(recipe, folder, processes, new)
         record = Record(folder, processes.first)
+        prepared, step = _prepare(recipe, record, processes, resume, new)
         if resume:
-            _refuse_changes(prepared, record.info)
-            record.update(status="running", error=None)
+            _go_on(prepared, record)
         else:
             record.begin(prepared.recipe, describe(prepared))
             if processes.first:
                 write_bad_rows(prepared, folder / "bad_rows")
+        began = time.perf_counter(), time.process_time()
         try:
-            _train(prepared, record, watchers, processes, resume)
+            _train(prepared, step, record, watchers)
         except BaseException as error:
-            status = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
-            with suppress(OutputError):  # a full disk takes no last words either
-                record.end(status, str(error) or type(error).__name__)
+            record.break_off(error, _since(began))
             if isinstance(error, OSError):
                 raise OutputError(f"{folder} cannot be written to: {error}. Mend that and resume.") from error
             raise
-        record.end("finished")
+        record.end("finished", None, _since(began))
     return Run(folder)
 
 
-def _prepare(recipe: Recipe, folder: Path, processes: Processes, new: bool) -> Prepared:
+def _prepare(recipe: Recipe, record: Record, processes: Processes, resume: bool, new: bool) -> tuple[Prepared, Step]:
     """The first process before the others, which find what it wrote of the start. Leaves nothing behind if it fails.
 
     Args:
         new: the folder was made for this run, and not by the user.
     """
-    start = folder / "start" / "base"
+    folder = record.folder
     if not processes.first:
         processes.wait()
-        return prepare(recipe, start, processes.rank)
+        return _ready(recipe, record, processes, resume)
     try:
-        prepared = prepare(recipe, start)
+        made = _ready(recipe, record, processes, resume)
     except BaseException:
         if not (folder / INFO).exists():
             shutil.rmtree(folder / "start", ignore_errors=True)
@@ -82,37 +82,54 @@ def _prepare(recipe: Recipe, folder: Path, processes: Processes, new: bool) -> P
                 folder.rmdir()
         raise
     processes.wait()
-    return prepared
+    return made
 
 
-def _train(prepared: Prepared, record: Record, watchers: Sequence[Watcher], processes: Processes, resume: bool) -> None:
-    recipe = prepared.recipe
-    began = time.perf_counter(), time.process_time()
-    for watcher in watchers if processes.first else ():
-        watcher({"started": record.info})
-    if recipe.evaluation.before and processes.first and not resume:
-        record.update(evaluation=measure(prepared, {}, "before"))
-    tracked = recipe.training.track if processes.first else []
-    trackers = [tracker(name, record.folder, recipe.model_dump(mode="json")) for name in tracked]
+def _ready(recipe: Recipe, record: Record, processes: Processes, resume: bool) -> tuple[Prepared, Step]:
+    """All that is read, checked and loaded before the first step. Whatever refuses the recipe does it here."""
+    if resume:
+        _refuse_other_recipe(recipe, record)
+    prepared = prepare(recipe, record.folder / "start" / "base", processes.rank)
+    if resume:
+        _refuse_other_rows(prepared, record.info)
     job = Job(
         model=prepared.model,
-        method=recipe.method,
-        objective=recipe.objective,
-        config=recipe.training,
+        method=prepared.recipe.method,
+        objective=prepared.recipe.objective,
+        config=prepared.recipe.training,
         train=prepared.examples("train"),
         validation=prepared.examples("validation"),
         folder=record.folder,
         device=prepared.device,
         precision=prepared.precision,
         processes=processes,
-        watchers=[*watchers, *trackers],
     )
-    outcome = run_loop(job, resume)
-    if processes.first:
-        _finish(prepared, outcome, record, began)
+    if job.config.head_first:
+        refuse_idle(job)
+    return prepared, ready(job, resume)
 
 
-def _finish(prepared: Prepared, outcome: Outcome, record: Record, began: tuple[float, float]) -> None:
+def _train(prepared: Prepared, step: Step, record: Record, watchers: Sequence[Watcher]) -> None:
+    recipe, first = prepared.recipe, record.first
+    for watcher in watchers if first else ():
+        watcher({"started": record.info})
+    if recipe.evaluation.before and first and step.state.step == 0:
+        record.update(evaluation=measure(prepared, {}, "before"))
+    step.job.watchers = watchers
+    start = Start(record.folder / "start", record.folder / "model", prepared.model.base, prepared.model.new)
+    if first:
+        keep_adapter(prepared.model, start.folder)
+    if recipe.training.head_first and step.state.step == 0:
+        step = train_head(step.job, start)
+    tracked = recipe.training.track if first else []
+    trackers = [tracker(name, record.folder, recipe.model_dump(mode="json")) for name in tracked]
+    step.job.watchers = [*watchers, *trackers]
+    outcome = run_loop(step)
+    if first:
+        _finish(prepared, outcome, record)
+
+
+def _finish(prepared: Prepared, outcome: Outcome, record: Record) -> None:
     save(prepared.model, prepared.recipe.method, record.folder / "model")
     record.update(
         steps=outcome.steps,
@@ -120,11 +137,11 @@ def _finish(prepared: Prepared, outcome: Outcome, record: Record, began: tuple[f
         best=outcome.best,
         notices=[*record.info["notices"], *outcome.notices],
         evaluation=measure(prepared, record.info.get("evaluation", {}), "after"),
-        timings={
-            "seconds": round(time.perf_counter() - began[0], 2),
-            "cpu_seconds": round(time.process_time() - began[1], 2),
-        },
     )
+
+
+def _since(began: tuple[float, float]) -> dict[str, float]:
+    return {"seconds": time.perf_counter() - began[0], "cpu_seconds": time.process_time() - began[1]}
 
 
 def measure(prepared: Prepared, found: Mapping[str, Any], when: str) -> dict[str, Any]:
@@ -155,10 +172,11 @@ def describe(prepared: Prepared) -> dict[str, Any]:
         "kind": getattr(model.task, "kind", None),
         "labels": getattr(model.task, "labels", None),
         "base": model.base,
+        "new": list(model.new),
         "method": recipe.method.model_dump(mode="json"),
         "objective": recipe.objective.model_dump(mode="json"),
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
-        "machine": _machine(prepared),
+        "recipe": lasting(recipe),
+        **_place(prepared),
         "parameters": {
             "total": prepared.total,
             "trained": trained,
@@ -172,7 +190,23 @@ def describe(prepared: Prepared) -> dict[str, Any]:
     }
 
 
-def _refuse_changes(prepared: Prepared, info: Mapping[str, Any]) -> None:
+def _go_on(prepared: Prepared, record: Record) -> None:
+    """Say that the run is under way again, and whether elsewhere."""
+    info, place = record.info, _place(prepared)
+    changed = differences(*({**found["versions"], **found["machine"]} for found in (info, place)))
+    notice = f"Resumed elsewhere, so that weights can differ by rounding ({'; '.join(changed)})."
+    notices = [*info["notices"], *([notice] if changed else [])]
+    record.update(status="running", finished=None, error=None, notices=notices, **place)
+
+
+def _refuse_other_recipe(recipe: Recipe, record: Record) -> None:
+    """A run goes on with the recipe that it began with. Raises RecipeError that names what differs."""
+    if changed := differences(record.info["recipe"], lasting(recipe)):
+        lines = "\n  ".join([f"Put these back in {record.folder / RECIPE}, or start a new run:", *changed])
+        raise RecipeError(f"A run goes on as it began. {lines}")
+
+
+def _refuse_other_rows(prepared: Prepared, info: Mapping[str, Any]) -> None:
     """A run goes on only with the data it began with. Raises DataError that names what differs."""
     for name, now in describe_data(prepared).items():
         before = info["data"].get(name, {})
@@ -182,16 +216,22 @@ def _refuse_changes(prepared: Prepared, info: Mapping[str, Any]) -> None:
             )
 
 
-def _machine(prepared: Prepared) -> dict[str, Any]:
+def _place(prepared: Prepared) -> dict[str, dict[str, Any]]:
+    """With what and where a run computes: on the same, it resumes bit for bit."""
     import torch
 
-    return {
+    device, training = prepared.device, prepared.recipe.training
+    machine = {
         "processor": _processor(),
         "threads": torch.get_num_threads(),
-        "device": str(prepared.device),
+        "device": str(device),
+        **({"accelerator": torch.cuda.get_device_name(device)} if device.type == "cuda" else {}),
         "precision": prepared.precision,
-        "processes": prepared.recipe.training.processes,
+        "processes": training.processes,
+        "micro_batch_tokens": micro_batch_tokens(training, device),
     }
+    versions = {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+    return {"versions": versions, "machine": machine}
 
 
 def _processor() -> str:

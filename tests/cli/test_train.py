@@ -141,7 +141,7 @@ def test_resume_needs_a_run(invoke: Invoke, arguments: list[str], words: str) ->
 def test_resume_refuses_a_changed_recipe(invoke: Invoke, classifier: Path) -> None:
     done = invoke("train", "--resume", "--output", classifier, "training.epochs=9", "--method", "head")
     assert done.exit_code == 2
-    assert "training.epochs: 9.0, but the run has 3.0" in done.stderr and "method.type: head" in done.stderr
+    assert "training.epochs: 9.0, but the run began with 3.0" in done.stderr and "method.type: head" in done.stderr
 
 
 @pytest.mark.parametrize("checkpoint", [True, False])

@@ -59,6 +59,7 @@ def test_predict_from_files_and_stdin(predicted: Any) -> None:
         (["--file", "empty.txt"], "holds no texts"),
         (["--file", "latin.txt"], "cannot be read as UTF-8"),
         (["--file", "a.jsonl"], "a.jsonl:1: no text in column 'text'; columns are review"),
+        (["--file", "blank.csv"], "blank.csv:3: no text in column 'text'"),
         (["--file", "a.xyz"], "unknown kind"),
         (["text", "--device", "nonsense"], "nonsense is no device"),
     ],
@@ -67,6 +68,7 @@ def test_what_cannot_be_predicted(invoke: Invoke, classifier: Path, arguments: l
     Path("empty.txt").write_text("\n\n")
     Path("latin.txt").write_bytes("caf\xe9".encode("latin-1"))
     Path("a.xyz").write_text("x")
+    Path("blank.csv").write_text("text,other\ngood,1\n ,2\n")
     write_jsonl(Path("a.jsonl"), [{"review": "good"}])
     done = invoke("predict", classifier, *arguments)
     assert done.exit_code == 2 and words in done.stderr and "Traceback" not in done.stderr
@@ -158,6 +160,9 @@ def test_an_export_that_is_another_model_fails(invoke: Invoke, talker: Path, mon
     [
         (["out", "--to", "gguff"], "gguff is no export target"),
         (["used", "--to", "merged"], "used is not empty"),
+        (["used/file", "--to", "merged"], "used/file is no folder that can be written to"),
+        (["used/file/out", "--to", "merged"], "used/file is no folder that can be written to"),
+        (["/proc/out", "--to", "merged"], "/proc/out"),
         (["out"], "Missing option '--to'"),
     ],
 )
@@ -200,6 +205,12 @@ def test_a_conversation_is_kept_until_reset(invoke: Invoke, talker: Path, asked:
 def test_a_completer_is_given_the_raw_text(invoke: Invoke, completer: Path, asked: list[Any]) -> None:
     done = invoke("chat", completer, input="After 1 comes\nAfter 2 comes\n")
     assert asked == ["After 1 comes", "After 2 comes"] and "continued as it stands" in done.stderr
+
+
+@pytest.mark.parametrize("option", [("--max-new-tokens", 0), ("--temperature", -1), ("--temperature", "nan")])
+def test_chat_refuses_options_out_of_range(invoke: Invoke, talker: Path, option: tuple[str, Any]) -> None:
+    done = invoke("chat", talker, "Which of 3?", *option)
+    assert done.exit_code == 2 and option[0].strip("-").split("-")[0] in done.stderr
 
 
 def test_chat_needs_a_language_model_and_a_question(invoke: Invoke, classifier: Path, talker: Path) -> None:

@@ -6,6 +6,12 @@ Starting processes costs ten seconds, so each test looks at several things.
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,25 +19,31 @@ import pytest
 from safetensors.torch import load_file
 
 import tunewright as tw
-from tests.runs import recipe
+from tests.runs import recipe, stop_at
 from tests.tiny import completions
-from tunewright.errors import TunewrightError
+from tunewright.engine import checkpoint
+from tunewright.errors import DataError, TrainingDiverged
 
 
 def test_two_processes_equal_one(tiny_base: Any, tmp_path: Path) -> None:
     """A batch of three, so that one has more rows; forward passes of a row or two; a start to be written once."""
     dora = {"type": "lora", "rank": 2, "dora": True}
     before = tw.train(recipe(tiny_base("llama"), tmp_path / "before", method=dora, training={"epochs": 1}))
+    seen: dict[int, list[Any]] = {1: [], 2: []}
     one, two = (
         tw.train(
             recipe(
                 str(before.folder), tmp_path / str(processes),
                 training={"epochs": 1, "micro_batch_tokens": 20, "ema": 0.5, "processes": processes},
-            )
+            ),
+            watchers=[seen[processes].append],
         )
         for processes in (1, 2)
     )  # fmt: skip
     assert two.info["status"] == "finished"
+    assert [(line.keys(), line.get("step")) for line in seen[2]] == [
+        (line.keys(), line.get("step")) for line in seen[1]
+    ]
     same_metrics(one, two)
     same_weights(one, two)
 
@@ -56,14 +68,94 @@ def test_one_process_goes_on_as_two_of_which_one_has_no_rows(tiny_base: Any, tmp
     same_weights(one, two)
 
 
-def test_a_fault_in_the_processes_is_said(tiny_base: Any, tmp_path: Path, capfd: Any) -> None:
-    changes = {
-        "data": {"train": completions(8), "max_length": 4, "validation": 0},
-        "training": {"processes": 2},
-    }
-    with pytest.raises(TunewrightError, match="2 processes"):
-        tw.train(recipe(tiny_base("llama"), tmp_path / "run", **changes))
-    assert "longer than 4 tokens" in capfd.readouterr().err
+def test_a_refusal_of_the_processes_is_that_of_one(tiny_base: Any, tmp_path: Path, capfd: Any) -> None:
+    said = []
+    for processes in (1, 2):
+        changes = {
+            "data": {"train": completions(8), "max_length": 4, "validation": 0},
+            "training": {"processes": processes},
+        }
+        with pytest.raises(DataError) as raised:
+            tw.train(recipe(tiny_base("llama"), tmp_path / "run", **changes))
+        said.append((type(raised.value), str(raised.value), raised.value.faults))
+        assert not (tmp_path / "run").exists()
+    assert said[0] == said[1]
+    printed = capfd.readouterr()
+    assert not printed.out
+    assert not any(words in printed.err for words in ("Traceback", "longer than", "torch/distributed"))
+
+
+def test_a_run_that_diverges_in_one_of_the_processes_says_so(tiny_base: Any, tmp_path: Path) -> None:
+    """The other one only notices that it is alone, and must not have the last word. Watchers run in the caller."""
+    training = {"processes": 2, "learning_rate": 1e30, "gradient_clip": None}
+    seen: list[Any] = []
+    with pytest.raises(TrainingDiverged, match="not finite at step 2") as raised:
+        tw.train(recipe(tiny_base("llama"), tmp_path / "run", training=training), watchers=[seen.append])
+    info = tw.open_run(tmp_path / "run").info
+    assert (info["status"], info["error"]) == ("failed", str(raised.value))
+    assert [line.get("step") for line in seen] == [None, 1]
+
+
+def test_a_fault_of_a_watcher_ends_the_processes(tiny_base: Any, tmp_path: Path) -> None:
+    def fail() -> None:
+        raise RuntimeError("the roof fell in")
+
+    with pytest.raises(RuntimeError, match="roof"):
+        tw.train(recipe(tiny_base("llama"), tmp_path / "run", **LONG), watchers=[stop_at(2, fail)])
+    info = tw.open_run(tmp_path / "run").info
+    assert (info["status"], info["error"]) == ("failed", "the roof fell in")
+    assert not left(tmp_path / "run") and checkpoint.steps(tmp_path / "run" / "checkpoints")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_signal_ends_all_processes_with_a_checkpoint(number: int, tiny_base: Any, tmp_path: Path) -> None:
+    process = begun(tiny_base("llama"), tmp_path)
+    process.send_signal(number)
+    stdout, stderr = process.communicate(timeout=60)
+    wait_for(lambda: not left(tmp_path / "run"))
+    info, steps = tw.open_run(tmp_path / "run").info, checkpoint.steps(tmp_path / "run" / "checkpoints")
+    assert info["status"] == "stopped" and len(steps) == 1 and "Traceback" not in stderr
+    if number != signal.SIGKILL:
+        error = json.loads(stdout)["error"]
+        assert process.returncode == 130 and error["type"] == "Interrupted"
+        assert f"at step {steps[0]};" in error["message"] and "tunewright resume" in error["message"]
+
+
+def test_a_process_that_is_killed_is_named(tiny_base: Any, tmp_path: Path) -> None:
+    process = begun(tiny_base("llama"), tmp_path)
+    os.kill(left(tmp_path / "run")[-1], signal.SIGKILL)
+    error = json.loads(process.communicate(timeout=60)[0])["error"]
+    assert process.returncode == 2 and "killed by signal 9" in error["message"]
+    assert tw.open_run(tmp_path / "run").info["error"] == error["message"] and not left(tmp_path / "run")
+
+
+LONG: dict[str, Any] = {"training": {"processes": 2, "max_steps": 5000, "evaluate_every": 5000}}
+COMMAND = [sys.executable, "-c", "from tunewright.cli import main; main()", "train", "--json"]
+
+
+def begun(base: str, folder: Path) -> subprocess.Popen[str]:
+    """A run of two processes by the command line, which has taken its first step."""
+    (folder / "recipe.yaml").write_text(recipe(base, folder / "run", **LONG).to_yaml())
+    process = subprocess.Popen(
+        [*COMMAND, str(folder / "recipe.yaml")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None and any(line.startswith("Step 1/5000") for line in process.stderr)
+    assert len(left(folder / "run")) == 3
+    return process
+
+
+def left(folder: Path) -> list[int]:
+    """The processes of a run that are there: torchrun and its two."""
+    lines = subprocess.run(["ps", "-axww", "-o", "pid=,args="], capture_output=True, text=True, check=True).stdout
+    found = [line.split() for line in lines.splitlines() if "tunewright.launch._worker" in line]
+    return sorted(int(pid) for pid, *words in found if str(folder) in words)
+
+
+def wait_for(done: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not done():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 def same_metrics(one: Any, two: Any) -> None:

@@ -22,6 +22,9 @@ from tunewright.errors import DataError
 
 ASK, ANSWER = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}
 CALL = {"type": "function", "function": {"name": "add", "arguments": "{}"}}
+CALLS = {"role": "assistant", "content": None, "function_call": CALL["function"]}  # OpenAI's older form
+ANSWERS = {"role": "function", "name": "add", "content": "4"}
+ADD = {"name": "add", "description": "Adds.", "parameters": {}}
 
 
 def load(rows: list[dict[str, Any]], *, require_label: bool = True, **config: Any) -> Records:
@@ -86,6 +89,24 @@ def chat(*messages: dict[str, Any], tools: list | None = None) -> Conversation:
                 ANSWER,
             ),
         ),
+        (
+            {"messages": [ASK, CALLS, ANSWERS, ANSWER], "functions": [ADD], "function_call": "auto"},
+            chat(
+                ASK,
+                {"role": "assistant", "tool_calls": [CALL]},
+                {"role": "tool", "name": "add", "content": "4"},
+                ANSWER,
+                tools=[{"type": "function", "function": ADD}],
+            ),
+        ),
+        (
+            {"messages": [ASK | {"function_call": None}, ANSWER], "functions": json.dumps([ADD]), "tools": None},
+            chat(ASK, ANSWER, tools=[{"type": "function", "function": ADD}]),
+        ),
+        (
+            {"prompt": [ASK], "completion": [CALLS | {"weight": 0.5}], "functions": []},
+            chat(ASK, {"role": "assistant", "tool_calls": [CALL], "weight": 0.5}),
+        ),
         ({"instruction": "Hi", "input": "", "output": "Hello"}, chat(ASK, ANSWER)),
         (
             {"instruction": "Add", "input": "1 2", "output": "Hello", "system": "S"},
@@ -148,6 +169,8 @@ def test_a_renaming_that_the_format_does_not_read_is_an_error():
         ({"text": "a"}, {"loss_on": "last"}),
         ({"text": "a", "label": "b"}, {"loss_on": "last"}),
         ({"text": "a", "label": "b"}, {"special_tokens": ["<x>"]}),
+        ({"text": "a"}, {"labels": "numbers"}),
+        ({"messages": [ASK, ANSWER]}, {"labels": "classes"}),
     ],
 )
 def test_an_option_for_rows_of_another_kind_is_an_error(row, option):
@@ -186,6 +209,13 @@ def test_an_option_for_rows_of_another_kind_is_an_error(row, option):
             [ASK, {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}],
             "messages[1].tool_calls[0].function.arguments is not valid JSON",
         ),
+        ([ASK, ANSWERS, ANSWER], "messages[1] answers a function that the message before it does not call: add"),
+        ([{"role": "function", "content": "4"}, ANSWER], "messages[0] answers a function"),
+        ([ASK, CALLS, ANSWERS | {"name": "sub"}, ANSWER], "messages[2] answers a function"),
+        ([ASK, CALLS, ANSWERS, ANSWERS, ANSWER], "messages[3] answers a function"),
+        ([ASK, CALLS | {"tool_calls": [CALL]}], "messages[1] has function_call and tool_calls: keep one of them"),
+        ([ASK, CALLS | {"function_call": "add"}], "messages[1].function_call must be"),
+        ([ASK, CALLS | {"function_call": {"arguments": "{}"}}, ANSWERS], "messages[1].function_call must be"),
     ],
 )
 def test_a_conversation_that_cannot_be_trained_on_says_why(messages, reason):
@@ -198,6 +228,9 @@ def test_a_conversation_that_cannot_be_trained_on_says_why(messages, reason):
     [
         ({"messages": [ASK, ANSWER], "tools": "{"}, "tools is not valid JSON"),
         ({"messages": [ASK, ANSWER], "tools": {"x": 1}}, "tools must be a list of JSON schemas"),
+        ({"messages": [ASK, ANSWER], "functions": "{"}, "functions is not valid JSON"),
+        ({"messages": [ASK, ANSWER], "functions": [{"x": 1}]}, "functions must be a list of objects with a name"),
+        ({"messages": [ASK, ANSWER], "functions": [ADD], "tools": [CALL]}, "has tools and functions: keep one"),
         ({"conversations": [{"role": "user"}]}, "conversations[0] must be an object with from and value"),
         ({"conversations": "Hi"}, "conversations must be a list of turns"),
         ({"instruction": "Hi", "output": 3}, "output must be a string, not int"),
@@ -272,6 +305,7 @@ def test_a_row_of_no_format_among_others_is_a_fault():
         ([1, 4.5], [1.0, 4.5]),
         (["1", "0"], ["1", "0"]),
         (["1", "4.5"], [1.0, 4.5]),
+        (["1.0", "0", "00"], ["1", "0", "00"]),
         (["4.5", "yes"], ["4.5", "yes"]),
         ([["a", 1], []], [["a", "1"], []]),
         ([{"a": 1}, {"a": 0.25, "b": 0.75}], [{"a": 1.0}, {"a": 0.25, "b": 0.75}]),
@@ -281,6 +315,28 @@ def test_labels_are_settled_over_the_whole_file(labels, settled):
     loaded = load([{"text": "a", "label": label} for label in labels])
     found = [record.label for record in loaded.records if isinstance(record, Labelled)]
     assert found == settled and [type(label) for label in found] == [type(label) for label in settled]
+
+
+@pytest.mark.parametrize(
+    ("reading", "labels", "settled"),
+    [
+        ("numbers", [1, 5], [1.0, 5.0]),
+        ("numbers", ["1", "2e3", "-4.5"], [1.0, 2000.0, -4.5]),
+        ("classes", [1, 4.5, 4.0], ["1", "4.5", "4"]),
+        ("classes", ["1", "4.5", "4.0"], ["1", "4.5", "4"]),
+        ("classes", [["a"], []], [["a"], []]),
+    ],
+)
+def test_the_recipe_may_say_what_numbers_are(reading, labels, settled):
+    loaded = load([{"text": "a", "label": label} for label in labels], labels=reading)
+    found = [record.label for record in loaded.records if isinstance(record, Labelled)]
+    assert found == settled and [type(label) for label in found] == [type(label) for label in settled]
+
+
+@pytest.mark.parametrize("label", ["good", "inf", True, ["1"], {"1": 1.0}])
+def test_what_is_no_number_is_a_fault_where_labels_are_numbers(label):
+    (fault,) = faults([{"text": "a", "label": 1}, {"text": "b", "label": label}], labels="numbers")
+    assert fault == f"rows[1]: label {label!r} is no finite number, and labels are read as numbers"
 
 
 def test_labels_of_several_forms_do_not_mix():

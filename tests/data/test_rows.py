@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tunewright.data.config import DataConfig
+from tunewright.data.records import load_records
 from tunewright.data.rows import Row, content_hash, read_rows
 from tunewright.errors import DataError
 
@@ -56,8 +58,8 @@ def save_dataset(name: str) -> str:
         (lambda: write("a.jsonl", b"\xef\xbb\xbf" + lines(ROWS).replace("\n", "\r\n\r\n").encode()), "a.jsonl:3"),
         (lambda: write("a.JSON", json.dumps(ROWS)), "a.JSON:row 2"),
         (lambda: write("a.json", json.dumps({"data": ROWS, "version": 1})), "a.json:row 2"),
-        (lambda: write("a.csv", 'text,label\ngood,yes\n"bad, 你",no\n'), "a.csv:row 2"),
-        (lambda: write("a.tsv", "text\tlabel\ngood\tyes\nbad, 你\tno\n"), "a.tsv:row 2"),
+        (lambda: write("a.csv", 'text,label\ngood,yes\n"bad, 你",no\n'), "a.csv:3"),
+        (lambda: write("a.tsv", "text\tlabel\ngood\tyes\nbad, 你\tno\n"), "a.tsv:3"),
         (lambda: write_parquet("a.parquet"), "a.parquet:row 2"),
         (lambda: save_dataset("saved"), "saved:row 2"),
         (lambda: ROWS, "rows[1]"),
@@ -105,6 +107,44 @@ def test_a_split_of_a_saved_dataset_is_named_behind_a_colon(folder):
         read_rows("saved")
 
 
+def save_classes(name: str) -> str:
+    from datasets import ClassLabel, Dataset, Features, List, Value
+
+    classes = ClassLabel(names=["poor", "fine"])
+    features = Features(text=Value("string"), label=classes, tags=List(classes), number=Value("int64"))
+    columns = {"text": ["a", "b", "c"], "label": [1, 0, -1], "tags": [[], [0, 1], None], "number": [0, 1, -1]}
+    dataset = Dataset.from_dict(columns, features=features)
+    (dataset.to_parquet if name.endswith(".parquet") else dataset.save_to_disk)(name)
+    return name
+
+
+@pytest.mark.parametrize("name", ["saved", "a.parquet"])
+def test_classes_that_a_dataset_names_are_read_by_their_names(folder, name):
+    values = [row.values for row in read_rows(save_classes(name)).rows]
+    assert [row["label"] for row in values] == ["fine", "poor", None]
+    assert [row["tags"] for row in values] == [[], ["poor", "fine"], None]
+    assert [row["number"] for row in values] == [0, 1, -1]
+
+
+def test_a_row_of_no_class_has_no_label(folder):
+    place = save_classes("saved")
+    with pytest.raises(DataError) as caught:
+        load_records(place, DataConfig(train=place))
+    assert caught.value.faults == ["saved:row 3: no label"]
+
+
+def test_columns_of_an_older_dataset_are_read(folder):
+    import pyarrow
+    import pyarrow.parquet
+
+    value, label = {"dtype": "string", "_type": "Value"}, {"names": ["poor", "fine"], "_type": "ClassLabel"}
+    features = {"messages": [{"role": value}], "about": {"feature": value}, "tags": [label]}
+    rows = [{"messages": [{"role": "user"}], "about": {"feature": "x"}, "tags": [1]}]
+    told = {"huggingface": json.dumps({"info": {"features": features}})}
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows).replace_schema_metadata(told), "a.parquet")
+    assert [row.values for row in read_rows("a.parquet").rows] == [{**rows[0], "tags": ["fine"]}]
+
+
 # Bad rows
 
 
@@ -122,10 +162,17 @@ def test_rows_given_in_python_must_be_objects():
     assert [str(fault) for fault in read.faults] == ["rows[1]: not an object with columns, but null"]
 
 
-def test_a_row_with_other_cells_than_the_header_is_a_fault(folder):
-    read = read_rows(write("a.csv", "text,label\ngood,yes\nbad\na,b,c\n"))
-    assert [fault.source for fault in read.faults] == ["a.csv:row 2", "a.csv:row 3"]
-    assert "the 2 cells" in read.faults[0].reason
+def test_a_row_of_a_table_is_where_its_first_line_is(folder):
+    read = read_rows(write("a.csv", '\ntext,label\r\n"one\n\ntwo",yes\n\nbad\n"a\rb",no\na,b,c\n'))
+    assert [(row.source, row.values["text"]) for row in read.rows] == [("a.csv:3", "one\n\ntwo"), ("a.csv:8", "a\rb")]
+    assert [fault.source for fault in read.faults] == ["a.csv:7", "a.csv:10"]
+    assert "the 2 cells" in read.faults[0].reason and read.faults[1].raw == ["a", "b", "c"]
+
+
+def test_a_quote_that_is_missing_is_a_fault_of_its_line(folder):
+    read = read_rows(write("a.tsv", 'text\tlabel\ngood\tyes\n"bad\tno\ngood\tyes\n'))
+    assert [row.source for row in read.rows] == ["a.tsv:2", "a.tsv:4"]
+    assert [(fault.source, fault.raw) for fault in read.faults] == [("a.tsv:3", '"bad\tno\n')]
 
 
 # Places that cannot be read
@@ -144,7 +191,7 @@ def test_a_row_with_other_cells_than_the_header_is_a_fault(folder):
         ("a.xlsx", "x", "unknown kind: give one of .jsonl"),
         ("a.jsonl", '{"text": "a"}'.encode("utf-16"), "UTF-16: save it as UTF-8"),
         ("a.csv", b"text\n\xff\n", r"not UTF-8 \(byte 5\)"),
-        ("a.csv", 'text\n"a"b\n', "a.csv:2: .*check the quotes"),
+        ("a.csv", '"text\na,b\n', "a.csv:1: a cell begins with a quote here"),
         ("a.parquet", "x", "not a Parquet file"),
         ("d/notes.md", "x", "holds no file that can be read"),
     ],

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import pytest
 import tunewright as tw
 from tests.runs import CONTRARY, left_behind, recipe, stop_at
 from tunewright.engine import checkpoint
-from tunewright.errors import DataError, Interrupted
+from tunewright.errors import DataError, Interrupted, RecipeError
 
 BERT = {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.1}
 ENCODER: dict[str, Any] = {"task": "text-classification"}
@@ -36,6 +37,8 @@ CASES: dict[str, dict[str, Any]] = {
     # the first evaluation is the best, so that patience has been used up in part when the run is cut
     "patience": {**CONTRARY, "training": {"patience": 4, "evaluate_every": 1, "learning_rate": 0.003}},
     "last": {"training": {"keep": "last", "evaluate_every": 3}},
+    "head first": {"training": {"head_first": 1}, **ENCODER},  # cut while the head trains
+    "after the head": {"training": {"head_first": 0.5, "ema": 0.9}, "method": "full", **ENCODER},
     "adafactor": {"training": {"optimizer": "adafactor"}},
     "8 bits": {"training": {"optimizer": "adamw8bit"}, "method": "full"},
     "activation checkpointing": {"training": {"activation_checkpointing": True}, "method": "full"},
@@ -158,6 +161,13 @@ def test_without_a_checkpoint_it_begins_again(base: Any, tmp_path: Path) -> None
     assert left_behind(tw.resume(tmp_path / "cut").folder) == left_behind(whole.folder)
 
 
+def test_what_begins_again_is_measured_before(base: Any, tmp_path: Path) -> None:
+    """It was stopped before the base had been measured."""
+    with pytest.raises(Cut):
+        tw.train(recipe(base({}), tmp_path / "cut", evaluation={"generate": 0}), watchers=[lambda line: cut()])
+    assert "before" in tw.resume(tmp_path / "cut").info["evaluation"]["validation"]
+
+
 def test_the_last_two_and_the_best_are_kept(base: Any, tmp_path: Path) -> None:
     training = {"checkpoint_every": 1, "evaluate_every": 1, "learning_rate": 0.003}
     run = tw.train(recipe(base(CONTRARY), tmp_path / "run", training=training, **CONTRARY))
@@ -180,6 +190,81 @@ def test_other_rows_are_refused(which: str, base: Any, tmp_path: Path) -> None:
         tw.resume(tmp_path / "cut")
     Path(data[which]).write_text("\n".join(map(json.dumps, rows[which])))
     assert tw.resume(tmp_path / "cut").info["status"] == "finished"
+
+
+@pytest.mark.parametrize(
+    "old, new, said",
+    [
+        ("optimizer: adamw", "optimizer: adafactor", "training.optimizer: adafactor, but the run began with adamw"),
+        ("learning_rate: 0.01", "learning_rate: auto", "training.learning_rate: auto, but the run began with 0.01"),
+        ("rank: 4", "rank: 2", "method.rank: 2, but the run began with 4"),
+    ],
+)
+def test_another_recipe_is_refused(old: str, new: str, said: str, base: Any, tmp_path: Path) -> None:
+    document = broken_run(base, tmp_path / "cut").parent / "recipe.yaml"
+    before = tw.open_run(tmp_path / "cut").info
+    written = document.read_text()
+    document.write_text(written.replace(old, new))
+    with pytest.raises(RecipeError, match="as it began") as raised:
+        tw.resume(tmp_path / "cut")
+    assert [line.strip() for line in str(raised.value).splitlines()[1:]] == [said]
+    assert tw.open_run(tmp_path / "cut").info == before, "a refusal changes nothing"
+    document.write_text(written)
+    assert tw.resume(tmp_path / "cut").info["status"] == "finished"
+
+
+def test_a_held_out_share_that_changed_is_refused(base: Any, tmp_path: Path) -> None:
+    with pytest.raises(Cut):
+        tw.train(recipe(base({}), tmp_path / "cut", data={"validation": 0.2}), watchers=[stop_at(4, cut)])
+    document = tmp_path / "cut" / "recipe.yaml"
+    document.write_text(document.read_text().replace("validation: 0.2", "validation: 0.4"))
+    with pytest.raises(RecipeError, match=r"data\.validation: 0\.4"):
+        tw.resume(tmp_path / "cut")
+
+
+def test_a_run_that_goes_on_elsewhere_says_so(base: Any, tmp_path: Path) -> None:
+    """Another version, another machine, and rows that lie elsewhere: none of it is an error."""
+    rows = recipe(base({}), tmp_path).data.train
+    for name in ("here", "there"):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(Cut):
+        tw.train(
+            recipe(base({}), tmp_path / "cut", data={"train": str(tmp_path / "here.jsonl")}),
+            watchers=[stop_at(5, cut)],
+        )
+    (tmp_path / "here.jsonl").unlink()
+    document, info = tmp_path / "cut" / "recipe.yaml", tmp_path / "cut" / "run.json"
+    changed = (
+        document.read_text()
+        .replace("here.jsonl", "there.jsonl")
+        .replace("micro_batch_tokens: 64", "micro_batch_tokens: 32")
+    )
+    document.write_text(changed)
+    info.write_text(info.read_text().replace(f'"torch": "{version("torch")}"', '"torch": "1.0"'))
+    run = tw.resume(tmp_path / "cut")
+    notice = next(n for n in run.info["notices"] if n.startswith("Resumed elsewhere"))
+    assert f"torch: {version('torch')}, but the run began with 1.0" in notice
+    assert "micro_batch_tokens: 32, but the run began with 64" in notice and "processor" not in notice
+    assert run.info["versions"]["torch"] == version("torch")
+
+
+def test_the_seconds_of_all_parts_are_added_up(base: Any, tmp_path: Path) -> None:
+    with pytest.raises(Interrupted):
+        tw.train(
+            recipe(base({}), tmp_path / "cut"), watchers=[stop_at(3, lambda: os.kill(os.getpid(), signal.SIGTERM))]
+        )
+    path = tmp_path / "cut" / "run.json"
+    info = json.loads(path.read_text())
+    assert info["timings"]["seconds"] > 0 and info["error"] is None
+    path.write_text(json.dumps({**info, "timings": {"seconds": 1000.0, "cpu_seconds": 2000.0}}))
+    timings = tw.resume(tmp_path / "cut").info["timings"]
+    assert 1000 < timings["seconds"] < 1100 and 2000 < timings["cpu_seconds"] < 2100
+
+
+def test_a_run_in_one_go_has_nothing_to_say_of_its_place(base: Any, tmp_path: Path) -> None:
+    with pytest.raises(Cut):
+        tw.train(recipe(base({}), tmp_path / "cut"), watchers=[stop_at(5, cut)])
+    assert not any("elsewhere" in notice for notice in tw.resume(tmp_path / "cut").info["notices"])
 
 
 def test_a_finished_run_stays_as_it_is(base: Any, tmp_path: Path) -> None:

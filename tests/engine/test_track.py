@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tunewright.engine.track import tracker
+from tunewright.engine.track import require, tracker
 from tunewright.errors import MissingExtra
 
 WRITTEN = {
@@ -27,7 +27,7 @@ def test_lines_become_files_of_the_tracker(name: str, tmp_path: Path, monkeypatc
     assert list(tmp_path.glob(WRITTEN[name]))
 
 
-def test_a_missing_tracker_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_tracker_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "wandb", None)
     with pytest.raises(MissingExtra, match=r"tunewright\[track\]"):
-        tracker("wandb", tmp_path, {})
+        require(["wandb"])

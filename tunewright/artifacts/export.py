@@ -49,8 +49,7 @@ def export(
         raise RecipeError(f"{target} is no export target. Known: {', '.join(TARGETS)}.")
     chosen = TARGETS[target]
     precision = precision or chosen.precisions[0]
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise OutputError(f"{folder} is not empty. Name a new folder.")
+    _refuse_place(folder)
     weights = weights_folder(where)
     chosen.check(weights, precision)
     model = load(where)
@@ -60,7 +59,7 @@ def export(
     draft = folder.with_name(f".{folder.name}.draft")
     shutil.rmtree(draft, ignore_errors=True)
     try:
-        draft.parent.mkdir(parents=True, exist_ok=True)
+        draft.mkdir(parents=True)
         chosen.write(model, precision, draft, weights)
         del model  # the export needs the memory
         said = {"target": target, "precision": precision, "rows_from": held_out.source}
@@ -72,6 +71,15 @@ def export(
         raise OutputError(f"{folder} could not be written: {error}") from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def _refuse_place(folder: Path) -> None:
+    """Before the model is loaded, which takes its time."""
+    if folder.is_dir() and any(folder.iterdir()):
+        raise OutputError(f"{folder} is not empty. Name a new folder.")
+    place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        raise OutputError(f"{folder} cannot be made: {place} is no folder that can be written to. Name another place.")
 
 
 def read_verification(folder: Path) -> dict[str, Any]:

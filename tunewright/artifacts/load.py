@@ -39,7 +39,7 @@ def load(where: str | Path, device: str = "cpu", task: str | None = None) -> Mod
     """
     folder = weights_folder(where)
     if is_adapter(folder):
-        model = _load_adapter(folder)
+        model = load_adapter(folder)
     else:
         card = read_card(folder)
         chosen = card.make_task() if card else task_class(task or infer_task(str(where)))()
@@ -59,7 +59,7 @@ def load_start(base: str, task: Task, method: Method, folder: Path, seed: int = 
     weights = weights_folder(base)
     if not is_adapter(weights):
         return task.load(str(weights if weights.exists() else base), seed=seed, dtype=dtype)
-    inner = _load_adapter(weights)
+    inner = load_adapter(weights)
     if (weights / ADAPTER_CONFIG).is_file():
         return _adapter_goes_on(inner, task, method, base)
     merge_adapter(inner)
@@ -92,7 +92,7 @@ def shape_of(base: str) -> str:
     """The folder or name whose configuration has the base's shapes: for an adapter, the one below it."""
     folder = weights_folder(base)
     if is_adapter(folder):
-        return _card_of_adapter(folder).base
+        return card_of_adapter(folder).base
     return str(folder) if folder.exists() else base
 
 
@@ -104,7 +104,7 @@ def infer_task(base: str) -> str:
     """The task that a model says it was made for. Raises BaseModelError where that is none of ours."""
     folder = weights_folder(base)
     if is_adapter(folder):
-        return _card_of_adapter(folder).task
+        return card_of_adapter(folder).task
     card = read_card(folder)
     if card:
         return card.task
@@ -118,22 +118,34 @@ def infer_task(base: str) -> str:
     )
 
 
-def _load_adapter(folder: Path) -> Model:
-    card = _card_of_adapter(folder)
+def load_adapter(folder: Path) -> Model:
+    """An adapter on its base."""
+    model = below_adapter(folder)
+    put_on(model, folder)
+    return model
+
+
+def below_adapter(folder: Path) -> Model:
+    """The base of an adapter, fed as the adapter's run was, with a head that is not the adapter's yet."""
+    card = card_of_adapter(folder)
     model = card.make_task().load(card.base)
     model.chats, model.max_length = card.chats, card.max_length
     model.processor = load_tokenizer(str(folder)) if (folder / "tokenizer_config.json").is_file() else model.processor
     if card.task == "text-generation":
         grow_vocabulary(model)
-    if (folder / PEFT_CONFIG).is_file():
-        attach_folder(model, folder)
-    else:
-        card.make_method().restore(model, folder)
-    model.notices.clear()  # the head that was new on the base has just been restored
     return model
 
 
-def _card_of_adapter(folder: Path) -> Card:
+def put_on(model: Model, folder: Path) -> None:
+    """Put the adapter in `folder` onto its base, in place, with all that trained along."""
+    if (folder / PEFT_CONFIG).is_file():
+        attach_folder(model, folder)
+    else:
+        card_of_adapter(folder).make_method().restore(model, folder)
+    model.notices.clear()  # the head that was new on the base has just been restored
+
+
+def card_of_adapter(folder: Path) -> Card:
     """The card beside an adapter; for one that others made, what PEFT's own configuration tells."""
     card = read_card(folder)
     if card:

@@ -26,8 +26,14 @@ def save(model: Model, method: Method, folder: Path) -> None:
     except (OSError, SafetensorError) as error:
         shutil.rmtree(draft, ignore_errors=True)
         raise OutputError(
-            f"The model could not be written to {folder}: {error}. Free some space and resume."
+            f"The model could not be written to {folder}: {error}. Mend that, then resume or export again."
         ) from error
+
+
+def refuse_used(folder: Path) -> None:
+    """Raises OutputError where a folder is not new."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise OutputError(f"{folder} is not empty. Name a new folder.")
 
 
 def card(model: Model, method: Method) -> Card:

@@ -44,7 +44,7 @@ class _Lines:
     def _step(self, line: Line) -> None:
         self.epoch, now = line["epoch"], time.monotonic()
         if line["step"] in (1, line["total"]) or now - self.last >= SECONDS_BETWEEN_LINES:
-            say(f"Step {line['step']}/{line['total']}  epoch {self.epoch:.2f}  {pace(line)}")
+            say(f"{named(line)} {line['step']}/{line['total']}  epoch {self.epoch:.2f}  {pace(line)}")
             self.last = now
 
 
@@ -77,10 +77,15 @@ class _Bar:
     def _step(self, line: Line) -> None:
         self.epoch = line["epoch"]
         last = line["step"] == line["total"]
-        description = "Measuring" if last else f"Step {line['step']}/{line['total']}"
+        description = "Measuring" if last else f"{named(line)} {line['step']}/{line['total']}"
         self.progress.update(
             self.task, description=description, completed=line["step"], total=line["total"], pace=pace(line)
         )
+
+
+def named(line: Line) -> str:
+    """What a line's step is one of: of the run, or of the head that trains alone first."""
+    return "Head" if line.get("phase") == "head" else "Step"
 
 
 def pace(line: Line) -> str:
@@ -94,7 +99,7 @@ def validation(line: Line, epoch: float) -> str:
     from tunewright.evaluation.formats import value_of
 
     terms = ", ".join(f"{name.replace('_', ' ')} {value_of(name, value)}" for name, value in line["validation"].items())
-    return f"Validation after step {line['step']} (epoch {epoch:.2f}): {terms}"
+    return f"Validation after {named(line).lower()} {line['step']} (epoch {epoch:.2f}): {terms}"
 
 
 def say_started(info: Mapping[str, Any], console: Any = None) -> None:

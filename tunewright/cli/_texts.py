@@ -46,15 +46,17 @@ def _from_column(path: Path, column: str) -> list[str]:
 
     read = read_rows(str(path))
     faults = [str(fault) for fault in read.faults]
-    faults += [
-        _without(row.source, row.values, column) for row in read.rows if not isinstance(row.values.get(column), str)
-    ]
+    faults += [_without(row.source, row.values, column) for row in read.rows if not _is_text(row.values.get(column))]
     if faults:
         raise DataError(
             f"{len(faults)} rows of {path} cannot be used. Mend them, or name the column of the text (--column):",
             faults,
         )
     return [row.values[column] for row in read.rows]
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and bool(value.strip())
 
 
 def _without(source: str, values: dict[str, object], column: str) -> str:

@@ -108,22 +108,13 @@ def _start(recipe: Recipe) -> Run:
 
     folder = Path(recipe.output or new_folder(recipe))
     placed = recipe.model_copy(update={"output": str(folder)})
-    _say_processes(recipe, folder)
     return watched(folder, lambda watcher: api.train(placed, watchers=[watcher]))
 
 
 def _resume(folder: Path) -> Run:
     from tunewright import api
-    from tunewright.folder import open_run
 
-    _say_processes(open_run(folder).recipe, folder)
     return watched(folder, lambda watcher: api.resume(folder, watchers=[watcher]))
-
-
-def _say_processes(recipe: Recipe, folder: Path) -> None:
-    """Several processes cannot draw one bar."""
-    if recipe.training.processes > 1:
-        say(f"{recipe.training.processes} processes: their progress is in {folder}/metrics.jsonl.")
 
 
 def _go_on(document: Document) -> Run:
@@ -139,26 +130,15 @@ def _go_on(document: Document) -> Run:
 
 
 def _refuse_changes(begun: Recipe, document: Document) -> None:
-    from tunewright.recipe import make_recipe
+    from tunewright.recipe import differences, leaves, make_recipe
 
     before = begun.model_dump(mode="json")
     wanted = make_recipe({**before, **document}).model_dump(mode="json", exclude_unset=True)
-    given = _leaves({key: wanted[key] for key in document})
-    known = _leaves(before)
-    changed = [
-        f"  {path}: {value}, but the run has {known.get(path)}"
-        for path, value in given.items()
-        if value != "auto" and value != known.get(path)
-    ]
-    if changed:
-        lines = "\n".join(changed)
-        raise RecipeError(f"A run goes on as it began. Leave these out, or start a new run:\n{lines}")
-
-
-def _leaves(value: Any, path: str = "") -> dict[str, Any]:
-    if not isinstance(value, dict):
-        return {path: value}
-    return {p: v for key, inner in value.items() for p, v in _leaves(inner, f"{path}.{key}" if path else key).items()}
+    given = {path: v for path, v in leaves({key: wanted[key] for key in document}).items() if v != "auto"}
+    known = leaves(before)
+    if changed := differences({path: known.get(path) for path in given}, given):
+        lines = "\n  ".join(["Leave these out, or start a new run:", *changed])
+        raise RecipeError(f"A run goes on as it began. {lines}")
 
 
 def watched(folder: Path, work: Callable[[Callable[[Mapping[str, Any]], None]], Run]) -> Run:

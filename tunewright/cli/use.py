@@ -90,7 +90,7 @@ def evaluate(
         where,
         data,
         evaluation={"pattern": pattern, "samples": samples, "generate": generate, "max_new_tokens": max_new_tokens},
-        columns=_pairs(columns or []),
+        columns=pairs(columns or [], "--columns"),
         format=format,
         overlength=overlength,
         max_length=max_length,
@@ -101,13 +101,13 @@ def evaluate(
     return found
 
 
-def _pairs(given: Sequence[str]) -> dict[str, str]:
+def pairs(given: Sequence[str], option: str) -> dict[str, str]:
     """`text=review,label=stars`, in one option or in several."""
-    pairs = [pair.strip().partition("=") for each in given for pair in each.split(",")]
-    wrong = [name for name, found, column in pairs if not (name and found and column)]
+    split = [pair.strip().partition("=") for each in given for pair in each.split(",")]
+    wrong = [name for name, found, value in split if not (name and found and value)]
     if wrong:
-        raise RecipeError(f"--columns: {wrong[0]!r} is no NAME=COLUMN, such as text=review.")
-    return {name: column for name, _, column in pairs}
+        raise RecipeError(f"{option}: {wrong[0]!r} is no NAME=VALUE, such as text=review.")
+    return {name: value for name, _, value in split}
 
 
 def _show_evaluation(found: Mapping[str, Any]) -> None:

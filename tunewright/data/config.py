@@ -12,6 +12,7 @@ Location = str | list[dict[str, Any]]
 """A path, a hub name ("owner/name" or "owner/name:split"), or the rows themselves."""
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+Reading = Literal["auto", "classes", "numbers"]
 Overlength = Literal["fail", "truncate", "drop", "split"]
 
 LOCAL: JsonDict = {"local_only": True}
@@ -42,6 +43,9 @@ class DataConfig(BaseModel):
     )
     columns: dict[str, str] = Field(
         default_factory=dict, description="standard column name -> name in the file, e.g. {text: review, label: stars}"
+    )
+    labels: Reading = Field(
+        "auto", description="what labels are: classes, or numbers to regress on; auto: numbers if one has a fraction"
     )
     overlength: Literal["auto"] | Overlength = Field(
         "auto", description="rows longer than max_length; auto: split plain text, fail for everything else"

@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from tunewright.data.functions import tools_of
 from tunewright.data.kinds import Completion, Conversation, Document, Labelled, Record
 from tunewright.data.labels import check_label
-from tunewright.data.messages import check_messages, check_weight
+from tunewright.data.messages import check_messages, check_weight, untrained
 from tunewright.errors import DataError
 
 Values = dict[str, Any]
@@ -39,17 +40,26 @@ def detect(columns: Iterable[str]) -> str | None:
 
 
 def _chat(values: Values, source: str) -> Conversation:
-    return Conversation(check_messages(values["messages"]), _tools(values.get("tools")), source)
+    return Conversation(check_messages(values["messages"]), _tools(values), source)
 
 
-def _tools(tools: Any) -> list[dict[str, Any]] | None:
-    """Tools as a list of JSON schemas; data sets often hold that list as JSON text."""
-    tools = _from_json(tools, "tools") if isinstance(tools, str) and tools else tools
-    if not tools:
-        return None
-    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
-        raise DataError("tools must be a list of JSON schemas")
-    return tools
+def _tools(values: Values) -> list[dict[str, Any]] | None:
+    """Tools as a list of JSON schemas."""
+    tools, functions = _schemas(values, "tools"), _schemas(values, "functions")
+    if tools and functions:
+        raise DataError("has tools and functions: keep one of them")
+    return tools or tools_of(functions) or None
+
+
+def _schemas(values: Values, column: str) -> list[dict[str, Any]]:
+    """A list of JSON schemas; data sets often hold that list as JSON text."""
+    schemas = values.get(column)
+    schemas = _from_json(schemas, column) if isinstance(schemas, str) and schemas else schemas
+    if not schemas:
+        return []
+    if not isinstance(schemas, list) or not all(isinstance(schema, dict) for schema in schemas):
+        raise DataError(f"{column} must be a list of JSON schemas")
+    return schemas
 
 
 def _from_json(text: str, column: str) -> Any:
@@ -67,7 +77,7 @@ def _sharegpt(values: Values, source: str) -> Conversation:
     if not isinstance(turns, list):
         raise DataError("conversations must be a list of turns")
     messages = [_sharegpt_message(turn, f"conversations[{index}]") for index, turn in enumerate(turns)]
-    return Conversation(check_messages(_system(values) + messages), _tools(values.get("tools")), source)
+    return Conversation(check_messages(_system(values) + messages), _tools(values), source)
 
 
 def _sharegpt_message(turn: Any, where: str) -> dict[str, Any]:
@@ -105,13 +115,8 @@ def _prompt_completion_chat(values: Values, source: str) -> Conversation:
     """Messages on both sides: only those of the completion are trained."""
     if not isinstance(values["completion"], list):
         raise DataError("prompt is a list of messages, so completion must be one, too")
-    context = [_untrained(message) for message in values["prompt"]]
-    return Conversation(check_messages(context + values["completion"]), _tools(values.get("tools")), source)
-
-
-def _untrained(message: Any) -> Any:
-    is_answer = isinstance(message, dict) and message.get("role") == "assistant"
-    return {**message, "weight": 0} if is_answer else message
+    context = [untrained(message) for message in values["prompt"]]
+    return Conversation(check_messages(context + values["completion"]), _tools(values), source)
 
 
 def _classification(values: Values, source: str) -> Labelled:
@@ -147,10 +152,10 @@ def _text(values: Values, column: str) -> str:
 
 
 FORMATS: dict[str, Format] = {
-    "chat": Format(("messages",), ("tools",), _chat),
-    "sharegpt": Format(("conversations",), ("system", "tools"), _sharegpt),
+    "chat": Format(("messages",), ("tools", "functions"), _chat),
+    "sharegpt": Format(("conversations",), ("system", "tools", "functions"), _sharegpt),
     "alpaca": Format(("instruction", "output"), ("input", "system"), _alpaca),
-    "prompt_completion": Format(("prompt", "completion"), ("tools",), _prompt_completion),
+    "prompt_completion": Format(("prompt", "completion"), ("tools", "functions"), _prompt_completion),
     "classification": Format(("text", "label"), ("text_pair", "weight"), _classification),
     "text": Format(("text",), (), _document),
 }

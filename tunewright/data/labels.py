@@ -1,18 +1,22 @@
 """Labels: class names, numbers, several classes, or a probability for each class.
 
-What a number means is decided over the whole file, since one row cannot tell: if any label has a fraction (4.5), all of
-them are numbers to regress on; if all are whole (0, 1, 2.0), they name classes, as "0", "1", "2".
-A CSV file knows only text, so there the same holds for text that reads as a number.
+What a number means is for the recipe to say (`data.labels`), or else decided over the whole file, since one row cannot
+tell: if any label has a fraction (4.5), all of them are numbers to regress on; if all are whole (0, 1, 2.0), they name
+classes, as "0", "1", "2". A CSV file knows only text, so there the same holds for text that reads as a number.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+from tunewright.data.config import Reading
 from tunewright.data.kinds import Label
 from tunewright.errors import DataError
+
+WHOLE = re.compile(r"-?\d+\.0+")
 
 
 def check_label(label: Any) -> Any:
@@ -32,12 +36,28 @@ def check_label(label: Any) -> Any:
     raise DataError(f"label {label!r} is neither a name, a finite number, a list of names, nor probabilities by name")
 
 
-def settle(labels: Sequence[Any]) -> list[Label]:
+def check_number(label: Any) -> None:
+    """Raises DataError where a label is no finite number, and so nothing to regress on."""
+    if label is not None and _as_number(label) is None:
+        raise DataError(f"label {label!r} is no finite number, and labels are read as numbers")
+
+
+def settle(labels: Sequence[Any], reading: Reading = "auto") -> list[Label]:
     """The labels of one file in their final form: names are strings, and numbers to regress on are floats."""
-    known = [label for label in labels if label is not None]
-    if known and all(_as_number(label) is not None for label in known) and any(map(_has_fraction, known)):
+    if reading == "numbers" or (reading == "auto" and _are_numbers(labels)):
         return [None if label is None else _as_number(label) for label in labels]
     return [_named(label) for label in labels]
+
+
+def may_be_numbers(names: Iterable[str]) -> bool:
+    """Whether class names all read as numbers: more than two of them may be meant as such."""
+    distinct = set(names)
+    return len(distinct) > 2 and all(_as_number(name) is not None for name in distinct)
+
+
+def _are_numbers(labels: Sequence[Any]) -> bool:
+    known = [label for label in labels if label is not None]
+    return all(_as_number(label) is not None for label in known) and any(map(_has_fraction, known))
 
 
 def form_of(label: Any) -> str:
@@ -87,9 +107,10 @@ def _has_fraction(label: Any) -> bool:
 
 
 def _named(label: Any) -> Any:
-    return name_of(label) if isinstance(label, int | float) else label
+    return name_of(label) if isinstance(label, str | int | float) else label
 
 
 def name_of(label: str | int | float) -> str:
-    """A class name as text: 1 and 1.0 are the same class "1"."""
-    return str(int(label)) if isinstance(label, float) and label.is_integer() else str(label)
+    """A class name as text: 1, 1.0 and "1.0" are the same class "1"."""
+    name = str(int(label)) if isinstance(label, float) and label.is_integer() else str(label)
+    return name.partition(".")[0] if WHOLE.fullmatch(name) else name

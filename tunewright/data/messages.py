@@ -6,6 +6,8 @@ import json
 import math
 from typing import Any
 
+from tunewright.data.functions import with_tool_calls
+from tunewright.data.texts import HALF, is_whole
 from tunewright.errors import DataError
 
 Message = dict[str, Any]
@@ -14,19 +16,35 @@ ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
 def check_messages(messages: Any) -> list[Message]:
-    """The messages as they are, less keys that are null.
+    """The messages as they are, less keys that are null, and with functions as tools (see `functions.py`).
 
     Raises:
         DataError: something that no chat template could present, or no assistant message to learn from.
     """
-    if not isinstance(messages, list) or not messages:
-        raise DataError("messages must be a list that is not empty")
-    checked = [_check_message(message, f"messages[{index}]") for index, message in enumerate(messages)]
+    checked = _check_all(messages)
     if not any(weight_of(message) for message in checked):
         raise DataError("no assistant message with a weight above 0: there is nothing to learn")
     if checked[-1]["role"] != "assistant":
         raise DataError(f"ends with a {checked[-1]['role']} message that nobody answers: remove it, or add the answer")
     return checked
+
+
+def check_prompt(messages: Any) -> list[Message]:
+    """Messages that are to be answered, as in `check_messages`; earlier answers among them may be empty.
+
+    Raises:
+        DataError: something that no chat template could present, or half a character.
+    """
+    checked = _check_all([untrained(message) for message in messages] if isinstance(messages, list) else messages)
+    if faults := [f"messages[{index}] {HALF}" for index, message in enumerate(checked) if not is_whole(message)]:
+        raise DataError(f"{len(faults)} of {len(checked)} messages cannot be read: mend them.", faults)
+    return checked
+
+
+def untrained(message: Any) -> Any:
+    """A message as context alone: an answer that is not learned."""
+    is_answer = isinstance(message, dict) and message.get("role") == "assistant"
+    return {**message, "weight": 0} if is_answer else message
 
 
 def weight_of(message: Message) -> float:
@@ -65,6 +83,13 @@ def _with_argument_object(call: dict[str, Any]) -> dict[str, Any]:
     if isinstance(function.get("arguments"), str):
         function = {**function, "arguments": json.loads(function["arguments"] or "{}")}
     return {**call, "function": function}
+
+
+def _check_all(messages: Any) -> list[Message]:
+    if not isinstance(messages, list) or not messages:
+        raise DataError("messages must be a list that is not empty")
+    today = with_tool_calls(messages)
+    return [_check_message(message, f"messages[{index}]") for index, message in enumerate(today)]
 
 
 def _check_message(message: Any, where: str) -> Message:

@@ -8,10 +8,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from tunewright.data.config import DataConfig, Location
+from tunewright.data.config import DataConfig, Location, Reading
 from tunewright.data.formats import FORMATS, detect
 from tunewright.data.kinds import KINDS, Completion, Conversation, Document, Label, Labelled, Record
-from tunewright.data.labels import form_of, settle
+from tunewright.data.labels import check_number, form_of, settle
 from tunewright.data.rows import Fault, Row, canonical_json, content_hash, read_rows
 from tunewright.errors import DataError
 
@@ -77,6 +77,7 @@ def load_records(location: Location, config: DataConfig, *, require_label: bool 
 def _refuse_idle(kind: str, config: DataConfig) -> None:
     """An option that rows of this kind have no use for is an error, not an option without effect."""
     idle = ["special_tokens"] if config.special_tokens and kind == "classification" else []
+    idle += ["labels"] if config.labels != "auto" and kind != "classification" else []
     if kind != "chat":
         idle += ["chat_template"] if config.chat_template is not None else []
         idle += ["loss_on"] if config.loss_on != "all" else []
@@ -151,16 +152,16 @@ def _build_all(
     faults: list[Fault] = []
     for row in rows:
         try:
-            record = _build(row, format, config.format == "auto", require_label)
+            record = _build(row, format, config, require_label)
             _check_same_kind(record, records[0] if records else record)
             records.append(record)
         except DataError as error:
             faults.append(Fault(row.source, str(error), row.values))
-    return _with_settled_labels(records), faults
+    return _with_settled_labels(records, config.labels), faults
 
 
-def _build(row: Row, format: str, detected: bool, require_label: bool) -> Record:
-    own = detect(row.values) if detected else format
+def _build(row: Row, format: str, config: DataConfig, require_label: bool) -> Record:
+    own = detect(row.values) if config.format == "auto" else format
     if own and own != format and (own, format) != ("text", "classification"):
         raise DataError(f"this row is {own}, the file's first is {format}")
     if missing := _missing(row, format):
@@ -168,6 +169,8 @@ def _build(row: Row, format: str, detected: bool, require_label: bool) -> Record
     record = FORMATS[format].build(row.values, row.source)
     if require_label and isinstance(record, Labelled) and record.label is None:
         raise DataError("no label")
+    if isinstance(record, Labelled) and config.labels == "numbers":
+        check_number(record.label)
     return record
 
 
@@ -183,9 +186,9 @@ def _check_same_label_form(label: Any, first: Any) -> None:
         raise DataError(f"this label is {form_of(label)}, the file's first is {form_of(first)}")
 
 
-def _with_settled_labels(records: list[Record]) -> list[Record]:
+def _with_settled_labels(records: list[Record], reading: Reading) -> list[Record]:
     labelled = [record for record in records if isinstance(record, Labelled)]
-    labels = settle([record.label for record in labelled])
+    labels = settle([record.label for record in labelled], reading)
     return [replace(record, label=label) for record, label in zip(labelled, labels, strict=True)] or records
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -12,6 +10,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tunewright.data.config import Location
+from tunewright.data.tables import Entry, read_table
+from tunewright.data.texts import HALF, is_whole
 from tunewright.errors import DataError
 
 
@@ -94,7 +94,9 @@ def _sort_out(values: Iterable[Any], source: Callable[[int], str]) -> Rows:
     """Objects become rows, anything else a fault. `source` names the n-th value, counted from 0."""
     read = Rows([], [])
     for index, value in enumerate(values):
-        if isinstance(value, dict):
+        if not is_whole(value):
+            read.faults.append(Fault(source(index), HALF, ascii(value)))
+        elif isinstance(value, dict):
             read.rows.append(Row(value, source(index)))
         else:
             read.faults.append(Fault(source(index), f"not an object with columns, but {_kind(value)}", value))
@@ -124,22 +126,13 @@ def _read_jsonl(path: Path) -> Rows:
         except (ValueError, RecursionError) as error:
             read.faults.append(Fault(source, f"not valid JSON: {error}", line.decode(errors="replace")))
             continue
-        if rb"\ud" in line.lower() and not _is_text(value):
-            read.faults.append(Fault(source, "holds half of a character (a lone surrogate \\ud…)", ascii(value)))
+        if rb"\ud" in line.lower() and not is_whole(value):
+            read.faults.append(Fault(source, HALF, ascii(value)))
         elif isinstance(value, dict):
             read.rows.append(Row(value, source))
         else:
             read.faults.append(Fault(source, _not_an_object(value), value))
     return read
-
-
-def _is_text(value: Any) -> bool:
-    """Whether all of it can be written as UTF-8: JSON can spell characters that no text can have."""
-    try:
-        json.dumps(value, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _not_an_object(value: Any) -> str:
@@ -183,20 +176,19 @@ def _read_json(path: Path) -> Rows:
 
 
 def _read_table(path: Path, delimiter: str) -> Rows:
-    """CSV and TSV, with names in the first line. Every value is a string."""
-    csv.field_size_limit(2**31 - 1)  # a document in a cell may be longer than the default of 128 KiB
-    reader = csv.DictReader(io.StringIO(_text(path), newline=""), delimiter=delimiter, strict=True)
+    """CSV and TSV, with names in the first line. Every value is a string, and a row is where its first line is."""
+    entries = read_table(_text(path), delimiter)
+    names = next(entries, Entry(1, []))
+    if names.fault:
+        raise DataError(f"{path}:{names.line}: {names.fault}.")
     read = Rows([], [])
-    try:
-        for number, values in enumerate(reader, 1):
-            source = f"{path}:row {number}"
-            if None in values or None in values.values():
-                reason = f"this row does not have the {len(reader.fieldnames or ())} cells that the first line names"
-                read.faults.append(Fault(source, reason, list(values.values())))
-            else:
-                read.rows.append(Row(values, source))
-    except csv.Error as error:
-        raise DataError(f"{path}:{reader.reader.line_num}: {error}: check the quotes on this line.") from error
+    for line, cells, text, fault in entries:
+        source = f"{path}:{line}"
+        if not fault and len(cells) == len(names.cells):
+            read.rows.append(Row(dict(zip(names.cells, cells, strict=True)), source))
+        else:
+            reason = f"this row does not have the {len(names.cells)} cells that the first line names"
+            read.faults.append(Fault(source, fault or reason, text or cells))
     return read
 
 
@@ -205,10 +197,36 @@ def _read_parquet(path: Path) -> Rows:
     import pyarrow.parquet
 
     try:
-        values = pyarrow.parquet.read_table(path).to_pylist()
+        table = pyarrow.parquet.read_table(path)
     except pyarrow.ArrowInvalid as error:
         raise DataError(f"{path} is not a Parquet file ({error}): check how it was written.") from error
-    return _sort_out(values, lambda index: f"{path}:row {index + 1}")
+    written = json.loads((table.schema.metadata or {}).get(b"huggingface", b"{}"))
+    features = written.get("info", {}).get("features") or {}
+    return _sort_out(_with_class_names(table.to_pylist(), features), lambda index: f"{path}:row {index + 1}")
+
+
+def _with_class_names(rows: Iterable[dict[str, Any]], features: dict[str, Any]) -> Iterable[dict[str, Any]]:
+    """Rows that `datasets` wrote, with the names of classes in place of their numbers.
+
+    Args:
+        features: what `datasets` says of each column, as JSON.
+    """
+    names = {column: found for column, feature in features.items() if (found := _class_names(feature))}
+    for row in rows:
+        yield {column: _class_name(value, names[column]) if column in names else value for column, value in row.items()}
+
+
+def _class_names(feature: Any) -> list[str]:
+    """The names of the classes that a column holds, one a row or a list of them."""
+    one = feature[0] if isinstance(feature, list) else feature.get("feature", feature)
+    return one["names"] if isinstance(one, dict) and one.get("_type") == "ClassLabel" else []
+
+
+def _class_name(value: Any, names: list[str]) -> Any:
+    """The names of a class or of several; nothing for -1, which stands for an unknown class."""
+    if isinstance(value, list):
+        return [_class_name(one, names) for one in value]
+    return names[value] if value in range(len(names)) else None
 
 
 def _read_text(path: Path) -> Rows:
@@ -273,7 +291,8 @@ def _dataset_rows(dataset: Any, name: str, split: str | None) -> Rows:
         if split not in dataset:
             raise DataError(f"{name} has the splits {', '.join(dataset)}: name one, e.g. {name}:{next(iter(dataset))}.")
         dataset, name = dataset[split], f"{name}:{split}"
-    return _sort_out(dataset, lambda index: f"{name}:row {index + 1}")
+    rows = _with_class_names(dataset, dataset.features.to_dict())
+    return _sort_out(rows, lambda index: f"{name}:row {index + 1}")
 
 
 # The hub

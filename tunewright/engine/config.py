@@ -23,6 +23,9 @@ class TrainingConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     epochs: float = Field(3.0, gt=0, allow_inf_nan=False, description="Passes over the training rows.")
+    head_first: float = Field(
+        0.0, ge=0, allow_inf_nan=False, description="Epochs that a new head first trains alone, on the frozen base."
+    )
     max_steps: int | None = Field(None, ge=1, description="Stop after so many steps, whatever the epochs say.")
     learning_rate: Positive | Literal["auto"] = Field("auto", description="Peak learning rate.")
     schedule: Literal["cosine", "linear", "constant", "wsd"] = Field("cosine", description="Shape after the warm-up.")

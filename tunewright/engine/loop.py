@@ -23,6 +23,7 @@ from tunewright.engine.optimizer import learning_rate, set_rate
 from tunewright.engine.packing import refuse_leaks
 from tunewright.engine.processes import Processes
 from tunewright.engine.state import TrainState
+from tunewright.engine.track import require
 from tunewright.errors import BaseModelError, Interrupted, TrainingDiverged
 from tunewright.methods.base import enter_training
 from tunewright.objectives.base import Term
@@ -39,25 +40,35 @@ class Outcome:
     notices: list[str]
 
 
-def train(job: Job, resume: bool = False) -> Outcome:
+def ready(job: Job, resume: bool = False) -> Step:
+    """What takes the first step, or the one behind the last checkpoint. All that the loop refuses, it refuses here.
+
+    Raises:
+        RecipeError, BaseModelError, MissingExtra: an option that this model or installation does not have.
+        CheckpointError: no checkpoint is whole, or they are of another run.
+    """
+    require(job.config.track)
+    job.model.module.to(job.device)
+    if job.config.packing:
+        refuse_leaks(job)
+    if job.config.activation_checkpointing:
+        _recompute_activations(job.model)
+    step = Step(job, TrainState(job.model, job.method, job.config, job.precision))
+    folder = job.folder / "checkpoints"
+    if resume and checkpoint.steps(folder):
+        *saved, step.notices = checkpoint.newest(folder)
+        step.state.load(*saved)
+    return step
+
+
+def train(step: Step) -> Outcome:
     """Train until the plan ends or patience does, and leave the model with the weights that are to be kept.
 
     Raises:
         TrainingDiverged: the loss is not finite; the last good checkpoint is kept.
         Interrupted: the user stopped the run; a checkpoint is written.
     """
-    job.model.module.to(job.device)
-    if job.config.packing:
-        refuse_leaks(job)
-    if job.config.activation_checkpointing:
-        _recompute_activations(job.model)
-    state = TrainState(job.model, job.method, job.config, job.precision)
-    folder = job.folder / "checkpoints"
-    notices: list[str] = []
-    if resume and checkpoint.steps(folder):
-        *saved, notices = checkpoint.newest(folder)
-        state.load(*saved)
-    step = Step(job, state)
+    job, state, folder = step.job, step.state, step.job.folder / "checkpoints"
     every = job.config.evaluate_every or max(1, sum(1 for done, _ in job.plan if done <= 1))
     last = len(job.plan)
     with Log(job, state.step, last) as log, until_interrupted() as stopped:
@@ -74,7 +85,7 @@ def train(job: Job, resume: bool = False) -> Outcome:
             if stop:
                 job.processes.wait()  # for the checkpoint
                 raise Interrupted(state.step)
-    return Outcome(state.step, _keep(job, state, folder), state.best, [*notices, *step.notices])
+    return Outcome(state.step, _keep(job, state, folder), state.best, step.notices)
 
 
 class Step:
@@ -229,6 +240,9 @@ def _impatient(state: TrainState, config: TrainingConfig) -> bool:
 
 
 def _recompute_activations(model: Model) -> None:
-    if not hasattr(model.module, "gradient_checkpointing_enable"):
-        raise BaseModelError("This model cannot recompute activations. Set training.activation_checkpointing: false.")
-    model.module.gradient_checkpointing_enable({"use_reentrant": False})
+    try:
+        model.module.gradient_checkpointing_enable({"use_reentrant": False})
+    except (AttributeError, ValueError) as error:
+        raise BaseModelError(
+            "This model cannot recompute activations. Set training.activation_checkpointing: false."
+        ) from error

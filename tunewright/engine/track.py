@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from tunewright.errors import MissingExtra
 
+LIBRARIES = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
+
+
+def require(names: Sequence[str]) -> None:
+    """Raise MissingExtra where the library of one of the trackers is not installed."""
+    for name in names:
+        try:
+            import_module(LIBRARIES[name])
+        except ImportError as error:
+            raise MissingExtra(f"training.track: {name}", "track") from error
+
 
 def tracker(name: str, folder: Path, document: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], None]:
-    """A watcher that writes each line's numbers to `name`. Raises MissingExtra where its library is not installed."""
-    try:
-        return {"tensorboard": _tensorboard, "wandb": _wandb, "mlflow": _mlflow}[name](folder, document)
-    except ImportError as error:
-        raise MissingExtra(f"training.track: {name}", "track") from error
+    """A watcher that writes each line's numbers to `name`, which is installed."""
+    return {"tensorboard": _tensorboard, "wandb": _wandb, "mlflow": _mlflow}[name](folder, document)
 
 
 def _tensorboard(folder: Path, document: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], None]:

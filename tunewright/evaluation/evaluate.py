@@ -41,6 +41,15 @@ def evaluate(
     return scores, samples[: config.samples]
 
 
+def refuse_idle_pattern(
+    model: Model, examples: Sequence[Example], records: Sequence[Any], config: EvaluationConfig
+) -> None:
+    """Raise RecipeError where `config.pattern` finds nothing in any answer of the rows that will be asked."""
+    if config.pattern is not None:
+        asked = _asked(model, examples, records, config.generate)
+        metrics.wanted_finds([_question(record)[1] for record in asked], config.pattern)
+
+
 def score(predictions: Predictions, labels: Sequence[str]) -> Scores:
     """The scores that fit the kind of predictions."""
     if predictions.kind == "likelihood":

@@ -79,8 +79,8 @@ def multi_label(probabilities_NC: npt.ArrayLike, gold_NC: npt.ArrayLike, labels:
     cross_entropy_NC = -(gold * _log(probabilities) + (1 - gold) * _log(1 - probabilities))
     return _scores(
         {
-            "micro_f1": bootstrap(lambda rows: _f1(hits_NC[rows].sum(), claims_NC[rows].sum()), len(gold)),
-            "macro_f1": bootstrap(lambda rows: _f1(hits_NC[rows].sum(axis=0), claims_NC[rows].sum(axis=0)), len(gold)),
+            "micro_f1": bootstrap(lambda rows: f1(hits_NC[rows].sum(), claims_NC[rows].sum()), len(gold)),
+            "macro_f1": bootstrap(lambda rows: f1(hits_NC[rows].sum(axis=0), claims_NC[rows].sum(axis=0)), len(gold)),
             "subset_accuracy": proportion((predicted_NC == holds_NC).all(axis=1)),
             "loss": mean(cross_entropy_NC.mean(axis=1)),
         },
@@ -103,7 +103,7 @@ def regression(predicted_N: npt.ArrayLike, gold_N: npt.ArrayLike) -> Scores:
     error = predicted - gold
     return _scores(
         {
-            "r2": bootstrap(lambda rows: _r2(error[rows], gold[rows]), len(gold)),
+            "r2": bootstrap(lambda rows: r2(error[rows], gold[rows]), len(gold)),
             "mse": mean(error**2),
             "mae": mean(np.abs(error)),
             "pearson": bootstrap(lambda rows: _correlation(predicted[rows], gold[rows]), len(gold)),
@@ -212,7 +212,7 @@ def _exp(number: float) -> float:
     return math.exp(number) if number < 700 else math.inf
 
 
-def _f1(hits: Array, claims: Array) -> float:
+def f1(hits: Array, claims: Array) -> float:
     """Mean F1 over the labels with any claim (a prediction or a gold label), NaN where there is none."""
     hits, claims = np.atleast_1d(hits), np.atleast_1d(claims)
     claimed = claims > 0
@@ -223,7 +223,7 @@ def _macro_f1_single_label(predicted_N: Array, gold_N: Array, classes: int) -> M
     def macro_f1(rows: Array) -> float:
         predicted, gold = predicted_N[rows], gold_N[rows]
         hits = np.bincount(gold[predicted == gold], minlength=classes)
-        return _f1(hits, np.bincount(predicted, minlength=classes) + np.bincount(gold, minlength=classes))
+        return f1(hits, np.bincount(predicted, minlength=classes) + np.bincount(gold, minlength=classes))
 
     return bootstrap(macro_f1, len(gold_N))
 
@@ -236,7 +236,7 @@ def _confusion(predicted_N: Array, gold_N: Array, labels: Sequence[str]) -> dict
     return {"labels": list(labels), "counts": counts_CC.tolist()}
 
 
-def _r2(error: Array, gold: Array) -> float:
+def r2(error: Array, gold: Array) -> float:
     variation = ((gold - gold.mean()) ** 2).sum()
     return float(1 - (error**2).sum() / variation) if np.ptp(gold) > 0 else math.nan
 
@@ -275,15 +275,24 @@ def _rouge_l(outputs: Sequence[str], references: Sequence[str]) -> list[float]:
     return [scorer.score(ref, out)["rougeL"].fmeasure for out, ref in zip(outputs, references, strict=True)]
 
 
-def _pattern_match(outputs: Sequence[str], references: Sequence[str], pattern: str) -> tuple[Metric, tuple[str, ...]]:
+def wanted_finds(references: Sequence[str], pattern: str) -> list[str | None]:
+    """The pattern's last find in each reference, None where there is none.
+
+    Raises RecipeError where the pattern is not a regular expression, or finds nothing in any reference.
+    """
     try:
-        compiled = re.compile(pattern)
+        wanted = [_last_find(re.compile(pattern), reference) for reference in references]
     except re.error as error:
         raise RecipeError(f"the pattern {pattern!r} is not a regular expression: {error}") from error
-    wanted = [_last_find(compiled, reference) for reference in references]
-    pairs = [(_last_find(compiled, out), want) for out, want in zip(outputs, wanted, strict=True) if want is not None]
-    if not pairs:
+    if all(find is None for find in wanted):
         raise RecipeError(f"the pattern {pattern!r} finds nothing in any of the {len(references)} references; mend it")
+    return wanted
+
+
+def _pattern_match(outputs: Sequence[str], references: Sequence[str], pattern: str) -> tuple[Metric, tuple[str, ...]]:
+    wanted = wanted_finds(references, pattern)
+    compiled = re.compile(pattern)
+    pairs = [(_last_find(compiled, out), want) for out, want in zip(outputs, wanted, strict=True) if want is not None]
     missing = len(references) - len(pairs)
     note = f"The pattern {pattern!r} finds nothing in {missing} of {len(references)} references: rows not counted."
     return proportion([found == want for found, want in pairs]), (note,) if missing else ()

@@ -108,6 +108,7 @@ def _context(files: RunFiles) -> dict[str, Any]:
         "data": sections.data_table(run.get("data") or {}),
         "previews": sections.previews(run),
         "recipe": files.recipe,
+        "robustness": sections.robustness(_read_json(files.folder / "interpolation.json"), files.folder),
         "snippets": snippets(run, files.folder),
         "versions": sections.settings(run.get("versions")),
         "machine": sections.settings(run.get("machine")),

@@ -5,11 +5,13 @@ Every function takes what may be missing and gives an empty result for it; the t
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from tunewright.evaluation.charts import Chart, Points, Scale, line_chart
@@ -26,6 +28,7 @@ from tunewright.evaluation.formats import (
     spoken,
     value_of,
 )
+from tunewright.evaluation.robustness import sentence
 from tunewright.evaluation.scores import Metric
 from tunewright.evaluation.verdict import Change, Comparison
 
@@ -207,6 +210,49 @@ def _sample(name: str, row: Row) -> Sample:
         if row.get(key) is not None
     )
     return Sample(f"{name}: {row_name(row['source'])}" if row.get("source") else name, parts)
+
+
+# ---- Between start and end ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Robustness:
+    """The curve over α: a row a point, and the picture as a data: URL."""
+
+    sentence: str
+    sets: tuple[str, ...]
+    rows: tuple[tuple[str, tuple[str, ...], str], ...]
+    """(α or a baseline, the figure on each set, what it is)."""
+    picture: str
+
+
+def robustness(found: Row | None, folder: Path) -> Robustness | None:
+    """None where the run was not interpolated."""
+    picture = folder / "interpolation.svg"
+    if found is None or not picture.is_file():
+        return None
+    sets, metric = (found["reference"], *found["shifts"]), found["metric"]
+    points = [
+        (f"{alpha:g}", {name: found["curve"][name]["test"][i] for name in sets}, _role(found, alpha))
+        for i, alpha in enumerate(found["alphas"])
+    ]
+    if "ensemble" in found["baselines"]:
+        points.append(("ensemble", found["baselines"]["ensemble"], "mean of the logits of both ends"))
+    rows = tuple((name, tuple(_figure(metric, one[each]) for each in sets), role) for name, one, role in points)
+    data = base64.b64encode(picture.read_bytes()).decode()
+    return Robustness(sentence(found), sets, rows, f"data:image/svg+xml;base64,{data}")
+
+
+def _role(found: Row, alpha: float) -> str:
+    roles = {0.0: "start", 1.0: "tuned"}
+    names = [roles.get(alpha, ""), "chosen" if alpha == found["chosen"]["alpha"] else ""]
+    names.append("oracle (knew the test rows)" if alpha == found["oracle"] else "")
+    return ", ".join(filter(None, names))
+
+
+def _figure(metric: str, found: Row) -> str:
+    figure = Metric.from_dict(found)
+    return f"{value_of(metric, figure.value)} [{interval_of(metric, figure)}]"
 
 
 # ---- What was trained, on which data, where -------------------------------------------------------------------------

@@ -1,19 +1,38 @@
-"""One of the processes that torchrun starts: `_worker RECIPE FOLDER start|resume`."""
+"""One of the processes that torchrun starts: `_worker RECIPE FOLDER start|resume WORDS`."""
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+import threading
+from functools import partial
 from pathlib import Path
 
-from tunewright.errors import Interrupted, TunewrightError
+from tunewright.errors import Interrupted
+from tunewright.launch._words import describe_error, tell
 from tunewright.recipe import read_recipe
 from tunewright.run import execute
 
+
+def stop_with_input() -> None:
+    """SIGTERM is Ctrl-C, and comes when the input ends: the process that started the run asks for it, or is gone."""
+
+    def wait() -> None:
+        os.read(0, 1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    threading.Thread(target=wait, daemon=True).start()
+
+
 if __name__ == "__main__":
-    recipe, folder, how = sys.argv[1:]
+    recipe, folder, how, words = sys.argv[1:]
+    path = Path(words)
     try:
-        execute(read_recipe(recipe), Path(folder), resume=how == "resume")
-    except TunewrightError as error:
-        sys.exit(str(error))
-    except Interrupted:
-        sys.exit(130)
+        stop_with_input()
+        execute(read_recipe(recipe), Path(folder), [partial(tell, path, "line")], how == "resume")
+    except BaseException as error:
+        tell(path, "error", describe_error(error))
+        # all processes are interrupted together; at any other end the first one to leave has the rest stopped
+        sys.exit(0 if isinstance(error, Interrupted) else 1)

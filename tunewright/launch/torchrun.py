@@ -2,30 +2,34 @@
 
 from __future__ import annotations
 
-import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from tunewright.engine import checkpoint
-from tunewright.errors import Interrupted, TunewrightError
-from tunewright.folder import Run, refuse_used
+from tunewright.engine.interrupt import until_interrupted
+from tunewright.engine.job import Watcher
+from tunewright.errors import TunewrightError
+from tunewright.folder import Record, Run, refuse_used
+from tunewright.launch._words import Listener
 from tunewright.recipe import Recipe
 
+SECONDS_BETWEEN_LOOKS = 0.1
 
-def execute(recipe: Recipe, folder: Path, watchers: Sequence[Any] = (), resume: bool = False) -> Run:
-    """Run a recipe in `training.processes` processes. Watchers stay silent: the lines are in RUN/metrics.jsonl.
 
-    Raises TunewrightError where the processes fail; what they wrote to stderr says why.
+def execute(recipe: Recipe, folder: Path, watchers: Sequence[Watcher] = (), resume: bool = False) -> Run:
+    """Run a recipe in `training.processes` processes. Watchers get what the first one tells.
+
+    Raises what the first process to fail raised; TunewrightError where one was killed.
     """
     if not resume:
         refuse_used(folder)
     with tempfile.TemporaryDirectory() as place:
-        path = Path(place) / "recipe.yaml"
+        path, words = Path(place) / "recipe.yaml", Path(place) / "words.jsonl"
         path.write_text(recipe.to_yaml(), encoding="utf-8")
+        listener = Listener(words, watchers)
         command = [
             sys.executable,
             "-m",
@@ -37,24 +41,51 @@ def execute(recipe: Recipe, folder: Path, watchers: Sequence[Any] = (), resume: 
             str(path),
             str(folder),
             "resume" if resume else "start",
+            str(words),
         ]
-        code = _supervise(command, folder)
-    if code:
-        raise TunewrightError(
-            f"The {recipe.training.processes} processes of {folder} failed (exit code {code}); see above."
-        )
+        try:
+            _refuse_failure(_supervise(command, listener), listener, folder)
+        except BaseException as error:
+            if listener.started:  # the first process may not have been the one that failed
+                Record(folder, first=True).break_off(error, {})
+            raise
     return Run(folder)
 
 
-def _supervise(command: Sequence[str], folder: Path) -> int:
-    """Run torchrun and wait for it. Ctrl-C is passed on once, so that the processes write a checkpoint and end."""
-    with subprocess.Popen(command, start_new_session=True) as process:
+def _supervise(command: Sequence[str], listener: Listener) -> int:
+    """Run torchrun, with its output on stderr, and give its exit code.
+
+    On Ctrl-C or SIGTERM the input of the processes ends, and they with a checkpoint. It ends, too, when this process is
+    killed. A second Ctrl-C ends them at once.
+    """
+    with (
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=2, start_new_session=True) as process,
+        until_interrupted() as stopped,
+    ):
+        assert process.stdin is not None
         try:
-            return process.wait()
+            while process.poll() is None:
+                listener.listen()
+                if stopped():
+                    process.stdin.close()
+                time.sleep(SECONDS_BETWEEN_LOOKS)
         except KeyboardInterrupt:
-            process.send_signal(signal.SIGTERM)
+            process.terminate()
             process.wait()
-            written = checkpoint.steps(folder / "checkpoints")
-            if not written:
-                raise
-            raise Interrupted(written[-1]) from None
+            raise
+    listener.listen()
+    return process.returncode
+
+
+def _refuse_failure(code: int, listener: Listener, folder: Path) -> None:
+    """Raise what the processes ended with, if it was no success."""
+    error = listener.error
+    if isinstance(error, TunewrightError):
+        raise error
+    if code > 128:  # what the others then told is that they lost it
+        how = f"To go on: tunewright resume {folder}" if listener.started else "It had not begun to train."
+        raise TunewrightError(
+            f"A process of {folder} was killed by signal {code - 128}, perhaps because memory ran out. {how}"
+        ) from error
+    if error or code:
+        raise error or RuntimeError(f"torchrun ended with exit code {code}; see above.")

@@ -90,7 +90,8 @@ def stack_loras(
     return state, last
 
 
-TOKENS = "base_model.model.{}.token_adapter.trainable_tokens_delta"
+PREFIX = "base_model.model."
+TOKENS = PREFIX + "{}.token_adapter.trainable_tokens_delta"
 
 
 def _token_rows(
@@ -107,7 +108,7 @@ def _token_rows(
 
 def module_of(key: str) -> str:
     """The name of the adapted module within the base, from a key of an adapter file."""
-    return key.removeprefix("base_model.model.").split(".lora_")[0]
+    return key.removeprefix(PREFIX).split(".lora_")[0]
 
 
 def lora_scale(config: Mapping[str, Any], module: str) -> float:

@@ -58,6 +58,9 @@ class PeftMethod(Method):
     def merge(self, model: Model) -> None:
         merge_adapter(model)
 
+    def scale(self, model: Model, alpha: float) -> None:
+        scale_adapter(model, alpha)
+
     @contextmanager
     def off(self, model: Model) -> Iterator[None]:
         config = model.module.active_peft_config
@@ -112,6 +115,60 @@ def merge_adapter(model: Model) -> None:
         model.module = model.module.merge_and_unload()
     except (AttributeError, ValueError, NotImplementedError) as error:
         raise MethodError(f"This kind of adapter cannot be merged into the weights: {error}") from error
+
+
+def scale_adapter(model: Model, alpha: float) -> None:
+    """Let a PEFT adapter count `alpha` times, in place: a LoRA's B is scaled, every other layer's output blended.
+
+    A blend y₀ + α·(y₁ − y₀) is the interpolation of the weights wherever a layer is linear, as all of PEFT's are; to
+    scale what a DoRA or an OFT learned would be something else. What trained along (a head, rows of tokens) is left to
+    the caller, who knows its start.
+
+    Raises:
+        MethodError: the adapter has virtual tokens, or changed the base's own weights.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils import TrainableTokensWrapper
+
+    config = model.module.active_peft_config
+    if config.is_prompt_learning:
+        raise MethodError("Virtual tokens cannot be interpolated: only alpha 0 and 1 mean something.")
+    if not leaves_base({"bias": "none", "init_lora_weights": True, **vars(config)}):
+        raise MethodError("This adapter changed the base's own weights, so that its path to the start is not known.")
+    layers = list(model.module.modules())
+    rows = {id(layer.token_adapter) for layer in layers if isinstance(layer, TrainableTokensWrapper)}  # train along
+    for layer in layers:
+        if isinstance(layer, BaseTunerLayer) and id(layer) not in rows and not _scaled(layer, alpha):
+            _blend(layer, alpha)
+
+
+def _scaled(layer: Any, alpha: float) -> bool:
+    """Scale the B of a plain LoRA layer; whether this is one."""
+    import torch
+    from peft.tuners.lora import LoraLayer
+
+    plain = isinstance(layer, LoraLayer) and not getattr(layer, "lora_E", None) and not any(layer.use_dora.values())
+    if plain:
+        with torch.no_grad():
+            for parameter in [*layer.lora_B.parameters(), *layer.lora_embedding_B.parameters()]:
+                parameter.mul_(alpha)
+    return plain
+
+
+def _blend(layer: Any, alpha: float) -> None:
+    import torch
+
+    tuned = layer.forward
+
+    def forward(*inputs: Any, **options: Any) -> Any:
+        return torch.lerp(layer.base_layer(*inputs, **options), tuned(*inputs, **options), alpha)
+
+    layer.forward = forward
+
+
+def is_blended(module: nn.Module) -> bool:
+    """Whether `scale_adapter` blended a layer's output, which no file of PEFT's can say."""
+    return any("forward" in vars(layer) for layer in module.modules())
 
 
 def _unwrap_along(module: nn.Module) -> None:

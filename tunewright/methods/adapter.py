@@ -111,6 +111,15 @@ class Adapter(Method):
             "Bottleneck adapters are not linear and cannot be merged into the weights. Keep them as an adapter."
         )
 
+    def scale(self, model: Model, alpha: float) -> None:
+        import torch
+
+        with torch.no_grad():
+            for module in model.module.modules():
+                if hasattr(module, "bottleneck"):
+                    for parameter in module.bottleneck.up.parameters():
+                        parameter.mul_(alpha)
+
     @contextmanager
     def off(self, model: Model) -> Iterator[None]:
         if model.along:

@@ -62,6 +62,10 @@ class Method(BaseModel):
         """Inside, the model computes what the run started from. Raises MethodError where that is not exact."""
         raise MethodError(f"{self.type} changes the base's own weights: switching it off does not give back the start.")
 
+    def scale(self, model: Model, alpha: float) -> None:
+        """Let what was added count `alpha` times, 0 < alpha < 1, in place. Raises MethodError where that is no path."""
+        raise MethodError(f"{self.type} adds nothing that could be scaled.")
+
     def packs(self) -> bool:
         """Whether rows may share one sequence: not where the method puts something in front of it."""
         return True
@@ -116,6 +120,12 @@ def frozen_prefix(model: Model) -> Iterator[nn.Module]:
 
 def _trains(module: nn.Module) -> bool:
     return any(p.requires_grad for p in module.parameters())
+
+
+def plain_name(name: str) -> str:
+    """A parameter's name in the model without what a method wrapped around it."""
+    inner = name.removeprefix("base_model.model.").removeprefix("base_model.")
+    return inner.replace(".modules_to_save.default", "").replace(".base_layer", "")
 
 
 def parameter_count(module: nn.Module) -> int:

@@ -12,6 +12,7 @@ import numpy as np
 from tunewright.data.batches import Example, pad
 from tunewright.data.config import DataConfig
 from tunewright.data.kinds import Labelled
+from tunewright.data.labels import name_of
 from tunewright.data.rendered import Rendered, fit
 from tunewright.errors import BaseModelError, DataError
 from tunewright.tasks._pretrained import load_config, load_tokenizer, load_weights, max_length, without_weights
@@ -118,7 +119,7 @@ class TextClassification(Task):
         policy = data.overlength_for("classification")
         if policy == "split":
             raise DataError("data.overlength: split is for plain text. For a classifier choose truncate or drop.")
-        self._refuse_unseen(records)
+        records, faults = self._usable(model, records, skip=data.on_bad_rows == "skip")
         texts = [r.text for r in records]
         pairs = [r.text_pair or "" for r in records] if any(r.text_pair for r in records) else None
         encoded = model.processor(texts, pairs, truncation=False, verbose=False)
@@ -130,21 +131,30 @@ class TextClassification(Task):
         kept = [i for i in range(len(found)) if policy != "drop" or len(found[i].tokens) <= limit]
         examples = [self._example({name: encoded[name][i] for name in encoded}, records[i]) for i in kept]
         truncated = [records[i].source for i in over] if policy == "truncate" else []
-        return Encoded(examples, limit, replace(fitted, truncated=truncated))
+        return Encoded(examples, limit, replace(fitted, truncated=truncated), faults)
 
-    def _refuse_unseen(self, records: Sequence[Any]) -> None:
-        known = set(self.labels)
-        labelled = [r for r in records if r.label is not None]
-        faults = [f"{r.source}: label {r.label!r}" for r in labelled if not self._has_form(r.label)]
-        if faults:
-            raise DataError(f"{len(faults)} labels are not of the model's kind, {self.kind}. Mend or remove:", faults)
-        named = [(r, label_names(r.label)) for r in labelled if self.kind != "regression"]
-        faults = [f"{r.source}: label {name!r}" for r, names in named for name in names if name not in known]
-        if faults:
-            labels = ", ".join(self.labels[:20])
+    def _usable(self, model: Model, records: Sequence[Any], skip: bool) -> tuple[list[Any], list[str]]:
+        """The rows that the model can be fed and have the labels of; and what is wrong with the others, if skipped."""
+        classes = set(self.labels)
+        reasons = [self._misfit(r.label, classes) or _nothing_to_read(model, r) for r in records]
+        faults = [f"{r.source}: {reason}" for r, reason in zip(records, reasons, strict=True) if reason]
+        fitting = [record for record, reason in zip(records, reasons, strict=True) if not reason]
+        if faults and not (skip and fitting):
+            own = "numbers" if self.kind == "regression" else ", ".join(self.labels[:20])
+            remedy = "mend them, or set data.on_bad_rows: skip" if fitting else "mend them"
             raise DataError(
-                f"{len(faults)} labels are unknown to the model, which knows {labels}. Mend or remove:", faults
+                f"{len(faults)} of {len(records)} rows do not fit the model, whose labels are {own}: {remedy}.", faults
             )
+        return fitting, faults
+
+    def _misfit(self, label: Any, classes: set[str]) -> str | None:
+        """Why the model cannot have a label, if so."""
+        if label is None:
+            return None
+        if not self._has_form(label):
+            return f"label {label!r} is not of the model's kind, {self.kind}"
+        unknown = [repr(n) for n in label_names(label) if n not in classes] if self.kind != "regression" else []
+        return f"label {', '.join(unknown)} is unknown to the model" if unknown else None
 
     def _has_form(self, label: Any) -> bool:
         if self.kind == "regression":
@@ -163,7 +173,7 @@ class TextClassification(Task):
         if self.kind == "regression":
             return np.array([float(label) if label is not None else 0.0], dtype=np.float32)
         if self.kind == "single_label" and not isinstance(label, dict):
-            return np.array([self.labels.index(str(label)) if label is not None else 0], dtype=np.int64)
+            return np.array([self.labels.index(name_of(label)) if label is not None else 0], dtype=np.int64)
         target_C = np.zeros(len(self.labels), dtype=np.float32)
         for name in label_names(label) if label is not None else ():
             target_C[self.labels.index(name)] = label[name] if isinstance(label, dict) else 1.0
@@ -249,6 +259,13 @@ class TextClassification(Task):
         ]
 
 
+def _nothing_to_read(model: Model, record: Any) -> str | None:
+    """Encoders can be fed an empty text, between the tokens that begin and end it; a decoder without BOS cannot."""
+    blank = not record.text.strip() and not record.text_pair
+    empty = blank and not model.processor(record.text)["input_ids"]
+    return "text is empty: there is nothing to classify" if empty else None
+
+
 def label_kind(records: Sequence[Any]) -> str:
     """A list is multi-label, a number is a regression, a name (or probabilities of names) is one class a row."""
     labels = [record.label for record in records]
@@ -259,7 +276,7 @@ def label_kind(records: Sequence[Any]) -> str:
 
 def label_names(label: Any) -> list[str]:
     """The class names in a label."""
-    return [str(name) for name in label] if isinstance(label, (list, dict)) else [str(label)]
+    return [str(name) for name in label] if isinstance(label, (list, dict)) else [name_of(label)]
 
 
 def natural_order(name: str) -> tuple[int, float, str]:

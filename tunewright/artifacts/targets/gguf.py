@@ -44,7 +44,6 @@ class Gguf(Target):
                 f"{config.model_type}, for {model.task.name}. Export it as merged."
             )
         _refuse_inexpressible(config)
-        folder.mkdir(parents=True, exist_ok=True)
         writer = gguf.GGUFWriter(folder / GGUF, ARCHITECTURES[config.model_type])
         _write_shape(writer, config, f"{Path(model.base).name}, tuned")
         kind = gguf.LlamaFileType.MOSTLY_F16 if precision == "f16" else gguf.LlamaFileType.MOSTLY_Q8_0

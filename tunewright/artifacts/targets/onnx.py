@@ -40,7 +40,6 @@ class Onnx(Target):
         sample = model.processor(["a b c d", "a b"], padding=True, return_tensors="pt")
         names = list(sample)
         axes = {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}
-        folder.mkdir(parents=True, exist_ok=True)
         small = sum(p.nbytes for p in model.module.parameters()) < ONE_FILE
         try:
             with _silent():

@@ -1,0 +1,155 @@
+"""The curve over α: what is chosen, what is reported, and paired differences."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tunewright.errors import RecipeError
+from tunewright.evaluation.paired import correct, difference, ensemble, primary, statistic, subset
+from tunewright.evaluation.picture import draw
+from tunewright.evaluation.robustness import Curve, choose, document, sentence
+from tunewright.tasks.base import Predictions
+
+ROWS = 200
+
+
+def answers(right: float, rows: int = ROWS) -> Predictions:
+    """A classifier that is right on the first `right` of its rows."""
+    gold = np.zeros(rows, dtype=np.int64)
+    output = np.zeros((rows, 2))
+    output[np.arange(rows), (np.arange(rows) >= right * rows).astype(int)] = 1.0
+    return Predictions("single_label", [f"row {i}" for i in range(rows)], output_NC=output, gold=gold)
+
+
+def likelihoods(nll: float, rows: int = ROWS) -> Predictions:
+    ones = np.ones(rows)
+    return Predictions("likelihood", [f"row {i}" for i in range(rows)], nll_N=nll * ones, count_N=ones, correct_N=ones)
+
+
+def curve(make: Any, **sets: list[tuple[float, float]]) -> Curve:
+    """Each set's (validation, test) values at α = 0, .5, 1; the first set is the reference."""
+    points = [
+        {name: {"validation": make(values[i][0]), "test": make(values[i][1])} for name, values in sets.items()}
+        for i in range(3)
+    ]
+    return Curve([0.0, 0.5, 1.0], next(iter(sets)), points)
+
+
+ACCURATE = {
+    "test": [(0.50, 0.50), (0.90, 0.80), (0.90, 0.90)],
+    "far": [(0.80, 0.80), (0.70, 0.70), (0.40, 0.95)],
+    "near": [(0.60, 0.60), (0.80, 0.85), (0.70, 0.60)],
+}
+
+
+def test_alpha_is_chosen_on_validation_alone() -> None:
+    one = curve(answers, **ACCURATE)
+    assert choose(one, "balanced") == 0.5  # .90 + (.70 + .80) / 2 against .50 + .70 and .90 + .55
+    assert choose(one, "reference") == 0.5  # the smallest of those that are as good
+    assert choose(one, "balanced", "test") == 1.0
+    assert choose(one, 0.25) == 0.25 and choose(one, "1") == 1.0
+    with pytest.raises(RecipeError, match="balanced, reference, or a number"):
+        choose(one, "best")
+
+
+def test_a_loss_is_better_where_it_is_lower() -> None:
+    one = curve(likelihoods, test=[(3.0, 3.0), (1.0, 1.0), (0.998, 0.9)], far=[(1.0, 1.0), (1.2, 1.2), (4.0, 4.0)])
+    assert choose(one, "balanced") == 0.5
+    assert choose(one, "reference") == 0.5, "within half a percent"
+    assert one.worst_shift("test") == pytest.approx([1.0, 1.2, 4.0])
+
+
+def test_half_a_point_is_the_slack_of_the_reference_rule() -> None:
+    assert choose(curve(answers, test=[(0.5, 0.5), (0.895, 0.9), (0.9, 0.9)]), "reference") == 0.5
+    assert choose(curve(answers, test=[(0.5, 0.5), (0.890, 0.9), (0.9, 0.9)]), "reference") == 1.0
+
+
+def test_what_is_reported() -> None:
+    found = document(curve(answers, **ACCURATE), "balanced")
+    assert found["reference"] == "test" and found["shifts"] == ["far", "near"] and found["metric"] == "accuracy"
+    assert found["chosen"] == {"rule": "balanced", "alpha": 0.5} and found["oracle"] == 1.0
+    assert found["mean_of_shifts"] == pytest.approx([0.7, 0.775, 0.775])
+    assert found["worst_shift"] == pytest.approx([0.6, 0.7, 0.6])
+    assert found["against_tuned"]["near"]["value"] == pytest.approx(0.25)
+    assert found["against_tuned"]["near"]["low"] > 0.15
+    assert found["against_start"]["test"]["value"] == pytest.approx(0.3)
+    assert set(found["baselines"]) == {"start", "tuned", "ensemble"}
+    told = sentence(found)
+    assert "α = 0.5" in told and "test: -10 points [" in told and "near: +25 points [" in told
+    with pytest.raises(RecipeError, match="not one of the alphas"):
+        document(curve(answers, **ACCURATE), 0.3)
+
+
+def test_a_difference_that_may_be_chance_says_so() -> None:
+    found = document(curve(answers, test=[(0.5, 0.5), (0.9, 0.895), (0.9, 0.9)]), 0.5)
+    assert "cannot tell" in sentence(found)
+    assert "as it is" in sentence(document(curve(answers, **ACCURATE), 1.0))
+
+
+@pytest.mark.parametrize("sets", [ACCURATE, {"test": ACCURATE["test"]}, {n: ACCURATE[n] for n in ("test", "far")}])
+def test_the_picture(sets: Any, tmp_path: Path) -> None:
+    draw(document(curve(answers, **sets), "balanced"), tmp_path / "curve")
+    svg = (tmp_path / "curve.svg").read_text()
+    assert svg.startswith("<?xml") and (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
+    draw(document(curve(answers, **sets), "balanced"), tmp_path / "again")
+
+
+# Pairs
+
+
+def test_a_paired_interval_is_narrower_than_two_separate_ones() -> None:
+    one, other = answers(0.80), answers(0.85)
+    change = difference(other, one)
+    assert change.value == pytest.approx(0.05) and change.low > 0
+    assert primary(other).low < primary(one).high, "two intervals alone could not tell"
+
+
+def test_the_paired_interval_covers_the_truth_as_often_as_it_says() -> None:
+    random = np.random.default_rng(3)
+    covered = 0
+    for _ in range(60):
+        hard = random.random(150) < 0.5
+        one, other = ((random.random(150) < np.where(hard, p, 0.95)) for p in (0.5, 0.7))
+        change = difference(of_hits(other), of_hits(one))
+        covered += change.low <= 0.1 <= change.high  # half of the rows are hard, and 0.2 apart
+    assert 52 <= covered <= 60
+
+
+def of_hits(hits_N: np.ndarray) -> Predictions:
+    output = np.stack([hits_N, ~hits_N], axis=1).astype(float)
+    return Predictions("single_label", [str(i) for i in range(len(hits_N))], output_NC=output,
+                       gold=np.zeros(len(hits_N), dtype=np.int64))  # fmt: skip
+
+
+def test_other_rows_are_no_pairs() -> None:
+    with pytest.raises(AssertionError):
+        difference(answers(0.5), answers(0.5, rows=100))
+
+
+def test_the_statistic_is_the_metric_for_every_kind() -> None:
+    rows = np.arange(4)
+    several = Predictions("multi_label", list("abcd"), output_NC=np.array([[0.9, 0.1], [0.8, 0.7], [0.2, 0.9], [0, 0]]),
+                          gold=np.array([[1, 0], [1, 0], [0, 1], [1, 0]]))  # fmt: skip
+    assert statistic(several)(rows) == pytest.approx(2 * 3 / (4 + 4))
+    number = Predictions("regression", list("abcd"), output_NC=np.array([[1.0], [2], [3], [5]]),
+                         gold=np.array([[1.0], [2], [3], [4]]))  # fmt: skip
+    assert statistic(number)(rows) == pytest.approx(1 - 1 / 5)
+    text = Predictions("likelihood", list("ab"), nll_N=np.array([2.0, 6]), count_N=np.array([2.0, 2]),
+                       correct_N=np.zeros(2))  # fmt: skip
+    assert statistic(text)(np.arange(2)) == 2.0
+    assert subset(text, np.array([1])).nll_N.tolist() == [6.0] and subset(text, np.array([1])).sources == ["b"]
+
+
+def test_the_ensemble_averages_logits() -> None:
+    one = Predictions("single_label", ["a"], output_NC=np.array([[0.9, 0.1]]), gold=np.array([0]))
+    other = Predictions("single_label", ["a"], output_NC=np.array([[0.5, 0.5]]), gold=np.array([0]))
+    mixed = ensemble(one, other)
+    assert mixed is not None and mixed.output_NC is not None
+    odds = mixed.output_NC[0, 0] / mixed.output_NC[0, 1]
+    assert odds == pytest.approx((9.0 * 1.0) ** 0.5) and mixed.output_NC.sum() == pytest.approx(1)
+    assert ensemble(likelihoods(1.0), likelihoods(2.0)) is None
+    assert correct(mixed).tolist() == [True]

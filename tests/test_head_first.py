@@ -1,0 +1,77 @@
+"""`training.head_first`: a new head learns alone on the frozen base, and the run starts from there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+import tunewright as tw
+from tests.runs import recipe
+from tests.tiny import completions
+from tunewright.errors import RecipeError
+
+TASK = "text-classification"
+HEAD = {"head_first": 12, "max_steps": 2, "batch": 4, "learning_rate": 0.02}
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "freeze", "adapter"])
+def test_only_the_head_moves_before_the_method_begins(method: str, tiny_base: Any, tmp_path: Path) -> None:
+    seen: list[dict[str, Any]] = []
+    run = tw.train(
+        recipe(tiny_base("bert"), tmp_path / "run", task=TASK, method=method, training=HEAD),
+        watchers=[lambda line: seen.append(dict(line))],
+    )
+    start = dict(tw.load(run.folder, alpha=0.0).module.named_parameters())
+    trunk = transformers.AutoModel.from_pretrained(tiny_base("bert"), add_pooling_layer=False)
+    for name, parameter in trunk.named_parameters():
+        assert torch.equal(start[f"bert.{name}"], parameter), name
+    losses = [line["loss"] for line in seen if line.get("phase") == "head" and "loss" in line]
+    assert len(losses) == 36 and sum(losses[-3:]) < sum(losses[:3])
+    assert [line["step"] for line in run.metrics if "loss" in line] == [1, 2], "the head's steps are not the run's"
+
+
+def test_the_run_goes_on_from_the_trained_head(tiny_base: Any, tmp_path: Path) -> None:
+    still = {**HEAD, "max_steps": 1, "learning_rate": 1e-9}
+    made = [
+        tw.train(recipe(tiny_base("bert"), tmp_path / str(epochs), task=TASK, training={**still, "head_first": epochs}))
+        for epochs in (0, 12)
+    ]
+    without, with_head = ([line["validation"] for line in run.metrics if "validation" in line] for run in made)
+    in_head = (made[1].folder / "start" / "metrics.jsonl").read_text().splitlines()
+    best = min(line["validation"]["loss"] for line in map(json.loads, in_head) if "validation" in line)
+    assert with_head[0]["loss"] == pytest.approx(best, rel=1e-5) and with_head[0] != without[0]
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_an_average_begins_with_the_trained_head(method: str, tiny_base: Any, tmp_path: Path) -> None:
+    slow = {**HEAD, "max_steps": 1, "learning_rate": 1e-9, "ema": 0.999, "weight_decay": 0.0}
+    run = tw.train(recipe(tiny_base("bert"), tmp_path / "run", task=TASK, method=method, training=slow))
+    start, end = (dict(tw.load(run.folder, alpha=alpha).module.named_parameters()) for alpha in (0.0, 1.0))
+    end = {name.replace("base_model.model.", "").replace(".modules_to_save.default", ""): p for name, p in end.items()}
+    torch.testing.assert_close(end["classifier.weight"], start["classifier.weight"], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("task", "kind", "method", "match"),
+    [
+        ("text-generation", "llama", "lora", "has its head already"),
+        (TASK, "bert", "head", "only the head trains"),
+    ],
+)
+def test_where_it_means_nothing_it_is_refused(
+    task: str, kind: str, method: str, match: str, tiny_base: Any, tmp_path: Path
+) -> None:
+    with pytest.raises(RecipeError, match=match):
+        tw.train(recipe(tiny_base(kind), tmp_path / "run", task=task, method=method, training=HEAD))
+    assert not (tmp_path / "run").exists()
+
+
+def test_special_tokens_are_no_head(tiny_base: Any, tmp_path: Path) -> None:
+    data = {"special_tokens": ["<a>"], "train": completions(8)}
+    with pytest.raises(RecipeError, match="has its head already"):
+        tw.train(recipe(tiny_base("llama"), tmp_path / "run", data=data, training=HEAD))

@@ -1,0 +1,48 @@
+"""The picture of WiSE-FT: the reference on x, the shifts on y, the path from start to end as a curve."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tunewright.evaluation.formats import SHARES, metric_name
+
+
+def draw(found: Mapping[str, Any], path: Path) -> None:
+    """Write what `robustness.document` found as `path`.svg and `path`.png."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    scale = 100 if found["metric"] in SHARES else 1
+    unit = " (%)" if scale == 100 else ""
+    metric, alphas = metric_name(found["metric"]), found["alphas"]
+    x = [scale * point["value"] for point in found["curve"][found["reference"]]["test"]]
+    figure = Figure(figsize=(6, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    shifts = {name: [scale * p["value"] for p in found["curve"][name]["test"]] for name in found["shifts"]}
+    if not shifts:  # one set alone: its curve over α
+        axes.plot(alphas, x, marker=".")
+        axes.set_xlabel("α")
+        axes.set_ylabel(f"{metric} on {found['reference']}{unit}")
+    else:
+        if len(shifts) > 1:
+            shifts = {"mean of shifts": [scale * value for value in found["mean_of_shifts"]], **shifts}
+        for number, (name, y) in enumerate(shifts.items()):
+            _path(axes, x, y, name, alphas.index(found["chosen"]["alpha"]), first=number == 0)
+        axes.set_xlabel(f"{metric} on {found['reference']}{unit}")
+        axes.set_ylabel(f"{metric} under shift{unit}")
+        axes.legend(frameon=False, fontsize="small")
+    axes.spines[["top", "right"]].set_visible(False)
+    for kind in ("svg", "png"):
+        figure.savefig(path.with_suffix(f".{kind}"), dpi=160, metadata={"Date": None} if kind == "svg" else {})
+
+
+def _path(axes: Any, x: list[float], y: list[float], name: str, chosen: int, first: bool) -> None:
+    """One curve with its ends and the chosen point; the first is the one that is read, the others stand behind."""
+    (line,) = axes.plot(x, y, marker=".", label=name, linewidth=2 if first else 1, alpha=1 if first else 0.5)
+    if not first:
+        return
+    for at, mark, label in ((0, "s", "start (α = 0)"), (-1, "D", "tuned (α = 1)"), (chosen, "*", "chosen")):
+        axes.plot(x[at], y[at], mark, color=line.get_color(), markersize=11 if mark == "*" else 7, label=label)
