@@ -39,6 +39,14 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def exports_are_run_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An export is run by the same code in this process: a fresh one costs six seconds. Some tests undo this."""
+    from tunewright.artifacts import export, foreign
+
+    monkeypatch.setattr(export, "in_a_fresh_process", foreign.ask)
+
+
 SHARED = Path(os.environ.get("TUNEWRIGHT_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 
 

@@ -33,14 +33,15 @@ from safetensors.torch import load_file
 import tunewright as tw
 from tests.fixtures import FAMILIES, tiny_tokenizer
 from tests.tiny import completions, labelled, words
-from tunewright.artifacts import export
+from tunewright.artifacts.export import read_verification
+from tunewright.artifacts.targets import base as targets
 from tunewright.data import render, rendered
 from tunewright.data.batches import Example, micro_batches
 from tunewright.data.encoding import Encoder
 from tunewright.data.render import Answer, Renderer
 from tunewright.data.rendered import Fitted, Rendered
 from tunewright.engine import loop
-from tunewright.errors import BaseModelError, DataError, MethodError, RecipeError, TunewrightError
+from tunewright.errors import BaseModelError, DataError, MethodError, RecipeError, TunewrightError, VerificationError
 from tunewright.methods import LoRA
 from tunewright.prepare import Prepared, prepare
 from tunewright.recipe import make_recipe
@@ -295,9 +296,43 @@ def test_pain_1_would_be_caught(method: str, base: Any, teach: Teach, tmp_path: 
         config = LoRA.peft_config
         monkeypatch.setattr(LoRA, "peft_config", lambda self, model: _misread(config(self, model)))
     else:
-        monkeypatch.setattr(export, "merge_adapter", lambda model: setattr(model, "module", model.module.unload()))
-    with caught:
+        monkeypatch.setattr(targets, "merge_adapter", lambda model: setattr(model, "module", model.module.unload()))
+    with pytest.raises((AssertionError, VerificationError)):
         check_merged_is_the_adapter(teach, base(), LORAS[method], tmp_path / "merged")
+
+
+EXPORTS = [("peft", "fp32"), ("merged", "bf16"), ("quantized", "int8"), ("gguf", "f16"), ("gguf", "q8_0")]
+
+
+def check_every_export_is_the_adapter(teach: Teach, base: str, folder: Path) -> None:
+    """Each is run by the libraries of its users and compared on the run's own rows; here a mismatch is an error."""
+    rows = completions(8)
+    run, _ = teach(base, rows, method={"type": "lora", "rank": 4}, training=HARD, data={"test": rows})
+    for target, precision in EXPORTS:
+        tw.export(run.folder, target, folder / precision / target, precision=precision)
+
+
+def test_pain_1_every_export_is_the_adapter(base: Any, teach: Teach, tmp_path: Path) -> None:
+    """I exported my model, and what the other program answers is not what I trained."""
+    check_every_export_is_the_adapter(teach, base(tie_word_embeddings=False), tmp_path)
+
+
+@pytest.mark.parametrize(("target", "precision"), EXPORTS[1:])
+def test_pain_1_would_be_caught_in_every_export(
+    target: str, precision: str, base: Any, teach: Teach, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "EXPORTS", [(target, precision)])
+    merge = targets.merge_adapter
+    monkeypatch.setattr(targets, "merge_adapter", lambda model: (_halve(model), merge(model)))
+    with pytest.raises(VerificationError, match="A logit differs"):
+        check_every_export_is_the_adapter(teach, base(tie_word_embeddings=False), tmp_path)
+
+
+def _halve(model: Model) -> None:
+    """The adapter's scale, as a program that reads another alpha has it."""
+    for layer in model.module.modules():
+        if isinstance(getattr(layer, "scaling", None), dict):
+            layer.scaling = {name: scale / 2 for name, scale in layer.scaling.items()}
 
 
 def _raw(model: Model) -> Model:
@@ -351,6 +386,47 @@ def test_pain_2_a_conversation_is_served_as_it_was_trained(family: str, base: An
 def test_pain_2_a_base_without_a_template_is_served_as_it_was_trained(family: str, base: Any, teach: Teach) -> None:
     """My base had no chat template; whoever serves the model has to guess the one it was trained with."""
     check_every_turn_is_served_as_trained(teach, base(family, template=False), TALK)
+
+
+def check_an_export_is_served_as_trained(teach: Teach, base: str, folder: Path) -> None:
+    run, seen = teach(base, CHAT, data={"test": CHAT})
+    exported = hf.AutoTokenizer.from_pretrained(tw.export(run.folder, "merged", folder))
+    last = max(answers(seen), key=lambda answer: len(answer[0]))[0]
+    assert exported.apply_chat_template(TALK[:3], add_generation_prompt=True, return_dict=False) == last
+
+
+@pytest.mark.parametrize("template", [True, False], ids=["its own template", "the plain template"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_pain_2_an_export_is_served_as_it_was_trained(
+    family: str, template: bool, base: Any, teach: Teach, tmp_path: Path
+) -> None:
+    """The exported model answers nonsense elsewhere: its template is another one, or none."""
+    check_an_export_is_served_as_trained(teach, base(family, template=template), tmp_path / "merged")
+
+
+@pytest.mark.parametrize(("family", "kind"), [("llama3", "llama"), ("qwen3", "qwen3"), ("mistral", "llama")])
+def test_pain_2_a_gguf_file_is_served_as_it_was_trained(
+    family: str, kind: str, base: Any, teach: Teach, tmp_path: Path
+) -> None:
+    run, _ = teach(base(family, kind), CHAT, data={"test": CHAT})
+    folder = tw.export(run.folder, "gguf", tmp_path / "gguf")
+    assert read_verification(folder)["figures"]["same_prompt"] == 1.0
+
+
+@pytest.mark.parametrize("loss", ["another template", "no bos"])
+def test_pain_2_would_be_caught_in_an_export(
+    loss: str, base: Any, teach: Teach, tmp_path: Path, monkeypatch: Any
+) -> None:
+    save = targets.save
+
+    def damaged(model: Model, method: Any, folder: Path) -> None:
+        lost, put = {"no bos": ("bos_token", "''"), "another template": ("<|start_header_id|>", "")}[loss]
+        model.processor.chat_template = model.processor.chat_template.replace(lost, put)
+        save(model, method, folder)
+
+    monkeypatch.setattr(targets, "save", damaged)
+    with pytest.raises(VerificationError, match="Its tokenizer makes the trained tokens of 0% of the prompts only"):
+        check_an_export_is_served_as_trained(teach, base("llama3"), tmp_path / "merged")
 
 
 @pytest.mark.parametrize("template", [True, False], ids=["instruct", "base"])

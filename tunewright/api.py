@@ -13,6 +13,7 @@ from pydantic import BaseModel, Field
 
 from tunewright.artifacts.export import export as write_export
 from tunewright.artifacts.load import infer_task, load, shape_of
+from tunewright.artifacts.questions import HeldOut
 from tunewright.data.config import DataConfig, Location
 from tunewright.data.kinds import Conversation
 from tunewright.data.messages import check_prompt
@@ -20,12 +21,13 @@ from tunewright.data.records import load_records
 from tunewright.data.texts import HALF, check_texts, is_whole
 from tunewright.engine.device import pick_device
 from tunewright.engine.job import Watcher
-from tunewright.errors import BaseModelError, DataError
+from tunewright.errors import BaseModelError, DataError, TunewrightError
 from tunewright.evaluation.config import EvaluationConfig
 from tunewright.evaluation.evaluate import evaluate as measure
 from tunewright.folder import Run, new_folder, open_run
 from tunewright.launch import launch
 from tunewright.methods.base import parameter_count, trained_count, trained_groups
+from tunewright.prepare import read_rows
 from tunewright.recipe import Recipe, checked, make_recipe
 from tunewright.tasks import task_class
 from tunewright.tasks.base import Model
@@ -158,9 +160,41 @@ def evaluate(
     return {"scores": scores.to_dict(), "samples": samples, "rows": len(records.records), "notices": notices}
 
 
-def export(where: str | Path, target: str, folder: str | Path) -> Path:
-    """Write a run in another form, `merged`: one folder that transformers loads by itself."""
-    return write_export(where, target, Path(folder))
+def export(
+    where: str | Path, target: str, folder: str | Path, *, precision: str | None = None, rows: Location | None = None
+) -> Path:
+    """Write a run in another form, and verify that it answers like the trained model: see `verification.json` in it.
+
+    Args:
+        target: `peft`, `merged`, `quantized`, `onnx` or `gguf`.
+        precision: fp32, bf16, fp16 (merged), int8, int4 (quantized), f16, q8_0 (gguf); by default the first of these.
+        rows: what both models are asked; by default the run's test rows, else its validation rows.
+
+    Raises:
+        VerificationError: it does not answer alike; it is left as FOLDER.unverified.
+        TunewrightError: the model cannot be exported so; says what to do.
+    """
+    return write_export(where, target, Path(folder), precision, _held_out(where, rows))
+
+
+def _held_out(where: str | Path, rows: Location | None) -> HeldOut | None:
+    """The rows given, or the run's own; none where they are not there any more, or where there is no run."""
+    try:
+        recipe = open_run(where).recipe
+    except (TunewrightError, OSError):
+        recipe = None
+    if rows is not None:
+        config = recipe.data if recipe else DataConfig(train="-")
+        found = load_records(rows, config, require_label=False)
+        return HeldOut(found.records, found.location)
+    if recipe is None:
+        return None
+    try:
+        read = read_rows(recipe.data, recipe.training.seed)
+    except TunewrightError:
+        return None
+    name, records = next(iter([*read.tests.items(), ("validation", read.validation)]))
+    return HeldOut(records.records, f"the run's {name} rows") if records else None
 
 
 def dry_run(recipe: Recipe | dict[str, Any]) -> dict[str, Any]:

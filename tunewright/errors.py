@@ -8,13 +8,15 @@ TunewrightError                  (a ValueError: something the user can mend)
 ├── MissingExtra                 an optional dependency is not installed; gives the pip command
 ├── OutputError                  the output folder is in use, not writable, or full
 ├── CheckpointError              no usable checkpoint, or one of another run
+├── VerificationError            an export does not behave like the model that was trained
 └── TrainingDiverged             the loss is not finite; names the step and the rows
 Interrupted                      (a KeyboardInterrupt: stopped by the user, state saved, can be resumed)
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 
 class TunewrightError(ValueError):
@@ -64,6 +66,19 @@ class OutputError(TunewrightError):
 
 class CheckpointError(TunewrightError):
     """No usable checkpoint, or one that belongs to another run."""
+
+
+class VerificationError(TunewrightError):
+    """An export does not behave like the model that was trained. The command line exits with 1: no input mends it.
+
+    Args:
+        message: what differs, and where the export was left.
+        verification: what its verification.json says.
+    """
+
+    def __init__(self, message: str, verification: Mapping[str, Any]) -> None:
+        self.verification = dict(verification)
+        super().__init__(message)
 
 
 class TrainingDiverged(TunewrightError):

@@ -10,6 +10,7 @@ import pytest
 
 from tests.cli.conftest import Invoke, write_jsonl
 from tunewright import api
+from tunewright.artifacts.targets import base
 from tunewright.cli import _chat
 from tunewright.errors import BaseModelError
 
@@ -134,12 +135,24 @@ def test_what_cannot_be_evaluated(
 
 
 def test_export_merged_answers_alike(invoke: Invoke, classifier: Path) -> None:
-    assert invoke("export", classifier, "--to", "merged", "whole").stdout == "Written to whole\n"
-    document = json.loads(invoke("export", classifier, "again", "--to", "merged", "--json").stdout)
-    assert document == {"target": "merged", "folder": "again"}
+    shown = invoke("export", classifier, "--to", "merged", "whole").stdout
+    assert "Same likeliest answer" in shown and "100.0%" in shown and shown.endswith("Written to whole\n")
+    document = json.loads(
+        invoke("export", classifier, "again", "--to", "merged", "--precision", "bf16", "--json").stdout
+    )
+    assert document == {"folder": "again", **json.loads(Path("again/verification.json").read_text())}
+    assert (document["target"], document["precision"], document["verified"]) == ("merged", "bf16", True)
     answers = [json.loads(invoke("predict", where, *TEXTS, "--json").stdout) for where in (classifier, "whole")]
     for one, other in zip(answers[0]["predictions"], answers[1]["predictions"], strict=True):
         assert one["probabilities"] == pytest.approx(other["probabilities"], abs=1e-5)
+
+
+def test_an_export_that_is_another_model_fails(invoke: Invoke, talker: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(base, "merge_adapter", lambda model: setattr(model, "module", model.module.unload()))
+    done = invoke("export", talker, "out", "--to", "merged")
+    assert done.exit_code == 1 and "A logit differs by" in done.stderr and "out.unverified" in done.stderr
+    error = json.loads(invoke("export", talker, "out", "--to", "merged", "--json").stdout)["error"]
+    assert error["type"] == "VerificationError" and error["verification"]["verified"] is False
 
 
 @pytest.mark.parametrize(

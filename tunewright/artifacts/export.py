@@ -1,36 +1,76 @@
-"""Exporting a tuned model in another form."""
+"""Exporting a tuned model in another form, and seeing that it still is that model."""
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from functools import partial
+from math import isfinite
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
-from tunewright.artifacts.load import load
-from tunewright.artifacts.save import save
-from tunewright.errors import OutputError, RecipeError
-from tunewright.methods import Adapter, Full
-from tunewright.methods._peft import merge_adapter
+from tunewright.artifacts import foreign
+from tunewright.artifacts.foreign import Answers
+from tunewright.artifacts.load import load, weights_folder
+from tunewright.artifacts.questions import HeldOut, built_in, make_questions
+from tunewright.artifacts.targets import TARGETS
+from tunewright.artifacts.verify import Comparison, Limits, compare, limits_for
+from tunewright.errors import OutputError, RecipeError, VerificationError
+from tunewright.tasks.base import Model
 
-TARGETS = ("merged",)
+VERIFICATION = "verification.json"
 
 
-def export(where: str | Path, target: str, folder: Path) -> Path:
-    """Write a run or adapter to `folder` as a model of its own.
+def export(
+    where: str | Path, target: str, folder: Path, precision: str | None = None, held_out: HeldOut | None = None
+) -> Path:
+    """Write a run or adapter to `folder` in another form, and compare it with the trained model.
 
-    merged: one transformers folder with what was added folded into the weights.
+    The trained model answers first, in fp32, as the run saved it. The export is written beside, run in a fresh process
+    by the libraries of its users, and renamed to `folder` if it answers alike; `verification.json` in it has the
+    figures. If not, it is left as FOLDER.unverified.
 
-    Raises OutputError where the folder is not empty or cannot be made, MethodError where the adapter cannot be merged.
+    Args:
+        precision: one of the target's; by default its first.
+        held_out: the rows that both are asked; by default a few sentences.
+
+    Raises:
+        RecipeError, MissingExtra, MethodError, BaseModelError: the model cannot be exported so.
+        OutputError: the folder is not empty, or cannot be written.
+        VerificationError: the export does not behave like the trained model.
     """
     if target not in TARGETS:
         raise RecipeError(f"{target} is no export target. Known: {', '.join(TARGETS)}.")
+    chosen = TARGETS[target]
+    precision = precision or chosen.precisions[0]
     _refuse_place(folder)
+    weights = weights_folder(where)
+    chosen.check(weights, precision)
     model = load(where)
-    if hasattr(model.module, "peft_config"):
-        merge_adapter(model)
-    elif any(hasattr(m, "bottleneck") for m in model.module.modules()):
-        Adapter().merge(model)  # says why not
-    save(model, Full(), folder)
-    return folder
+    held_out = held_out or built_in(model)
+    questions = {**make_questions(model, held_out), "device": chosen.device(precision)}
+    judge = _judge(model, questions, limits_for(target, precision, model.task.routes(model.module)))
+    draft = folder.with_name(f".{folder.name}.draft")
+    shutil.rmtree(draft, ignore_errors=True)
+    try:
+        draft.mkdir(parents=True)
+        chosen.write(model, precision, draft, weights)
+        del model  # the export needs the memory
+        said = {"target": target, "precision": precision, "rows_from": held_out.source}
+        verification = {**said, **_verify(target, draft, questions, judge)}
+        text = json.dumps(verification, indent=2, ensure_ascii=False)
+        (draft / VERIFICATION).write_text(text + "\n", encoding="utf-8")
+        return _settle(draft, folder, verification)
+    except OSError as error:
+        raise OutputError(f"{folder} could not be written: {error}") from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
 
 
 def _refuse_place(folder: Path) -> None:
@@ -40,3 +80,73 @@ def _refuse_place(folder: Path) -> None:
     place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
         raise OutputError(f"{folder} cannot be made: {place} is no folder that can be written to. Name another place.")
+
+
+def read_verification(folder: Path) -> dict[str, Any]:
+    """What the verification.json of an export says."""
+    return json.loads((folder / VERIFICATION).read_text(encoding="utf-8"))
+
+
+def _verify(
+    target: str, draft: Path, questions: Mapping[str, Any], judge: Callable[[Answers], Comparison]
+) -> dict[str, Any]:
+    """What verification.json says of the export in `draft`: "verified" first."""
+    try:
+        exported = in_a_fresh_process(target, draft.absolute(), questions)
+    except subprocess.CalledProcessError as error:
+        by, found = [], Comparison({}, {}, [f"It could not be run: {_last_line(error.stderr)}"])
+    else:
+        by, found = exported.by, judge(exported)
+    figures = {name: value if isfinite(value) else None for name, value in found.figures.items()}
+    return {
+        "verified": not found.failures,
+        "failures": found.failures,
+        "rows": len(questions["rows"]),
+        "prompts": len(questions["asked"]),
+        "figures": figures,
+        "limits": found.limits,
+        "run_by": by,
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _judge(model: Model, questions: Mapping[str, Any], limits: Limits) -> Callable[[Answers], Comparison]:
+    """Ask the trained model, and give what compares the export's answers with its own."""
+    reader = foreign.Torch(model.module, model.processor, questions["stop"])
+    trained = foreign.answers(reader, questions, questions["prompts"])
+    return partial(compare, trained, kind=getattr(model.task, "kind", "single_label"), limits=limits)
+
+
+def in_a_fresh_process(target: str, folder: Path, questions: Mapping[str, Any]) -> Answers:
+    """Run foreign.py by its path: `-P` keeps the modules beside it out of reach, and with them this package."""
+    from safetensors.numpy import load_file
+
+    surroundings = {**os.environ, "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    with TemporaryDirectory() as place:
+        work = Path(place)
+        (work / "questions.json").write_text(json.dumps(questions), encoding="utf-8")
+        command = [sys.executable, "-P", foreign.__file__, target, str(folder), str(work)]
+        subprocess.run(command, env=surroundings, check=True, capture_output=True, text=True)
+        logits = load_file(work / "logits.safetensors")
+        rest = json.loads((work / "answers.json").read_text(encoding="utf-8"))
+    return Answers([logits[str(i)] for i in range(len(logits))], **rest)
+
+
+def _settle(draft: Path, folder: Path, verification: Mapping[str, Any]) -> Path:
+    """Give the export its name; one that is not verified a name that says so."""
+    if verification["verified"]:
+        if folder.exists():
+            folder.rmdir()  # it is empty
+        return draft.rename(folder)
+    left = folder.with_name(f"{folder.name}.unverified")
+    shutil.rmtree(left, ignore_errors=True)
+    draft.rename(left)
+    failures = "\n".join(f"  {line}" for line in verification["failures"])
+    raise VerificationError(
+        f"The export does not behave like the trained model. It is left as {left}, marked unverified:\n{failures}",
+        verification,
+    )
+
+
+def _last_line(text: str) -> str:
+    return next(iter(reversed(text.strip().splitlines())), "no reason given")

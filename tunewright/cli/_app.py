@@ -14,7 +14,7 @@ from typer.core import TyperGroup
 
 from tunewright import __version__
 from tunewright.cli._console import complain, say, write_json
-from tunewright.errors import TunewrightError
+from tunewright.errors import TunewrightError, VerificationError
 
 UNEXPECTED, MENDABLE, INTERRUPTED = 1, 2, 130
 
@@ -52,10 +52,13 @@ class Commands(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command. With --json, whatever a library prints goes to stderr."""
-        logging.getLogger("bitsandbytes").setLevel(logging.CRITICAL)  # warns of kernels that nothing here uses
+        for library in ("bitsandbytes", "torchao", "torch.utils._pytree"):  # warn of kernels that nothing here uses
+            logging.getLogger(library).setLevel(logging.CRITICAL)
         try:
             with redirect_stdout(sys.stderr) if self.as_json else nullcontext():
                 answer = super().invoke(ctx)
+        except VerificationError as error:
+            self._fail(error, UNEXPECTED, verification=error.verification)
         except TunewrightError as error:
             self._fail(error, MENDABLE)
         except Stopped as error:

@@ -125,16 +125,52 @@ def _show_evaluation(found: Mapping[str, Any]) -> None:
 def export(
     run: Annotated[str, typer.Argument(metavar="RUN", help="A run or an adapter's folder.")],
     folder: Annotated[str, typer.Argument(metavar="DIR", help="New folder to write to.")],
-    to: Annotated[str, typer.Option(metavar="TARGET", help="merged: one folder that transformers loads by itself.")],
+    to: Annotated[
+        str,
+        typer.Option(metavar="TARGET", help="peft, merged (for transformers), quantized (torchao), onnx or gguf."),
+    ],
+    precision: Annotated[
+        str | None,
+        typer.Option(help="merged: fp32, bf16, fp16; quantized: int8, int4; gguf: f16, q8_0. By default the first."),
+    ] = None,
+    rows: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Held-out rows to verify on; by default the run's own.")
+    ] = None,
     as_json: AsJson = False,
 ) -> Document:
-    """Write a tuned model in another form."""
+    """Write a tuned model in another form, and verify that it answers like the trained one."""
     from tunewright import api
+    from tunewright.artifacts.export import read_verification
 
-    written = api.export(run, to, Path(folder))
+    written = api.export(run, to, Path(folder), precision=precision, rows=rows)
+    found = read_verification(written)
     if not as_json:
+        _show_verification(found)
         show(f"Written to {written}")
-    return {"target": to, "folder": str(written)}
+    return {"folder": str(written), **found}
+
+
+FIGURES = {
+    "top1_agreement": ("Same likeliest answer", "{:.1%}", ""),
+    "top1_where_decided": ("  where it is no near tie", "{:.1%}", "at least {}"),
+    "max_logit_difference": ("Largest difference of a logit", "{:.2g}", "at most {}"),
+    "kl": ("Divergence of the answers, nats", "{:.2g}", "at most {}"),
+    "same_text": ("Same text, decoded greedily", "{:.0%}", "all"),
+    "same_prompt": ("Same tokens for a prompt", "{:.0%}", "all"),
+}
+"""How the figures of a verification are shown: their name, their form, and their limit."""
+
+
+def _show_verification(found: Mapping[str, Any]) -> None:
+    figures, limits = found["figures"], found["limits"]
+    rows = [
+        (title, form.format(figures[name]), limit.format(form.format(limits[name])) if name in limits else "")
+        for name, (title, form, limit) in FIGURES.items()
+        if name in figures
+    ]
+    out().print(table(("Exported against trained", "Measured", "Required"), rows))
+    say(f"Verified in {found['precision']} by {', '.join(found['run_by'])}.")
+    say(f"Both were asked {found['rows']} of {found['rows_from']}.")
 
 
 @app.command()

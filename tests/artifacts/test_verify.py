@@ -1,0 +1,99 @@
+"""The comparison of two models' answers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.special import softmax
+from scipy.stats import entropy
+
+from tunewright.artifacts.foreign import Answers
+from tunewright.artifacts.verify import EXACT, Limits, compare, limits_for
+
+OPEN = Limits(top1=0.0, logits=1e3, kl=1e3)
+
+
+@pytest.fixture
+def trained() -> Answers:
+    draw = np.random.default_rng(0)
+    rows = [draw.normal(size=(length, 20)).astype(np.float32) for length in (3, 30, 17)]
+    return Answers(rows, texts=[[1, 2], [3]], prompts=[[4], [5, 6]])
+
+
+def changed(answers: Answers, **changes: Any) -> Answers:
+    """The same answers with one logit, text or prompt of another value."""
+    rows = [row.copy() for row in answers.logits]
+    if "logit" in changes:
+        rows[1][4, 7] += changes.pop("logit")
+    return replace(answers, logits=rows, **changes)
+
+
+def test_the_same_answers_agree(trained: Answers) -> None:
+    found = compare(trained, changed(trained), "single_label", EXACT)
+    assert found.failures == [] and found.figures == {
+        "positions": 50, "max_logit_difference": 0, "kl": 0, "top1_agreement": 1, "top1_where_decided": 1,
+        "same_prompt": 1, "same_text": 1,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"logit": 0.01}, ["A logit differs by 0.01"]),
+        ({"logit": 20.0}, ["A logit differs by 20", "without near ties", "The answers diverge by"]),
+        ({"logit": np.nan}, ["A logit differs by nan", "without near ties", "The answers diverge by nan nats"]),
+        ({"texts": [[1, 2], [3, 3]]}, ["the same text behind 50% of the prompts only"]),
+        ({"prompts": [[4], [5]]}, ["the trained tokens of 50% of the prompts only"]),
+    ],
+)
+def test_what_differs_is_said(trained: Answers, changes: dict[str, Any], said: list[str]) -> None:
+    failures = compare(trained, changed(trained, **changes), "single_label", EXACT).failures
+    assert len(failures) == len(said) and all(words in line for words, line in zip(said, failures, strict=True))
+
+
+def test_another_shape_is_said(trained: Answers) -> None:
+    other = replace(trained, logits=[row[:, :-1] for row in trained.logits])
+    assert "another shape" in compare(trained, other, "single_label", EXACT).failures[0]
+
+
+def test_texts_may_differ_where_rounding_decides(trained: Answers) -> None:
+    other = changed(trained, texts=[[], []])
+    found = compare(trained, other, "single_label", limits_for("merged", "bf16", routed=False))
+    assert found.figures["same_text"] == 0 and found.failures == []
+
+
+def test_a_near_tie_may_be_decided_otherwise_and_a_clear_case_may_not() -> None:
+    limits = replace(OPEN, top1=1.0, logits=0.1)
+    trained = Answers([np.array([[2.0, 1.9, 0.0], [2.0, 1.0, 0.0]])], [], [])
+    for rows, plain, decided in (([[1.9, 2.0, 0], [2, 1, 0]], 0.5, 1.0), ([[2, 1.9, 0], [1, 2, 0]], 0.5, 0.0)):
+        found = compare(trained, Answers([np.array(rows, dtype=float)], [], []), "single_label", limits)
+        assert (found.figures["top1_agreement"], found.figures["top1_where_decided"]) == (plain, decided)
+        assert any("likeliest" in line for line in found.failures) is (decided < 1)
+
+
+def test_divergence_is_that_of_scipy(trained: Answers) -> None:
+    other = changed(trained, logit=2.0)
+    p, q = (softmax(np.concatenate(one.logits).astype(float), axis=1) for one in (trained, other))
+    found = compare(trained, other, "single_label", OPEN)
+    assert found.figures["kl"] == pytest.approx(entropy(p, q, axis=1).mean())
+
+
+def test_several_labels_are_compared_each() -> None:
+    one, other = Answers([np.array([1.0, -1.0])], [], [[1]]), Answers([np.array([1.0, 1.0])], [], [[1]])
+    found = compare(one, other, "multi_label", OPEN)
+    both = [1 / (1 + np.exp(1)), 1 / (1 + np.exp(-1))]
+    assert found.figures["top1_agreement"] == 0.5
+    assert found.figures["kl"] == pytest.approx(entropy(both, both[::-1]) / 2)
+
+
+def test_a_value_has_no_likeliest_answer() -> None:
+    found = compare(Answers([np.array([1.0])], [], [[1]]), Answers([np.array([1.1])], [], [[1]]), "regression", EXACT)
+    assert found.figures.keys() == {"positions", "max_logit_difference", "same_prompt"} and len(found.failures) == 1
+
+
+def test_a_router_has_more_room_but_not_where_nothing_is_rounded() -> None:
+    assert limits_for("merged", "bf16", routed=True).logits > limits_for("merged", "bf16", routed=False).logits
+    assert limits_for("merged", "fp32", routed=True) is EXACT

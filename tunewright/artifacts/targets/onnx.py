@@ -1,0 +1,94 @@
+"""`onnx`: a graph for onnxruntime, without a cache; the tokenizer lies beside it."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar
+
+from tunewright.artifacts.foreign import ONNX
+from tunewright.artifacts.targets.base import Target
+from tunewright.errors import BaseModelError
+from tunewright.methods._peft import merge_adapter
+from tunewright.tasks.base import Model
+
+ONE_FILE = 2**30  # bytes of weights; a graph of 2 GiB and more must keep them in a file beside it
+
+
+class Onnx(Target):
+    """Inputs are those of the tokenizer, [B, T] int64; output `logits`, [B, T, V] or [B, C], fp32.
+
+    Bottleneck adapters are part of the graph; PEFT's are merged.
+    """
+
+    name: ClassVar[str] = "onnx"
+    precisions: ClassVar[tuple[str, ...]] = ("fp32",)
+    needs: ClassVar[tuple[str, ...]] = ("onnx", "onnxscript", "onnxruntime")
+    extra: ClassVar[str] = "onnx"
+
+    def write(self, model: Model, precision: str, folder: Path, weights: Path) -> None:
+        import torch
+        from torch.export import Dim
+
+        if hasattr(model.module, "peft_config"):
+            merge_adapter(model)
+        if hasattr(model.module, "set_experts_implementation"):
+            model.module.set_experts_implementation("batched_mm")  # the others' shapes depend on the router's choice
+        sample = model.processor(["a b c d", "a b"], padding=True, return_tensors="pt")
+        names = list(sample)
+        axes = {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}
+        small = sum(p.nbytes for p in model.module.parameters()) < ONE_FILE
+        try:
+            with _silent():
+                torch.onnx.export(
+                    _logits(model.module, names),
+                    tuple(sample[name] for name in names),
+                    folder / ONNX,
+                    input_names=names,
+                    output_names=["logits"],
+                    dynamic_shapes=(tuple(axes for _ in names),),
+                    external_data=not small,
+                    verbose=False,
+                    dynamo=True,
+                )
+        except (torch.onnx.OnnxExporterError, RuntimeError) as error:
+            reason = str(error.__cause__ or error).strip().splitlines()[0]
+            raise BaseModelError(f"torch.onnx cannot export this architecture: {reason}") from error
+        model.module.config.save_pretrained(folder)
+        model.processor.save_pretrained(folder)
+
+
+def _logits(module: Any, names: list[str]) -> Any:
+    """The module as a function of its inputs, in order."""
+    from torch import nn
+
+    class Logits(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.module = module
+
+        def forward(self, *inputs: Any) -> Any:
+            return self.module(**dict(zip(names, inputs, strict=True)), **cache).logits
+
+    cache = {"use_cache": False} if getattr(module.config, "use_cache", False) else {}
+    return Logits().eval()
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Without torch.onnx's warnings, which are about torchvision and about torch's own code."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+TARGET = Onnx()

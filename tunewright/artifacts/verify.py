@@ -1,0 +1,142 @@
+"""Whether an export is the model that was trained: what is compared, and how far apart the two may be."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from tunewright.artifacts.foreign import Answers
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How far an export may be from the trained model.
+
+    Attributes:
+        top1: the least share of positions with the same likeliest answer, among those where the trained model prefers
+            it by more than `logits`: rounding decides nearer ties.
+        logits: the largest difference of a logit, as a share of the largest logit.
+        kl: the mean divergence KL(trained ‖ exported) of a position's answers, in nats.
+        text: whether greedy decoding must give the very same tokens.
+    """
+
+    top1: float
+    logits: float
+    kl: float
+    text: bool = False
+
+
+# Measured on stories260k and MiniLM with a LoRA, and on tiny random models of twelve architectures. In brackets the
+# worst seen: share of the largest logit, KL. A limit is two to ten times that, so that a deeper model, whose rounding
+# adds up over more layers, passes as well; halving the scale of an adapter breaks each of them.
+EXACT = Limits(top1=1.0, logits=1e-4, kl=1e-6, text=True)  # (2e-6, 2e-11): the order of additions differs
+LIMITS: dict[tuple[str, str], Limits] = {
+    ("peft", "fp32"): EXACT,
+    ("merged", "fp32"): EXACT,
+    ("merged", "fp16"): Limits(top1=0.99, logits=0.01, kl=1e-4),  # (.003, 8e-6): 11 bits
+    ("merged", "bf16"): Limits(top1=0.98, logits=0.07, kl=5e-3),  # (.035, 5e-4): 8 bits
+    ("quantized", "int8"): Limits(top1=0.97, logits=0.12, kl=0.01),  # (.062, 1e-3): a scale a row, the rest in bf16
+    ("quantized", "int4"): Limits(top1=0.9, logits=0.4, kl=0.2),  # not yet measured
+    ("onnx", "fp32"): EXACT,
+    ("gguf", "f16"): Limits(top1=0.99, logits=0.01, kl=1e-4),  # (.003, 5e-6), in llama.cpp: 11 bits
+    ("gguf", "q8_0"): Limits(top1=0.98, logits=0.08, kl=5e-3),  # (.049, 1e-3), in llama.cpp: a scale for 32 weights
+}
+ROUTED = 10.0
+"""Rounding decides near ties of a router too, and a position that takes another expert has other logits."""
+
+
+def limits_for(target: str, precision: str, routed: bool) -> Limits:
+    """The limits for a target in a precision, `routed` for a mixture of experts."""
+    limits = LIMITS[target, precision]
+    return replace(limits, logits=ROUTED * limits.logits) if routed and limits is not EXACT else limits
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Figures by name, the limit of each that has one, and what is beyond its limit, in words."""
+
+    figures: dict[str, float]
+    limits: dict[str, float]
+    failures: list[str]
+
+
+def compare(trained: Answers, exported: Answers, kind: str, limits: Limits) -> Comparison:
+    """Compare two models' answers to the same questions.
+
+    Args:
+        kind: what a row of logits means: `single_label` (also the tokens of a language model), `multi_label` or
+            `regression`, which has neither a likeliest answer nor a divergence.
+    """
+    if [row.shape for row in trained.logits] != [row.shape for row in exported.logits]:
+        return Comparison({}, {}, ["Its logits have another shape than those of the trained model."])
+    p_NC, q_NC = _stacked(trained), _stacked(exported)
+    figures = {"positions": len(p_NC), "max_logit_difference": float(np.abs(p_NC - q_NC).max())}
+    allowed = {"max_logit_difference": limits.logits * max(1.0, float(np.abs(p_NC).max()))}
+    if kind != "regression":
+        same, lead = _first(p_NC, kind) == _first(q_NC, kind), _lead(p_NC, kind)
+        decided = lead > allowed["max_logit_difference"]
+        agreement = {"top1_agreement": same, "top1_where_decided": same[decided] if decided.any() else np.ones(1)}
+        figures |= {name: float(values.mean()) for name, values in agreement.items()}
+        figures["kl"] = float(_kl(p_NC, q_NC, kind).mean())
+        allowed |= {"top1_where_decided": limits.top1, "kl": limits.kl}
+    figures["same_prompt"] = _share(trained.prompts, exported.prompts)
+    allowed["same_prompt"] = 1.0
+    if trained.texts:
+        figures["same_text"] = _share(trained.texts, exported.texts)
+        allowed |= {"same_text": 1.0} if limits.text else {}
+    failures = [_beyond(name, figures[name], limit) for name, limit in allowed.items()]
+    return Comparison(figures, allowed, [failure for failure in failures if failure])
+
+
+WORDS = {
+    "max_logit_difference": "A logit differs by {0:.3g}, at most {1:.3g} is allowed.",
+    "kl": "The answers diverge by {0:.3g} nats, at most {1:.3g} are allowed.",
+    "top1_where_decided": "The likeliest answer is the same at {0:.1%} of positions without near ties, not at {1:.0%}.",
+    "same_prompt": "Its tokenizer makes the trained tokens of {0:.0%} of the prompts only.",
+    "same_text": "Greedy decoding gives the same text behind {0:.0%} of the prompts only.",
+}
+SHARES = ("top1_where_decided", "same_prompt", "same_text")
+
+
+def _beyond(name: str, value: float, limit: float) -> str:
+    """In words, that a figure is beyond its limit; nothing if it is not. NaN is beyond every limit."""
+    within = value >= limit if name in SHARES else value <= limit
+    return "" if within else WORDS[name].format(value, limit)
+
+
+def _stacked(answers: Answers) -> np.ndarray:
+    """The logits of all positions, or of all classifier rows, [N, C]."""
+    return np.concatenate([np.atleast_2d(row) for row in answers.logits]).astype(np.float64)
+
+
+def _share(one: Sequence[Any], other: Sequence[Any]) -> float:
+    return float(np.mean([a == b for a, b in zip(one, other, strict=True)])) if one else 1.0
+
+
+def _first(logits_NC: np.ndarray, kind: str) -> np.ndarray:
+    """The likeliest class [N], or for each label whether it applies [N, C]."""
+    return logits_NC > 0 if kind == "multi_label" else logits_NC.argmax(-1)
+
+
+def _lead(logits_NC: np.ndarray, kind: str) -> np.ndarray:
+    """By how much the likeliest class leads over the next [N], or a label over its absence [N, C]."""
+    if kind == "multi_label":
+        return np.abs(logits_NC)
+    second, first = np.partition(logits_NC, -2)[:, -2:].T
+    return first - second
+
+
+def _kl(p_NC: np.ndarray, q_NC: np.ndarray, kind: str) -> np.ndarray:
+    """KL(p ‖ q) of each position's distribution, or of each label's own."""
+    if kind == "multi_label":  # a sigmoid is a softmax over the logit and 0
+        p_NC, q_NC = (np.stack([x, np.zeros_like(x)], axis=-1) for x in (p_NC, q_NC))
+    log_p, log_q = _log_softmax(p_NC), _log_softmax(q_NC)
+    return (np.exp(log_p) * (log_p - log_q)).sum(-1)
+
+
+def _log_softmax(x: np.ndarray) -> np.ndarray:
+    shifted = x - x.max(-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
