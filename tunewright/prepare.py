@@ -58,7 +58,8 @@ def read_rows(data: DataConfig, seed: int) -> Rows:
         raise DataError(
             faults[0] if len(faults) == 1 else "The data cannot be used:", faults if len(faults) > 1 else ()
         )
-    train, validation, notices = found.pop("train"), found.pop("validation", None), []
+    notices = [doubt for records in found.values() for doubt in records.doubts]
+    train, validation = found.pop("train"), found.pop("validation", None)
     if isinstance(data.validation, float | int) and data.validation > 0:
         train, validation = split_validation(train, data.validation, seed)
         notices.append(f"{len(validation.records)} of the training rows are held out for validation.")

@@ -39,6 +39,7 @@ class Records:
     location: str
     sha256: str
     faults: list[Fault] = field(default_factory=list)
+    doubts: Sequence[str] = ()
 
     @property
     def bad_rows(self) -> list[str]:
@@ -71,7 +72,7 @@ def load_records(location: Location, config: DataConfig, *, require_label: bool 
         raise DataError(_verdict(len(faults), len(faults) + len(records), name), [str(fault) for fault in faults])
     kind = KINDS[type(records[0])]
     _refuse_idle(kind, config)
-    return Records(records, kind, name, content_hash(read.rows), faults)
+    return Records(records, kind, name, content_hash(read.rows), faults, read.doubts)
 
 
 def _refuse_idle(kind: str, config: DataConfig) -> None:

@@ -34,10 +34,11 @@ class Fault(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """What was read from one location."""
+    """What was read from one location. `doubts` are of rows that are used all the same."""
 
     rows: list[Row]
     faults: list[Fault]
+    doubts: Sequence[str] = ()
 
 
 def read_rows(location: Location) -> Rows:
@@ -181,9 +182,11 @@ def _read_table(path: Path, delimiter: str) -> Rows:
     names = next(entries, Entry(1, []))
     if names.fault:
         raise DataError(f"{path}:{names.line}: {names.fault}.")
-    read = Rows([], [])
-    for line, cells, text, fault in entries:
+    doubts: list[str] = []
+    read = Rows([], [], doubts)
+    for line, cells, text, fault, doubt in entries:
         source = f"{path}:{line}"
+        doubts += [f"{source}: {doubt}"] if doubt else []
         if not fault and len(cells) == len(names.cells):
             read.rows.append(Row(dict(zip(names.cells, cells, strict=True)), source))
         else:

@@ -1,14 +1,15 @@
 """CSV and TSV: every row with the line on which it begins. A quote that is missing costs its row, not the file.
 
 Python's csv reads each row, strictly. Yet it notices a missing quote only at the next one, which may be hundreds of
-rows later, or not at all where that one happens to end a cell. Such a row is a fault of the line where its cell begins,
-and reading goes on at the first line from which the next rows read well. That is looked for
+rows later. Such a row is a fault of the line where its cell begins, and reading goes on at the first line from which the
+next rows read well. That is looked for
 
     "never closed,no       from the next line on, if the next quote stands where a cell begins, or there is none;
     "a 5" pipe",no         else behind the line where it was noticed, or up to which the quotes come in pairs.
 
 Rows read well that have as many cells as the first one, and quotes in pairs. In a file of one column all lines would
-do, so nothing is told from them there, and what follows a missing quote is given up with it.
+do, so nothing is told from them there, and what follows a missing quote is given up with it. Where the next quote happens
+to end a cell, the row is as well made as any poem or program in a cell: it is read, with a word of doubt.
 """
 
 from __future__ import annotations
@@ -23,19 +24,23 @@ from itertools import accumulate
 from typing import NamedTuple
 
 LOOK = 3  # rows that must read well before reading goes on
-LONG = 10  # lines that a row may have before it is asked whether they are rows of their own
+LONG = 10  # lines that a cell may have without a doubt whether they are rows of their own
 INSIDE = '[^"]*+(?:""[^"]*+)*+'  # of a quoted cell
 UNPAIRED = 'a cell begins with a quote here and does not end with one: close it, and write a quote inside a cell as ""'
-SWALLOWED = "a quoted cell begins here and goes on over {} lines that read as rows of their own: close it on this line"
+DOUBT = "a quoted cell goes on over {} lines, each of which reads as a row of its own: is its quote missing?"
 
 
 class Entry(NamedTuple):
-    """What begins on a line, counted from 1: the cells of a row; or text that cannot be told apart, and why."""
+    """What begins on a line, counted from 1: the cells of a row; or text that cannot be told apart, and why.
+
+    `doubt` is said of a row that is well made, and yet may have swallowed others.
+    """
 
     line: int
     cells: list[str]
     text: str = ""
     fault: str = ""
+    doubt: str = ""
 
 
 def read_table(text: str, delimiter: str) -> Iterator[Entry]:
@@ -59,12 +64,10 @@ class _Table:
             if cells is None:
                 opened, stop = self._unpaired(start, stop)
                 yield self._fault(start, stop, opened, UNPAIRED)
-            elif stop - start > LONG and self._rows_follow(start + 1, stop - start - 2):
-                reason, stop = SWALLOWED.format(stop - start), start + 1
-                yield self._fault(start, stop, start, reason)
             elif cells:
+                doubtful = stop - start > LONG and self._rows_follow(start + 1, stop - start - 2)
                 self.width = self.width or len(cells)
-                yield Entry(start + 1, cells)
+                yield Entry(start + 1, cells, doubt=DOUBT.format(stop - start) if doubtful else "")
             start = stop
 
     def _fault(self, start: int, stop: int, opened: int, reason: str) -> Entry:
