@@ -12,7 +12,7 @@ import pytest
 
 import tunewright as tw
 from tests.tiny import chats, completions, labelled
-from tunewright.errors import DataError, RecipeError
+from tunewright.errors import DataError, OutputError, RecipeError
 from tunewright.tasks.text_classification import natural_order
 
 TinyBase = Callable[..., str]
@@ -314,3 +314,47 @@ def test_a_set_of_which_nothing_can_be_rendered_cannot_be_skipped(tiny_base: Tin
     data = {"train": chats(6), "validation": 0, "test": test, "on_bad_rows": "skip"}
     with pytest.raises(DataError, match="none of 1 rows can be rendered: mend them"):
         tw.train(base=tiny_base("llama"), data=data, output=tmp_path / "run", **SHORT)
+
+
+def test_a_data_frame_with_lists_is_rows(tiny_base: TinyBase, tmp_path: Path) -> None:
+    pandas = pytest.importorskip("pandas")
+    pandas.DataFrame(chats(6)).to_parquet(tmp_path / "chats.parquet")
+    frame = pandas.read_parquet(tmp_path / "chats.parquet")  # its lists are arrays
+    run = tw.train(base=tiny_base("llama"), data={"train": frame, "validation": 0}, output=tmp_path / "run", **SHORT)
+    assert run.info["data"]["train"]["rows"] == 6
+    with pytest.raises(DataError, match="no label"):
+        frame = pandas.DataFrame([*labelled(12), {"text": "a", "label": None}])
+        tw.train(base=tiny_base("bert"), data=frame, output=tmp_path / "other", **SHORT)
+
+
+def test_tools_beside_a_plain_prompt_are_not_dropped(tiny_base: TinyBase, tmp_path: Path) -> None:
+    row = {"prompt": "a", "completion": "b", "tools": [{"type": "function", "function": {"name": "f"}}]}
+    with pytest.raises(DataError, match="tools are for conversations"):
+        tw.train(base=tiny_base("llama"), data=[row] * 4, output=tmp_path / "run", **SHORT)
+
+
+def test_bad_rows_can_be_skipped_in_an_evaluation(tiny_base: TinyBase, tmp_path: Path) -> None:
+    run = tw.train(base=tiny_base("bert"), data=labelled(12), output=tmp_path / "run", **SHORT)
+    rows = [*labelled(6), {"text": "a", "label": "unknown"}]
+    with pytest.raises(DataError, match="unknown to the model"):
+        tw.evaluate(run.folder, rows)
+    found = tw.evaluate(run.folder, rows, on_bad_rows="skip")
+    assert found["rows"] == 6 and "1 rows cannot be used and are skipped: rows[6]: label" in found["notices"][-1]
+    with pytest.raises(RecipeError, match=r"evaluation\.pattern"):
+        tw.evaluate(run.folder, rows, evaluation={"pattern": "a"}, on_bad_rows="skip")
+
+
+def test_a_refused_recipe_leaves_no_folder_above_either(tiny_base: TinyBase, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    for place in ("mine/deep/er/run", "new/run"):
+        with pytest.raises(DataError):
+            tw.train(base=tiny_base("llama"), data="/nowhere.jsonl", output=tmp_path / place)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"] and not list((tmp_path / "mine").iterdir())
+
+
+def test_a_run_json_of_another_program_hides_no_runs(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "run.json").write_text('{"a": 1}')
+    assert tw.list_runs(tmp_path) == []
+    with pytest.raises(OutputError, match="is no run"):
+        tw.open_run(tmp_path / "other")

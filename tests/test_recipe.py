@@ -246,3 +246,11 @@ def test_public_names_exist() -> None:
     assert all(getattr(tw, name) is not None for name in tw.__all__)
     with pytest.raises(AttributeError, match="no nothing"):
         tw.nothing  # noqa: B018
+
+
+def test_a_sharp_in_a_value_begins_no_comment(tmp_path: Path) -> None:
+    """The shell has taken off the quotes that YAML would want around it."""
+    document: dict[str, Any] = {}
+    apply_overrides(document, ["evaluation.pattern=#### (.*)", "base=a#b", "data.columns={text: a} # a comment"])
+    assert document["evaluation"]["pattern"] == "#### (.*)" and document["base"] == "a#b"
+    assert document["data"]["columns"] == {"text": "a"}

@@ -24,6 +24,7 @@ from tunewright.engine.job import Watcher
 from tunewright.errors import BaseModelError, DataError, TunewrightError
 from tunewright.evaluation.config import EvaluationConfig
 from tunewright.evaluation.evaluate import evaluate as measure
+from tunewright.evaluation.evaluate import refuse_idle_evaluation
 from tunewright.folder import Run, new_folder, open_run
 from tunewright.launch import launch
 from tunewright.methods.base import parameter_count, trained_count, trained_groups
@@ -135,17 +136,19 @@ def evaluate(
     format: str = "auto",
     overlength: str = "auto",
     max_length: int | None = None,
+    on_bad_rows: str = "fail",
     device: str = "auto",
 ) -> dict[str, Any]:
     """Measure a run or a model on labelled rows: {"scores", "samples", "rows", "notices"}.
 
     Args:
         max_length: the longest row in tokens; by default that of the run's recipe, else the model's context.
+        on_bad_rows: `fail` where some cannot be used, or `skip` them; a notice then says how many they are.
     """
     data = _plain(data)
     model = replace(_loaded(where, device))  # a copy: what these rows decide is not to stay with the caller's model
-    reading = {"columns": columns or {}, "format": format, "overlength": overlength, "max_length": max_length}
-    config = checked(DataConfig, {"train": data, **reading})
+    reading = {"format": format, "overlength": overlength, "max_length": max_length, "on_bad_rows": on_bad_rows}
+    config = checked(DataConfig, {"train": data, "columns": columns or {}, **reading})
     asked = checked(EvaluationConfig, evaluation or {})
     records = load_records(data, config)
     if records.kind not in model.task.data_kinds:
@@ -154,10 +157,14 @@ def evaluate(
         )
     if hasattr(model.task, "prepare"):
         model.task.prepare(model, config, records.kind)
+    refuse_idle_evaluation(asked, model)
     encoded = model.task.encode(model, records.records, config)
     scores, samples = measure(model, encoded.examples, records.records, asked)
-    notices = [*model.notices, *encoded.overlength.notices()]
-    return {"scores": scores.to_dict(), "samples": samples, "rows": len(records.records), "notices": notices}
+    skipped = [*records.bad_rows, *encoded.faults]
+    notices = [*records.doubts, *model.notices, *encoded.overlength.notices()]
+    notices += [f"{len(skipped)} rows cannot be used and are skipped: {'; '.join(skipped[:3])} …"] if skipped else []
+    used = len(records.records) - len(encoded.faults)
+    return {"scores": scores.to_dict(), "samples": samples, "rows": used, "notices": notices}
 
 
 def export(
@@ -278,5 +285,7 @@ def _plain(value: Any) -> Any:
         return {name: _plain(inner) for name, inner in value.items()}
     pandas = sys.modules.get("pandas")  # whoever has a DataFrame has imported it
     if pandas and isinstance(value, pandas.DataFrame):
-        return value.to_dict("records")
+        import pyarrow
+
+        return pyarrow.Table.from_pandas(value, preserve_index=False).to_pylist()  # lists as lists, no NaN for nothing
     return fspath(value) if isinstance(value, PathLike) else value

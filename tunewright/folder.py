@@ -165,7 +165,8 @@ def list_runs(parent: Path) -> list[Run]:
 def _is_record(path: Path) -> bool:
     """Whether a run.json is one of ours: other programs have files of that name."""
     try:
-        return isinstance(json.loads(path.read_text(encoding="utf-8")), dict)
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return isinstance(found, dict) and "status" in found
     except (OSError, ValueError):
         return False
 

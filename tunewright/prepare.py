@@ -19,7 +19,7 @@ from tunewright.data.records import Labelled, Records, load_records, split_valid
 from tunewright.engine.config import TrainingConfig
 from tunewright.engine.device import auto_batch, auto_learning_rate, pick_device, pick_precision
 from tunewright.errors import DataError, MethodError, RecipeError
-from tunewright.evaluation.evaluate import refuse_idle_pattern
+from tunewright.evaluation.evaluate import refuse_idle_evaluation, refuse_idle_pattern
 from tunewright.methods.base import Method, parameter_count
 from tunewright.objectives.supervised import Supervised, class_weights
 from tunewright.recipe import Recipe
@@ -143,9 +143,11 @@ def prepare(recipe: Recipe, start: Path, rank: int = 0) -> Prepared:
     if model.new_tokens and not recipe.method.trains_new_tokens:
         raise MethodError(f"data.special_tokens do not train with method: {recipe.method.type}. Use lora or full.")
     _refuse_weightless(encoded)
-    _teach_to_end(model, recipe.method)
+    unlearned = _teach_to_end(model, recipe.method)
     total = parameter_count(model.module)
     recipe.method.attach(model, training.seed)
+    if unlearned and not any(p.requires_grad for p in model.module.get_output_embeddings().parameters()):
+        model.notices.append(f"{unlearned}: answers may not end unless its row trains, as with method: lora or full.")
     decided = decide(training, recipe.method, model, len(encoded["train"].examples), bool(rows.validation))
     if rows.validation and not rows.tests:
         notices.append("There is no test set: figures are on the validation rows, which also choose the weights.")
@@ -159,18 +161,21 @@ def prepare(recipe: Recipe, start: Path, rank: int = 0) -> Prepared:
     return prepared
 
 
-def _teach_to_end(model: Model, method: Method) -> None:
-    """Let the row of an end token train that the base never learned: no adapter could make it likely."""
+def _teach_to_end(model: Model, method: Method) -> str:
+    """Let the row of an end token train that the base never learned: no adapter could make it likely.
+
+    Where the method does not train single rows, a sentence comes back that names the token.
+    """
     ends = model.task.unlearned_ends(model) if hasattr(model.task, "unlearned_ends") else []
     unlearned = [end for end in ends if end not in model.new_tokens]
     if not unlearned:
-        return
+        return ""
     named = "The base never learned to end with " + ", ".join(model.processor.convert_ids_to_tokens(unlearned))
-    if method.trains_new_tokens:
-        model.new_tokens = (*model.new_tokens, *unlearned)
-        model.notices.append(f"{named}: that token's row trains too.")
-    else:
-        model.notices.append(f"{named}: answers may not end unless its row trains, as with method: lora or full.")
+    if not method.trains_new_tokens:
+        return named
+    model.new_tokens = (*model.new_tokens, *unlearned)
+    model.notices.append(f"{named}: that token's row trains too.")
+    return ""
 
 
 def _encode(task: Task, model: Model, rows: Rows, data: DataConfig) -> dict[str, Encoded]:
@@ -289,10 +294,7 @@ def _names(label: Any) -> list[str]:
 
 def _refuse_idle(recipe: Recipe, model: Model) -> None:
     """Options that would have no effect on this model and these rows."""
-    if recipe.evaluation.pattern is not None and not (hasattr(model.task, "generate") and recipe.evaluation.generate):
-        raise RecipeError(
-            "evaluation.pattern is for answers that are generated, evaluation.generate of them. Leave it out."
-        )
+    refuse_idle_evaluation(recipe.evaluation, model)
     objective = recipe.objective
     if not isinstance(objective, Supervised):
         return

@@ -165,6 +165,9 @@ def set_key(document: dict[str, Any], path: str, value: Any) -> None:
 
 
 def _yaml_value(text: str, override: str) -> Any:
+    """The value of key.path=value. A `#` begins no comment here: a shell has taken off the quotes that say so."""
+    if "#" in text and not text.startswith(("'", '"', "[", "{")):
+        return text
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:

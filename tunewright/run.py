@@ -6,6 +6,7 @@ import platform
 import shutil
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -40,10 +41,10 @@ def execute(recipe: Recipe, folder: Path, watchers: Sequence[Watcher] = (), resu
     processes = join()
     if processes.first and not resume:
         refuse_used(folder)
-    new = not folder.exists()
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
     with occupied(folder, processes):
         record = Record(folder, processes.first)
-        prepared, step = _prepare(recipe, record, processes, resume, new)
+        prepared, step = _prepare(recipe, record, processes, resume, made)
         if resume:
             _go_on(prepared, record)
         else:
@@ -62,27 +63,30 @@ def execute(recipe: Recipe, folder: Path, watchers: Sequence[Watcher] = (), resu
     return Run(folder)
 
 
-def _prepare(recipe: Recipe, record: Record, processes: Processes, resume: bool, new: bool) -> tuple[Prepared, Step]:
+def _prepare(
+    recipe: Recipe, record: Record, processes: Processes, resume: bool, made: Sequence[Path]
+) -> tuple[Prepared, Step]:
     """The first process before the others, which find what it wrote of the start. Leaves nothing behind if it fails.
 
     Args:
-        new: the folder was made for this run, and not by the user.
+        made: the folder and those above it that were made for this run, and not by the user; innermost first.
     """
     folder = record.folder
     if not processes.first:
         processes.wait()
         return _ready(recipe, record, processes, resume)
     try:
-        made = _ready(recipe, record, processes, resume)
+        ready_to_go = _ready(recipe, record, processes, resume)
     except BaseException:
         if not (folder / INFO).exists():
             shutil.rmtree(folder / "start", ignore_errors=True)
             (folder / LOCK).unlink()
-            if new:
-                folder.rmdir()
+            with suppress(OSError):  # somebody else has put something there
+                for path in made:
+                    path.rmdir()
         raise
     processes.wait()
-    return made
+    return ready_to_go
 
 
 def _ready(recipe: Recipe, record: Record, processes: Processes, resume: bool) -> tuple[Prepared, Step]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 from pathlib import Path
@@ -262,3 +263,18 @@ def test_the_hash_is_of_the_content_not_of_the_order_of_its_keys():
     assert content_hash([one]) == content_hash([other])
     assert content_hash([one]) != content_hash([Row({"a": 1, "b": b"y"}, "1")])
     assert content_hash([one, one]) != content_hash([one])
+
+
+def test_a_column_that_is_named_twice_is_refused(tmp_path):
+    (tmp_path / "rows.csv").write_text("text,text,label\na,b,c\n")
+    with pytest.raises(DataError, match=r"rows\.csv:1: the columns 'text' are there twice"):
+        read_rows(str(tmp_path / "rows.csv"))
+
+
+def test_a_well_made_cell_of_many_rows_is_read_with_a_doubt(tmp_path):
+    code = "".join(f"print(a{i}, b{i})\n" for i in range(14))
+    with (tmp_path / "code.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["text", "label"], *([code, "yes"] for _ in range(3))])
+    read = read_rows(str(tmp_path / "code.csv"))
+    assert [row.values for row in read.rows] == [{"text": code, "label": "yes"}] * 3 and not read.faults
+    assert [doubt.split(": ")[0][-8:] for doubt in read.doubts] == []

@@ -77,6 +77,7 @@ def evaluate(
         str, typer.Option(help="For rows that are too long: fail, truncate, drop or split.")
     ] = "auto",
     max_length: Annotated[int | None, typer.Option(min=2, help="Longest row, in tokens; none: the run's own.")] = None,
+    on_bad_rows: Annotated[str, typer.Option(help="fail where rows cannot be used, or skip them.")] = "fail",
     samples: Annotated[int, typer.Option(min=0, help="Rows to show with the model's answer.")] = 3,
     generate: Annotated[int, typer.Option(min=0, help="Rows that a language model answers.")] = 32,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest generated answer, in tokens.")] = 128,
@@ -94,6 +95,7 @@ def evaluate(
         format=format,
         overlength=overlength,
         max_length=max_length,
+        on_bad_rows=on_bad_rows,
         device=device,
     )
     if not as_json:

@@ -108,6 +108,8 @@ def _prompt_completion(values: Values, source: str) -> Completion | Conversation
         return _prompt_completion_chat(values, source)
     if not _text(values, "completion"):
         raise DataError("completion is empty: there is nothing to learn")
+    if idle := [name for name in ("tools", "functions") if values.get(name)]:
+        raise DataError(f"{idle[0]} are for conversations: give prompt and completion as lists of messages")
     return Completion(_text(values, "prompt"), values["completion"], source)
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -182,6 +183,8 @@ def _read_table(path: Path, delimiter: str) -> Rows:
     names = next(entries, Entry(1, []))
     if names.fault:
         raise DataError(f"{path}:{names.line}: {names.fault}.")
+    if twice := [name for name, count in Counter(names.cells).items() if count > 1]:
+        raise DataError(f"{path}:{names.line}: the columns {', '.join(map(repr, twice))} are there twice: rename one.")
     doubts: list[str] = []
     read = Rows([], [], doubts)
     for line, cells, text, fault, doubt in entries:

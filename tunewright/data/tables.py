@@ -1,15 +1,15 @@
 """CSV and TSV: every row with the line on which it begins. A quote that is missing costs its row, not the file.
 
 Python's csv reads each row, strictly. Yet it notices a missing quote only at the next one, which may be hundreds of
-rows later. Such a row is a fault of the line where its cell begins, and reading goes on at the first line from which the
-next rows read well. That is looked for
+rows later. Such a row is a fault of the line where its cell begins, and reading goes on at the first line from which
+the next rows read well. That is looked for
 
     "never closed,no       from the next line on, if the next quote stands where a cell begins, or there is none;
     "a 5" pipe",no         else behind the line where it was noticed, or up to which the quotes come in pairs.
 
 Rows read well that have as many cells as the first one, and quotes in pairs. In a file of one column all lines would
-do, so nothing is told from them there, and what follows a missing quote is given up with it. Where the next quote happens
-to end a cell, the row is as well made as any poem or program in a cell: it is read, with a word of doubt.
+do, so nothing is told from them there, and what follows a missing quote is given up with it. Where the next quote
+happens to end a cell, the row is as well made as any poem or program in a cell: it is read, with a word of doubt.
 """
 
 from __future__ import annotations

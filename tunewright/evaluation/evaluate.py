@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tunewright.data.batches import Example
 from tunewright.data.kinds import Completion, Conversation, Labelled
 from tunewright.data.messages import text_of
+from tunewright.errors import RecipeError
 from tunewright.evaluation import metrics
 from tunewright.evaluation.config import EvaluationConfig
 from tunewright.evaluation.scores import Scores
@@ -39,6 +40,14 @@ def evaluate(
         note = f"Generated answers are measured on {len(asked)} of {len(records)} rows."
         scores = replace(scores, notes=(*scores.notes, note))
     return scores, samples[: config.samples]
+
+
+def refuse_idle_evaluation(config: EvaluationConfig, model: Model) -> None:
+    """Raise RecipeError for a pattern where nothing is generated that it could be looked for in."""
+    if config.pattern is not None and not (hasattr(model.task, "generate") and config.generate):
+        raise RecipeError(
+            "evaluation.pattern is for answers that are generated, evaluation.generate of them. Leave it out."
+        )
 
 
 def refuse_idle_pattern(
