@@ -166,7 +166,7 @@ def _is_record(path: Path) -> bool:
     """Whether a run.json is one of ours: other programs have files of that name."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        return isinstance(found, dict) and "status" in found
+        return isinstance(found, dict) and not {"status", "started"}.isdisjoint(found)
     except (OSError, ValueError):
         return False
 

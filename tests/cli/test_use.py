@@ -123,7 +123,7 @@ def test_evaluate_with_other_columns_and_a_pattern(
     [
         (["--data", "missing.jsonl"], "missing.jsonl does not exist"),
         (["--data", "{rows}/talk.jsonl"], "this model needs classification rows"),
-        (["--data", "{rows}/tickets.jsonl", "--columns", "text"], "'text' is no NAME=COLUMN"),
+        (["--data", "{rows}/tickets.jsonl", "--columns", "text"], "'text' is no NAME=VALUE"),
         ([], "Missing option '--data'"),
     ],
 )
