@@ -359,3 +359,11 @@ def test_a_run_that_moved_house_still_loads(tmp_path: Path) -> None:
     before = logits(run.model)
     moved = Path(shutil.move(run.folder, tmp_path / "elsewhere"))
     assert torch.equal(logits(tw.load(moved)), before)
+
+
+def test_a_recipe_may_be_the_file_of_one(tiny_base: Any, tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(
+        recipe(tiny_base("llama"), tmp_path / "run", training={"max_steps": 1}).to_yaml()
+    )
+    assert tw.train(tmp_path / "recipe.yaml").info["steps"] == 1
+    assert tw.train(str(tmp_path / "recipe.yaml"), output=str(tmp_path / "other")).folder == tmp_path / "other"

@@ -29,7 +29,7 @@ from tunewright.folder import Run, new_folder, open_run
 from tunewright.launch import launch
 from tunewright.methods.base import parameter_count, trained_count, trained_groups
 from tunewright.prepare import read_rows
-from tunewright.recipe import Recipe, checked, make_recipe
+from tunewright.recipe import Recipe, checked, make_recipe, read_document
 from tunewright.tasks import task_class
 from tunewright.tasks.base import Model
 
@@ -42,11 +42,14 @@ class Sampling(BaseModel):
     seed: int = Field(ge=0)
 
 
-def train(recipe: Recipe | dict[str, Any] | None = None, *, watchers: Sequence[Watcher] = (), **fields: Any) -> Run:
+def train(
+    recipe: Recipe | dict[str, Any] | str | Path | None = None, *, watchers: Sequence[Watcher] = (), **fields: Any
+) -> Run:
     """Fine-tune a model: `tw.train(base=…, data=…, method=tw.LoRA(rank=16))`.
 
     Args:
-        recipe: a whole recipe; or give its keys as arguments (base, task, data, method, objective, training, output).
+        recipe: a whole recipe or the file of one; its keys may be given as arguments too (base, task, data, method,
+            objective, training, output).
         watchers: called first with {"started": what run.json says}, then with each line of metrics.
 
     Returns:
@@ -56,6 +59,8 @@ def train(recipe: Recipe | dict[str, Any] | None = None, *, watchers: Sequence[W
         TunewrightError: bad input; says what to do.
         Interrupted: Ctrl-C; a checkpoint is written.
     """
+    if isinstance(recipe, str | Path):
+        recipe = read_document(Path(recipe))
     chosen = recipe if isinstance(recipe, Recipe) else make_recipe(_plain({**(recipe or {}), **fields}))
     return launch(chosen, Path(chosen.output).expanduser() if chosen.output else new_folder(chosen), watchers)
 
