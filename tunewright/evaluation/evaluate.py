@@ -121,6 +121,16 @@ def _shown(question: Any) -> str:
     return "\n".join(f"{message['role']}: {text_of(message)}" for message in question.messages)
 
 
+def in_words(record: Any) -> tuple[str, str | None]:
+    """What a row asks, and its right answer; a plain text has none."""
+    if isinstance(record, Labelled):
+        return record.text, _label(record.label)
+    if isinstance(record, Completion | Conversation):
+        question, reference = _question(record)
+        return _shown(question), reference
+    return record.text, None
+
+
 def _classified(predictions: Predictions, records: Sequence[Any], model: Model, count: int) -> list[dict[str, Any]]:
     """The first rows of a set, with what was predicted."""
     by_source = {record.source: record for record in records if isinstance(record, Labelled)}
