@@ -51,7 +51,7 @@ def train(recipe: Recipe | dict[str, Any] | None = None, *, watchers: Sequence[W
         TunewrightError: bad input; says what to do.
         Interrupted: Ctrl-C; a checkpoint is written.
     """
-    chosen = recipe if isinstance(recipe, Recipe) else make_recipe(_plain({**(recipe or {}), **fields}))
+    chosen = recipe if isinstance(recipe, Recipe) else make_recipe(plain({**(recipe or {}), **fields}))
     return launch(chosen, Path(chosen.output).expanduser() if chosen.output else new_folder(chosen), watchers)
 
 
@@ -139,7 +139,7 @@ def evaluate(
     Args:
         max_length: the longest row in tokens; by default that of the run's recipe, else the model's context.
     """
-    data = _plain(data)
+    data = plain(data)
     model = replace(_loaded(where, device))  # a copy: what these rows decide is not to stay with the caller's model
     reading = {"columns": columns or {}, "format": format, "overlength": overlength, "max_length": max_length}
     config = checked(DataConfig, {"train": data, **reading})
@@ -219,7 +219,7 @@ def _shape_of_task(recipe: Recipe) -> tuple[Any, list[str]]:
     return task_class(name)(), notices
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Configuration objects, paths and pandas' DataFrames as a document, so that one parser sees all recipes.
 
     Of a configuration only what was set, of a DataFrame its rows.
@@ -228,7 +228,7 @@ def _plain(value: Any) -> Any:
         typed = {"type": value.type} if hasattr(value, "type") else {}
         return {**typed, **value.model_dump(exclude_unset=True)}
     if isinstance(value, dict):
-        return {name: _plain(inner) for name, inner in value.items()}
+        return {name: plain(inner) for name, inner in value.items()}
     pandas = sys.modules.get("pandas")  # whoever has a DataFrame has imported it
     if pandas and isinstance(value, pandas.DataFrame):
         return value.to_dict("records")
