@@ -18,6 +18,7 @@ from tunewright.data.rows import read_rows
 from tunewright.engine.device import pick_device
 from tunewright.errors import BaseModelError, DataError, RecipeError
 from tunewright.evaluation.contrast import Both, document, met, sentence, where_worse
+from tunewright.evaluation.contrast_page import write_comparison
 from tunewright.evaluation.evaluate import in_words
 from tunewright.evaluation.paired import subset
 from tunewright.folder import INFO, Run
@@ -36,6 +37,7 @@ def compare(
     data: Location | Mapping[str, Location] | None = None,
     *,
     slices: Sequence[str] = (),
+    to: str | Path | None = None,
     require: str | None = None,
     samples: int = 5,
     columns: Mapping[str, str] | None = None,
@@ -50,13 +52,15 @@ def compare(
         data: rows, or several sets by name; by default the test sets that the runs share.
         slices: `column=NAME`, a slice for each value of that column; or `name=REGEX`, the rows whose text (or prompt)
             the regular expression is found in.
+        to: a file for the same as a page, which loads nothing.
         require: better (B is clearly better on the first set and clearly worse on none) or not-worse (clearly worse on
             none): sets `met`.
         samples: rows to give that flipped, each way.
         columns, format, overlength: how `data` is read.
 
     Returns:
-        {"a", "b", "verdict", "worse", "sets": {name: figures}, "notes", "require", "met"}; all differences are B − A.
+        {"a", "b", "verdict", "worse", "sets": {name: figures}, "notes", "page", "require", "met"}. All differences are
+        B − A.
 
     Raises:
         RecipeError, DataError: slices, rows or `require` cannot be used, or there are no rows.
@@ -77,15 +81,16 @@ def compare(
     answered = {name: _answered(name, sides, records, config, cut[name]) for name, records in sets.items()}
     found = {name: document(both, samples) for name, both in answered.items()}
     notes = [note for one in found.values() for note in one["notes"]]
-    return {
+    result = {
         "a": str(a),
         "b": str(b),
         "verdict": sentence((str(a), str(b)), found),
         "worse": where_worse(found),
         "sets": found,
-        "notes": list(dict.fromkeys(notes)),
+        "notes": notes,
         **({"require": require, "met": met(require, found)} if require else {}),
     }
+    return result if to is None else {**result, "page": str(write_comparison(result, Path(to)))}
 
 
 class Side:

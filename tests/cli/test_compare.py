@@ -16,7 +16,14 @@ from tests.cli.conftest import TICKETS, Invoke, trained, write_jsonl
 def pupil(encoder: str, rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that has learned the tickets, where `classifier` has only begun to."""
     folder = tmp_path_factory.mktemp("runs") / "pupil"
-    return trained(folder, encoder, rows / "tickets.jsonl", "training.max_steps=40", "training.learning_rate=0.005")
+    return trained(
+        folder,
+        encoder,
+        rows / "tickets.jsonl",
+        "training.max_steps=60",
+        "training.learning_rate=0.005",
+        "data.validation=0",
+    )
 
 
 @pytest.fixture
@@ -81,3 +88,11 @@ def test_language_models(invoke: Invoke, completer: Path, decoder: str, rows: Pa
 def test_what_cannot_be_compared(more: list[str], words: str, invoke: Invoke, completer: Path) -> None:
     done = invoke("compare", completer, completer, *more)
     assert done.exit_code == 2 and words in done.stderr
+
+
+def test_a_page_is_written_where_one_asks(invoke: Invoke, classifier: Path, pupil: Path, tickets: Path) -> None:
+    arguments = ["compare", classifier, pupil, "--data", tickets, "--to", "compare.html"]
+    plain, as_json = invoke(*arguments), invoke(*arguments, "--json")
+    assert "Page  compare.html" in plain.stdout and read(as_json)["page"] == "compare.html"
+    assert "is better than" in Path("compare.html").read_text()
+    assert invoke(*arguments[:-1], "missing/compare.html").exit_code == 2

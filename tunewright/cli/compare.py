@@ -12,7 +12,6 @@ from tunewright.cli._console import out, say, show, table
 from tunewright.cli.use import pairs
 
 Document = dict[str, Any]
-MARKS = {"better": "Better", "worse": "Worse", "cannot tell": "Cannot tell", "not measured": "Not measured"}
 
 
 @app.command()
@@ -24,6 +23,7 @@ def compare(
         list[str] | None,
         typer.Option(metavar="column=NAME|NAME=REGEX", help="Rows to look at apart: by a column, or by their text."),
     ] = None,
+    to: Annotated[str | None, typer.Option(metavar="FILE", help="Write it as a page, such as compare.html.")] = None,
     require: Annotated[
         str | None, typer.Option(help="better or not-worse: exit with 3 where B is not, for a gate.")
     ] = None,
@@ -47,6 +47,7 @@ def compare(
         b,
         data,
         slices=slice or [],
+        to=to,
         require=require,
         samples=samples,
         columns=pairs(columns or [], "--columns"),
@@ -60,10 +61,12 @@ def compare(
 
 
 def _show(found: Mapping[str, Any]) -> None:
+    from tunewright.evaluation.contrast import figures
+
     show(f"A  {found['a']}")
     show(f"B  {found['b']}")
     show()
-    rows = [(name, *_figures(one)) for name, one in found["sets"].items()]
+    rows = [(name, *figures(one)) for name, one in found["sets"].items()]
     out().print(table(("Set", "Rows", "Metric", "A", "B", "B − A", ""), rows, fixed=("A", "B")))
     show("In brackets: 95 % intervals of the difference, paired by row.", style="dim")
     for name, one in found["sets"].items():
@@ -76,38 +79,32 @@ def _show(found: Mapping[str, Any]) -> None:
         out().print(f"Worse: {each}")
     for note in found["notes"]:
         say(f"Note: {note}")
+    if "page" in found:
+        show()
+        show(f"Page  {found['page']}")
     if "met" in found:
         say(f"Required: {found['require']}. {'Met.' if found['met'] else 'Not met.'}")
 
 
-def _figures(one: Mapping[str, Any]) -> tuple[str, ...]:
-    from tunewright.evaluation.formats import difference_of, metric_name, number, value_of
-    from tunewright.evaluation.scores import Metric
-
-    a, b, changed = (Metric.from_dict(one[key]) for key in ("a", "b", "difference"))
-    metric = one["metric"]
-    values = (value_of(metric, each.value) for each in (a, b))
-    return number(one["rows"]), metric_name(metric), *values, difference_of(metric, changed), MARKS[one["change"]]
-
-
 def _show_parts(name: str, one: Mapping[str, Any]) -> None:
+    from tunewright.evaluation.contrast import figures
+
     for title, parts in (("Class", one["classes"]), ("Slice", one["slices"])):
         if parts:
             show()
-            rows = [(label, *_figures(part)) for label, part in parts.items()]
+            rows = [(label, *figures(part)) for label, part in parts.items()]
             titles = (f"{title} of {name}", "Rows", "Metric", "A", "B", "B − A", "")
             out().print(table(titles, rows, clip=titles[:1], fixed=("Metric", "A", "B")))
 
 
 def _show_calibration(name: str, one: Mapping[str, Any]) -> None:
-    from tunewright.evaluation.formats import difference_of, value_of
-    from tunewright.evaluation.scores import Metric
+    from tunewright.evaluation.contrast import calibration_figures
 
     if one["calibration"]:
-        a, b, changed = (Metric.from_dict(one["calibration"][key]) for key in ("a", "b", "difference"))
-        values = " → ".join(value_of("calibration_error", each.value) for each in (a, b))
+        a, b, changed = calibration_figures(one["calibration"])
         show()
-        show(f"Calibration error on {name}: {values}, {difference_of('calibration_error', changed)}")
+        show(f"Calibration error on {name}: A {a}, B {b}")
+        show(f"  B − A: {changed}")
 
 
 def _show_flipped(name: str, one: Mapping[str, Any]) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 
 from tunewright.evaluation.calibration import calibration
 from tunewright.evaluation.evaluate import answer
-from tunewright.evaluation.formats import difference_of, metric_name, number, value_of
+from tunewright.evaluation.formats import difference_of, interval_of, metric_name, number, value_of
 from tunewright.evaluation.paired import PRIMARY, chance, correct, difference, holm, primary, recall, subset
 from tunewright.evaluation.scores import LOWER_IS_BETTER, Array, Metric
 from tunewright.evaluation.verdict import Change
@@ -158,6 +158,23 @@ def _row(both: Both, row: int) -> dict[str, Any]:
 
 
 # In words
+
+
+def figures(found: Mapping[str, Any]) -> tuple[str, ...]:
+    """Rows, metric, A, B, B − A, and what that means: a line of a table."""
+    metric = found["metric"]
+    a, b, changed = (Metric.from_dict(found[key]) for key in ("a", "b", "difference"))
+    values = (value_of(metric, each.value) for each in (a, b))
+    change = found["change"].capitalize()
+    return number(found["rows"]), metric_name(metric), *values, difference_of(metric, changed), change
+
+
+def calibration_figures(found: Mapping[str, Any]) -> tuple[str, str, str]:
+    """The calibration errors of A and B with their intervals, and B's minus A's."""
+    a, b, changed = (Metric.from_dict(found[key]) for key in ("a", "b", "difference"))
+    name = "calibration_error"
+    first, second = (f"{value_of(name, each.value)} [{interval_of(name, each)}]" for each in (a, b))
+    return first, second, difference_of(name, changed)
 
 
 def sentence(names: tuple[str, str], sets: Mapping[str, Mapping[str, Any]]) -> str:

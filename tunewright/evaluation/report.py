@@ -49,8 +49,12 @@ def write_report(run_folder: Path) -> Path:
     """
     if not run_folder.is_dir():
         raise OutputError(f"there is no run folder {run_folder}; give the folder that a run has written")
-    page = render(read_run(run_folder))
-    path, unfinished = run_folder / REPORT, run_folder / f".{REPORT}.{os.getpid()}"
+    return write_page(render(read_run(run_folder)), run_folder / REPORT)
+
+
+def write_page(page: str, path: Path) -> Path:
+    """Write a page, or replace it in one step. Raises OutputError where it cannot be written."""
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         unfinished.write_text(page, encoding="utf-8")
         unfinished.replace(path)
@@ -74,6 +78,11 @@ def read_run(folder: Path) -> RunFiles:
 
 def render(files: RunFiles) -> str:
     """The page as text."""
+    return fill("report.html.jinja", _context(files))
+
+
+def fill(template: str, context: dict[str, Any]) -> str:
+    """A template beside this file, with its gaps filled."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -83,7 +92,7 @@ def render(files: RunFiles) -> str:
     )
     filters = ("number", "percent", "duration", "moment", "spoken", "unbroken")
     environment.filters.update({name: getattr(formats, name) for name in filters})
-    return environment.get_template("report.html.jinja").render(_context(files))
+    return environment.get_template(template).render({"drawing": charts, **context})
 
 
 def _context(files: RunFiles) -> dict[str, Any]:
@@ -99,7 +108,6 @@ def _context(files: RunFiles) -> dict[str, Any]:
         "evaluation": [sections.evaluation_table(compared) for compared in sets],
         "main_curves": main_curves,
         "more_curves": more_curves,
-        "drawing": charts,
         "confusions": sections.confusions(sets),
         "samples": sections.samples(run),
         "parameters": run.get("parameters") or {},
