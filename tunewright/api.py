@@ -45,7 +45,8 @@ def train(recipe: Recipe | dict[str, Any] | None = None, *, watchers: Sequence[W
         watchers: called first with {"started": what run.json says}, then with each line of metrics.
 
     Returns:
-        The finished run: `run.model`, `run.report`, `run.info`.
+        The finished run: `run.model`, `run.report`, `run.info`. With `training.seeds` the folder of all: `run.runs` are
+        the seeds' own, each with its model, `run.info["over_seeds"]` and `run.report` are over all of them.
 
     Raises:
         TunewrightError: bad input; says what to do.

@@ -17,7 +17,7 @@ from typing import Any
 import jinja2
 
 from tunewright.errors import OutputError
-from tunewright.evaluation import charts, formats, sections
+from tunewright.evaluation import charts, formats, sections, seeds
 from tunewright.evaluation.loading import snippets
 from tunewright.evaluation.verdict import comparisons, verdict
 
@@ -78,6 +78,8 @@ def read_run(folder: Path) -> RunFiles:
 
 def render(files: RunFiles) -> str:
     """The page as text."""
+    if files.run.get("seeds"):
+        return fill("seeds.html.jinja", _context_of_seeds(files))
     return fill("report.html.jinja", _context(files))
 
 
@@ -122,6 +124,28 @@ def _context(files: RunFiles) -> dict[str, Any]:
         "machine": sections.settings(run.get("machine")),
         "timings": run.get("timings") or {},
         "speed": sections.speed(files.timings),
+    }
+
+
+def _context_of_seeds(files: RunFiles) -> dict[str, Any]:
+    """The report over the runs of several seeds: each has a report of its own."""
+    run = files.run
+    folders = {seed: seeds.seed_folder(seed) for seed in run["seeds"]}
+    statuses = {
+        seed: (_read_json(files.folder / name / "run.json") or {}).get("status") for seed, name in folders.items()
+    }
+    return {
+        "run": run,
+        "name": run.get("name") or files.folder.resolve().name,
+        "sentence": seeds.in_words(run),
+        "rows": list(seeds.table(run)),
+        "measured": [seed for one in list((run.get("over_seeds") or {}).values())[:1] for seed in one["seeds"]],
+        "runs": [(seed, name, statuses[seed]) for seed, name in folders.items()],
+        "method": sections.settings(run.get("method")),
+        "versions": sections.settings(run.get("versions")),
+        "machine": sections.settings(run.get("machine")),
+        "recipe": files.recipe,
+        "timings": run.get("timings") or {},
     }
 
 
