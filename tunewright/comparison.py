@@ -4,27 +4,23 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from tunewright.api import plain
-from tunewright.artifacts.interpolate import load
 from tunewright.data.config import DataConfig, Location
 from tunewright.data.records import Records, load_records
 from tunewright.data.rows import read_rows
-from tunewright.engine.device import pick_device
-from tunewright.errors import BaseModelError, DataError, RecipeError
+from tunewright.errors import DataError, RecipeError
 from tunewright.evaluation.contrast import Both, document, met, sentence, where_worse
+from tunewright.evaluation.contrast import in_words as told
 from tunewright.evaluation.contrast_page import write_comparison
 from tunewright.evaluation.evaluate import in_words
-from tunewright.evaluation.paired import subset
-from tunewright.folder import INFO, Run
+from tunewright.folder import Run
+from tunewright.forgetting import on_general_text, on_own_answers
 from tunewright.recipe import checked
-from tunewright.tasks._pretrained import max_length
-from tunewright.tasks.base import Model, Predictions
+from tunewright.sides import Side, answer, refuse_different
 
 REQUIREMENTS = ("better", "not-worse")
 MOST_VALUES = 50
@@ -40,6 +36,8 @@ def compare(
     to: str | Path | None = None,
     require: str | None = None,
     samples: int = 5,
+    general: Location | None = None,
+    forgetting: bool = False,
     columns: Mapping[str, str] | None = None,
     format: str = "auto",
     overlength: str = "auto",
@@ -56,11 +54,13 @@ def compare(
         require: better (B is clearly better on the first set and clearly worse on none) or not-worse (clearly worse on
             none): sets `met`.
         samples: rows to give that flipped, each way.
+        general: text of all kinds, for what a language model has forgotten: its loss there.
+        forgetting: have the base (α = 0) answer the prompts of the rows, and measure the loss of both on its answers.
         columns, format, overlength: how `data` is read.
 
     Returns:
-        {"a", "b", "verdict", "worse", "sets": {name: figures}, "notes", "page", "require", "met"}. All differences are
-        B − A.
+        {"a", "b", "verdict", "worse", "sets": {name: figures}, "forgetting", "notes", "page", "require",
+        "met"}. All differences are B − A; what is forgotten is no part of the verdict, nor of `require`.
 
     Raises:
         RecipeError, DataError: slices, rows or `require` cannot be used, or there are no rows.
@@ -70,69 +70,60 @@ def compare(
         raise RecipeError(f"require: {require} is none of {', '.join(REQUIREMENTS)}.")
     wanted = [parse_slice(each) for each in slices]
     sides = Side(str(a), device), Side(str(b), device)
-    if data is None:
-        sets, config = _shared_sets(*sides)
-    else:
-        reading = {"columns": columns or {}, "format": format, "overlength": overlength}
-        sets, config = _given_sets(plain(data), reading)
-    _refuse_different(*sides)
+    reading = {"columns": columns or {}, "format": format, "overlength": overlength}
+    sets, config = _sets(sides, plain(data), reading)
+    refuse_different(*sides)
     cut = {name: _slices(wanted, records, config.test_sets()[name]) for name, records in sets.items()}
     _refuse_empty(wanted, cut)
-    answered = {name: _answered(name, sides, records, config, cut[name]) for name, records in sets.items()}
+    answered = {name: answer(name, sides, records, config, cut[name]) for name, records in sets.items()}
     found = {name: document(both, samples) for name, both in answered.items()}
-    notes = [note for one in found.values() for note in one["notes"]]
+    lost = forgotten(sides, sets, config, plain(general), forgetting)
+    notes = [note for name, both in answered.items() for note in _left_out(name, sets[name], both)]
+    notes += [note for one in found.values() for note in one["notes"]]
     result = {
         "a": str(a),
         "b": str(b),
         "verdict": sentence((str(a), str(b)), found),
-        "worse": where_worse(found),
+        "worse": [*where_worse(found), *(told(name, one) for name, one in lost.items() if one["change"] == "worse")],
         "sets": found,
+        "forgetting": lost,
         "notes": notes,
         **({"require": require, "met": met(require, found)} if require else {}),
     }
     return result if to is None else {**result, "page": str(write_comparison(result, Path(to)))}
 
 
-class Side:
-    """One of the two: its run if it has one, and its model, which is on the device only while it answers."""
-
-    def __init__(self, name: str, device: str) -> None:
-        self.name, self.device = name, str(pick_device(device))
-        self.where, self.alpha = parse_point(name)
-        folder = Path(self.where).expanduser()
-        self.run = Run(folder) if (folder / INFO).is_file() else None
-        self.model: Model = load(self.where, alpha=self.alpha)
-
-    def encode(self, records: Records, config: DataConfig) -> list[Any]:
-        """Rows as the model reads them, by its own chat template where it has one."""
-        task, processor = self.model.task, self.model.processor
-        if records.kind not in task.data_kinds:
-            kinds = " or ".join(task.data_kinds)
-            raise DataError(f"{records.location} holds {records.kind} rows; {self.name} needs {kinds} rows.")
-        if hasattr(task, "prepare"):
-            own = {"chat_template": None} if processor.chat_template else {}
-            task.prepare(self.model, config.model_copy(update=own), records.kind)
-        return task.encode(self.model, records.records, config).examples
-
-    def predict(self, examples: Sequence[Any]) -> Predictions:
-        self.model.module.to(self.device)
-        predictions = self.model.task.predict(self.model, examples)
-        self.model.module.to("cpu")
-        return predictions
+def forgotten(
+    sides: tuple[Side, Side], sets: Mapping[str, Records], config: DataConfig, general: Any, answers: bool
+) -> dict[str, Any]:
+    """What was asked for of: loss on general text, and on the base's own answers to the rows of the first set."""
+    found: dict[str, Any] = {}
+    if general is not None:
+        given, reading = _given_sets(general, {})
+        found["general text"] = on_general_text(sides, given["test"], reading)
+    if answers:
+        name, records = next(iter(sets.items()))
+        found["the base's own answers"] = on_own_answers(sides, name, records, config)
+    return found
 
 
-def parse_point(name: str) -> tuple[str, float]:
-    """`RUN@0.5` as a run and α; any other name as itself and 1."""
-    where, found, alpha = name.rpartition("@")
-    if not found or Path(name).expanduser().exists():
-        return name, 1.0
-    try:
-        return where, float(alpha)
-    except ValueError:
-        return name, 1.0
+def _left_out(name: str, records: Records, both: Both) -> list[str]:
+    """A note where rows were dropped, since one of the two could not read them whole."""
+    missing = len({record.source for record in records.records} - set(both.a.sources))
+    return [f"{name}: {missing} rows are too long for one of the two, and left out."] if missing else []
 
 
 # Rows
+
+
+def _sets(sides: tuple[Side, Side], data: Any, reading: Mapping[str, Any]) -> tuple[dict[str, Records], DataConfig]:
+    """The rows by set, and how they are read."""
+    if data is not None:
+        return _given_sets(data, reading)
+    idle = [name for name, value in reading.items() if value not in ("auto", {})]
+    if idle:
+        raise RecipeError(f"{', '.join(idle)} says how the rows of --data are read, and there are none: leave it out.")
+    return _shared_sets(*sides)
 
 
 def _shared_sets(a: Side, b: Side) -> tuple[dict[str, Records], DataConfig]:
@@ -223,54 +214,3 @@ def _refuse_empty(wanted: Sequence[Slice], cut: Mapping[str, Mapping[str, set[st
     idle = [s for s in wanted if s.pattern and not any(slices[s.name] for slices in cut.values())]
     if idle:
         raise RecipeError(f"--slice {idle[0].name}: the regular expression finds nothing in any row.")
-
-
-# The answers of both
-
-
-def _refuse_different(a: Side, b: Side) -> None:
-    """Raise BaseModelError where the two do not answer the same question."""
-    for what in ("name", "kind", "labels"):
-        one, other = (getattr(side.model.task, what, None) for side in (a, b))
-        if (sorted(one) != sorted(other)) if what == "labels" and one and other else one != other:
-            word = {"name": "task", "kind": "kind of answer", "labels": "classes"}[what]
-            raise BaseModelError(
-                f"{a.name} and {b.name} cannot be compared: the {word} of the first: {_said(one)}; of the second: "
-                f"{_said(other)}."
-            )
-
-
-def _said(value: Any) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def _answered(
-    name: str, sides: tuple[Side, Side], records: Records, config: DataConfig, slices: Mapping[str, set[str]]
-) -> Both:
-    """The predictions of both on one set, on the rows that neither had to drop."""
-    if records.kind != "classification":  # windows of one length, so that both read the same tokens
-        limit = min(max_length(side.model, config.max_length) for side in sides)
-        config = config.model_copy(update={"max_length": limit})
-    a, b = _aligned(name, sides, [side.predict(side.encode(records, config)) for side in sides])
-    rows = {label: np.flatnonzero([source in each for source in a.sources]) for label, each in slices.items()}
-    words = {record.source: in_words(record) for record in records.records}
-    return Both(name, a, b, getattr(sides[0].model.task, "labels", []), words, rows)
-
-
-def _aligned(name: str, sides: tuple[Side, Side], found: Sequence[Predictions]) -> tuple[Predictions, Predictions]:
-    """Both with the same rows, and classes in A's order. Raises BaseModelError where their tokens differ."""
-    a, b = (_only(one, set(other.sources)) for one, other in (found, found[::-1]))
-    tokens = [list(one.count_N) if one.count_N is not None else None for one in (a, b)]
-    if a.sources != b.sources or tokens[0] != tokens[1]:
-        raise BaseModelError(
-            f"{sides[0].name} and {sides[1].name} read the rows of {name} as different tokens, by their tokenizers or "
-            "chat templates: losses per token cannot be compared between them."
-        )
-    if b.output_NC is None or b.kind == "regression":
-        return a, b
-    order, own = (getattr(side.model.task, "labels", []) for side in sides)
-    return a, replace(b, output_NC=b.output_NC[:, [own.index(label) for label in order]], gold=a.gold)
-
-
-def _only(predictions: Predictions, sources: set[str]) -> Predictions:
-    return subset(predictions, np.flatnonzero([source in sources for source in predictions.sources]))

@@ -78,7 +78,25 @@ def test_cannot_tell_is_not_better_and_not_worse(invoke: Invoke, classifier: Pat
 def test_language_models(invoke: Invoke, completer: Path, decoder: str, rows: Path) -> None:
     done = invoke("compare", f"{completer}@0.5", completer, "--data", rows / "facts.jsonl")
     assert done.exit_code == 0 and "Loss" in done.stdout and "rows are" in done.stdout
-    assert "Calibration" not in done.stdout and "Class of" not in done.stdout
+    assert "Calibration" not in done.stdout and "Class of" not in done.stdout and "Forgetting" not in done.stdout
+
+
+def test_what_is_forgotten(invoke: Invoke, completer: Path, rows: Path) -> None:
+    arguments = [
+        "compare",
+        f"{completer}@0",
+        completer,
+        "--data",
+        rows / "facts.jsonl",
+        "--forgetting",
+        "--to",
+        "c.html",
+    ]
+    done = invoke(*arguments, "--general", rows / "talk.jsonl")
+    assert done.exit_code == 0, done.output
+    assert all(words in done.stdout for words in ("Forgetting", "general text", "own"))
+    assert all(len(line) <= 80 for line in done.stdout.splitlines() if "runs" not in line)
+    assert "Forgetting: loss elsewhere" in Path("c.html").read_text()
 
 
 @pytest.mark.parametrize(

@@ -64,8 +64,8 @@ def test_show_needs_a_run(invoke: Invoke) -> None:
 
 def test_a_folder_of_seeds_is_one_run(invoke: Invoke, encoder: str, rows: Path, tmp_path: Path) -> None:
     folder = tmp_path / "runs" / "study"
-    done = invoke("train", "--base", encoder, "--data", rows / "tickets.jsonl", "--output", folder, "training.seeds=[0,1]",
-                  "training.max_steps=2", "data.validation=0.25")  # fmt: skip
+    keys = ["training.seeds=[0,1]", "training.max_steps=2", "data.validation=0.25"]
+    done = invoke("train", "--base", encoder, "--data", rows / "tickets.jsonl", "--output", folder, *keys)
     assert done.exit_code == 0 and "Each seed" in done.stdout and " ± " in done.stdout, done.output
     assert all(len(line) <= 80 for line in done.stdout.splitlines() if str(tmp_path) not in line)
     plain, document = invoke("show", folder), json.loads(invoke("show", folder, "--json").stdout)

@@ -14,8 +14,8 @@ import pytest
 import tunewright as tw
 from tests.runs import recipe
 from tests.tiny import chats, completions, labelled, words
-from tunewright.comparison import parse_point
 from tunewright.errors import BaseModelError, DataError, MethodError, RecipeError
+from tunewright.sides import parse_point
 
 NUMBERS = [{"text": words(i, 3 + i % 4), "label": i / 7} for i in range(12)]
 SEVERAL = [{"text": words(i, 3 + i % 4), "label": [["a"], ["b", "c"], []][i % 3]} for i in range(12)]
@@ -185,6 +185,11 @@ def test_a_column_of_names_makes_no_slices(ran: Any) -> None:
         tw.compare(ran("completions"), ran("completions"), rows, slices=["column=id"])
 
 
+def test_how_to_read_rows_needs_rows(ran: Any) -> None:
+    with pytest.raises(RecipeError, match="overlength says how the rows of --data are read"):
+        tw.compare(ran("completions"), ran("completions"), overlength="drop")
+
+
 def test_only_two_things_can_be_required(ran: Any) -> None:
     with pytest.raises(RecipeError, match="none of better, not-worse"):
         tw.compare(ran("completions"), ran("completions"), require="best")
@@ -199,3 +204,59 @@ def test_windows_are_those_of_the_shorter_model(tiny_base: Any, tmp_path: Path) 
     ).folder
     one, other = tw.compare(a, b, TEXTS)["sets"]["test"], tw.compare(b, a, TEXTS)["sets"]["test"]
     assert one["rows"] > 12 and one["a"] == other["b"] and one["b"] == other["a"]
+
+
+# Forgetting
+
+
+@pytest.mark.parametrize("case", ["completions", "chats"])
+def test_what_is_forgotten_of_the_bases_own_answers(case: str, ran: Any) -> None:
+    run = ran(case)
+    found = tw.compare(f"{run}@0", run, forgetting=True)["forgetting"]["the base's own answers"]
+    assert found["metric"] == "loss" and 0 < found["rows"] <= 12
+    assert found["a"] == found["base"], "A is where the run began"
+    assert found["b"]["value"] > found["a"]["value"], "nobody likes these answers better than who gave them"
+
+
+def test_what_is_forgotten_of_general_text(ran: Any) -> None:
+    a, b = ran("completions"), ran("completions", seed=1)
+    found = tw.compare(a, b, general=TEXTS)["forgetting"]
+    assert list(found) == ["general text"] and found["general text"]["rows"] == 12
+    one = tw.evaluate(a, TEXTS)["scores"]["metrics"]["loss"]
+    assert found["general text"]["a"] == one
+    assert tw.compare(a, a, general=TEXTS)["forgetting"]["general text"]["change"] == "cannot tell"
+
+
+def test_what_is_clearly_forgotten_is_said(ran: Any) -> None:
+    """A's own training rows, of which the base knew less."""
+    run = ran("completions")
+    found = tw.compare(run, f"{run}@0", completions(12), general=completions(12), require="not-worse")
+    assert (
+        found["worse"] == [told for told in found["worse"] if told.startswith("Loss on general text went from")] != []
+    )
+
+
+@pytest.mark.parametrize(
+    ("case", "asked", "words_"),
+    [
+        ("classes", {"forgetting": True}, "only language models"),
+        ("classes", {"general": TEXTS}, "only language models"),
+        ("texts", {"forgetting": True}, "no row of test has a prompt"),
+    ],
+)
+def test_where_nothing_can_be_forgotten(case: str, asked: dict[str, Any], words_: str, ran: Any) -> None:
+    with pytest.raises((BaseModelError, DataError), match=words_):
+        tw.compare(ran(case), ran(case), **asked)
+
+
+def test_only_a_run_has_a_base(tiny_base: Any) -> None:
+    with pytest.raises(BaseModelError, match="Neither of the two is a run"):
+        tw.compare(tiny_base("llama"), tiny_base("llama"), completions(4), forgetting=True)
+
+
+def test_rows_that_one_of_the_two_drops_are_left_out_and_said(ran: Any, tiny_base: Any, tmp_path: Path) -> None:
+    data = {"max_length": 8, "overlength": "drop"}
+    short = tw.train(recipe(tiny_base("bert"), tmp_path / "r", task="text-classification", data=data, training=QUICK))
+    found = tw.compare(ran("classes"), short.folder, labelled(12), overlength="drop")
+    left = found["sets"]["test"]["rows"]
+    assert 0 < left < 12 and f"test: {12 - left} rows are too long for one of the two" in found["notes"][0]

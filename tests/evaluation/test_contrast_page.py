@@ -24,9 +24,16 @@ def found(a: Any, b: Any, text: str = "a ticket", **more: Any) -> dict[str, Any]
     labels = LABELS if a.output_NC is not None else ()
     one = document(Both("test", a, b, labels, words, {text: np.arange(10)}), samples=2)
     sets = {"test": one}
-    worse, notes = where_worse(sets), one["notes"]
-    return {"a": "runs/a", "b": "runs/b", "sets": sets, "verdict": sentence(("runs/a", "runs/b"), sets), "worse": worse,
-            "notes": notes, **more}  # fmt: skip
+    return {
+        "a": "runs/a",
+        "b": "runs/b",
+        "sets": sets,
+        "forgetting": {},
+        "verdict": sentence(("runs/a", "runs/b"), sets),
+        "worse": where_worse(sets),
+        "notes": one["notes"],
+        **more,
+    }
 
 
 @pytest.fixture

@@ -27,6 +27,12 @@ def compare(
     require: Annotated[
         str | None, typer.Option(help="better or not-worse: exit with 3 where B is not, for a gate.")
     ] = None,
+    general: Annotated[
+        str | None, typer.Option(help="Text of all kinds: what has a language model forgotten of it?")
+    ] = None,
+    forgetting: Annotated[
+        bool, typer.Option("--forgetting", help="Have the base answer the prompts: what is lost of its answers?")
+    ] = False,
     samples: Annotated[int, typer.Option(min=0, help="Rows to show that flipped, each way.")] = 5,
     columns: Annotated[
         list[str] | None,
@@ -49,6 +55,8 @@ def compare(
         slices=slice or [],
         to=to,
         require=require,
+        general=general,
+        forgetting=forgetting,
         samples=samples,
         columns=pairs(columns or [], "--columns"),
         format=format,
@@ -69,6 +77,11 @@ def _show(found: Mapping[str, Any]) -> None:
     rows = [(name, *figures(one)) for name, one in found["sets"].items()]
     out().print(table(("Set", "Rows", "Metric", "A", "B", "B − A", ""), rows, fixed=("A", "B")))
     show("In brackets: 95 % intervals of the difference, paired by row.", style="dim")
+    if found["forgetting"]:
+        show()
+        rows = [(name, *figures(one)) for name, one in found["forgetting"].items()]
+        titles = ("Forgetting", "Rows", "Metric", "A", "B", "B − A", "")
+        out().print(table(titles, rows, fixed=("Metric", "A", "B")))
     for name, one in found["sets"].items():
         _show_parts(name, one)
         _show_calibration(name, one)

@@ -34,7 +34,7 @@ def write_comparison(found: Mapping[str, Any], path: Path) -> Path:
         "name": f"{found['a']} and {found['b']}",
         "found": found,
         "tone": _tone(first),
-        "tables": list(_tables(found["sets"])),
+        "tables": list(_tables(found["sets"], found["forgetting"])),
         "reliability": [_reliability(name, one) for name, one in found["sets"].items() if one["calibration"]],
         "flipped": [_flipped(name, way, one) for name, one in found["sets"].items() for way in ("worse", "better")],
     }
@@ -45,12 +45,14 @@ def _tone(found: Mapping[str, Any]) -> str:
     return TONES.get(found["change"], found["change"])
 
 
-def _tables(sets: Mapping[str, Mapping[str, Any]]) -> Iterator[Table]:
+def _tables(sets: Mapping[str, Any], forgetting: Mapping[str, Any]) -> Iterator[Table]:
     yield Table("All rows", tuple(_line(name, one) for name, one in sets.items()))
     for name, one in sets.items():
         for title in ("classes", "slices"):
             if one[title]:
                 yield Table(f"{title.capitalize()} of {name}", tuple(_line(*part) for part in one[title].items()))
+    if forgetting:
+        yield Table("Forgetting: loss elsewhere", tuple(_line(*each) for each in forgetting.items()))
 
 
 def _line(name: str, found: Mapping[str, Any]) -> tuple[str, tuple[str, ...], str]:
