@@ -112,6 +112,7 @@ training.epochs training.max_steps training.head_first training.learning_rate tr
 training.optimizer training.weight_decay training.gradient_clip training.batch training.batch_tokens
 training.micro_batch_tokens
 training.packing training.precision training.activation_checkpointing training.device training.processes training.seed
+training.seeds
 training.evaluate_every training.patience training.keep training.ema training.checkpoint_every training.track
 evaluation.before evaluation.samples evaluation.generate evaluation.max_new_tokens evaluation.pattern
 """

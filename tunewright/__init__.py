@@ -23,6 +23,7 @@ _HOMES = {
     "quickstart": "example",
     "catalogue": "choices",
     **dict.fromkeys(("interpolate", "soup"), "robust"),
+    "compare": "comparison",
     "Supervised": "objectives",
     "Data": "data.config:DataConfig",
     "Training": "engine.config:TrainingConfig",

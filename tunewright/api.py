@@ -53,7 +53,8 @@ def train(
         watchers: called first with {"started": what run.json says}, then with each line of metrics.
 
     Returns:
-        The finished run: `run.model`, `run.report`, `run.info`.
+        The finished run: `run.model`, `run.report`, `run.info`. With `training.seeds` the folder of all: `run.runs` are
+        the seeds' own, each with its model, `run.info["over_seeds"]` and `run.report` are over all of them.
 
     Raises:
         TunewrightError: bad input; says what to do.
@@ -61,7 +62,7 @@ def train(
     """
     if isinstance(recipe, str | Path):
         recipe = read_document(Path(recipe))
-    chosen = recipe if isinstance(recipe, Recipe) else make_recipe(_plain({**(recipe or {}), **fields}))
+    chosen = recipe if isinstance(recipe, Recipe) else make_recipe(plain({**(recipe or {}), **fields}))
     return launch(chosen, Path(chosen.output).expanduser() if chosen.output else new_folder(chosen), watchers)
 
 
@@ -150,7 +151,7 @@ def evaluate(
         max_length: the longest row in tokens; by default that of the run's recipe, else the model's context.
         on_bad_rows: `fail` where some cannot be used, or `skip` them; a notice then says how many they are.
     """
-    data = _plain(data)
+    data = plain(data)
     model = replace(_loaded(where, device))  # a copy: what these rows decide is not to stay with the caller's model
     reading = {"format": format, "overlength": overlength, "max_length": max_length, "on_bad_rows": on_bad_rows}
     config = checked(DataConfig, {"train": data, "columns": columns or {}, **reading})
@@ -278,7 +279,7 @@ def _shape_of_task(recipe: Recipe) -> tuple[Any, list[str]]:
     return task_class(name)(), notices
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Configuration objects, paths and pandas' DataFrames as a document, so that one parser sees all recipes.
 
     Of a configuration only what was set, of a DataFrame its rows.
@@ -287,7 +288,7 @@ def _plain(value: Any) -> Any:
         typed = {"type": value.type} if hasattr(value, "type") else {}
         return {**typed, **value.model_dump(exclude_unset=True)}
     if isinstance(value, dict):
-        return {name: _plain(inner) for name, inner in value.items()}
+        return {name: plain(inner) for name, inner in value.items()}
     pandas = sys.modules.get("pandas")  # whoever has a DataFrame has imported it
     if pandas and isinstance(value, pandas.DataFrame):
         import pyarrow

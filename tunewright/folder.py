@@ -16,6 +16,7 @@ from tunewright.artifacts.load import load
 from tunewright.engine.processes import Processes
 from tunewright.errors import OutputError
 from tunewright.evaluation.report import write_report
+from tunewright.evaluation.seeds import seed_folder
 from tunewright.recipe import Recipe, make_recipe, read_document
 from tunewright.tasks.base import Model
 
@@ -43,6 +44,12 @@ class Run:
     def model(self) -> Model:
         """The tuned model, loaded from the run's folder when first asked for."""
         return load(self.folder)
+
+    @property
+    def runs(self) -> list[Run]:
+        """With `training.seeds` the runs of the seeds that have begun, in their order; else none."""
+        folders = [self.folder / seed_folder(seed) for seed in self.info.get("seeds", ())]
+        return [Run(folder) for folder in folders if _is_record(folder / INFO)]
 
     @property
     def report(self) -> Path:

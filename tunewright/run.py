@@ -92,7 +92,7 @@ def _prepare(
 def _ready(recipe: Recipe, record: Record, processes: Processes, resume: bool) -> tuple[Prepared, Step]:
     """All that is read, checked and loaded before the first step. Whatever refuses the recipe does it here."""
     if resume:
-        _refuse_other_recipe(recipe, record)
+        refuse_other_recipe(recipe, record)
     prepared = prepare(recipe, record.folder / "start" / "base", processes.rank)
     if resume:
         _refuse_other_rows(prepared, record.info)
@@ -203,7 +203,7 @@ def _go_on(prepared: Prepared, record: Record) -> None:
     record.update(status="running", finished=None, error=None, notices=notices, **place)
 
 
-def _refuse_other_recipe(recipe: Recipe, record: Record) -> None:
+def refuse_other_recipe(recipe: Recipe, record: Record) -> None:
     """A run goes on with the recipe that it began with. Raises RecipeError that names what differs."""
     if changed := differences(record.info["recipe"], lasting(recipe)):
         lines = "\n  ".join([f"Put these back in {record.folder / RECIPE}, or start a new run:", *changed])

@@ -60,3 +60,19 @@ def test_show_of_a_run_that_failed_early(invoke: Invoke, classifier: Path) -> No
 def test_show_needs_a_run(invoke: Invoke) -> None:
     done = invoke("show", "nowhere")
     assert done.exit_code == 2 and "nowhere is no run" in done.stderr
+
+
+def test_a_folder_of_seeds_is_one_run(invoke: Invoke, encoder: str, rows: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "study"
+    keys = ["training.seeds=[0,1]", "training.max_steps=2", "data.validation=0.25"]
+    done = invoke("train", "--base", encoder, "--data", rows / "tickets.jsonl", "--output", folder, *keys)
+    assert done.exit_code == 0 and "Each seed" in done.stdout and " ± " in done.stdout, done.output
+    assert all(len(line) <= 80 for line in done.stdout.splitlines() if str(tmp_path) not in line)
+    plain, document = invoke("show", folder), json.loads(invoke("show", folder, "--json").stdout)
+    assert plain.exit_code == 0 and "2 seeds" in plain.stdout and "seed-1: finished  accuracy" in plain.stdout
+    assert document["info"]["seeds"] == [0, 1] and "over_seeds" in document["info"]
+    (one,) = json.loads(invoke("runs", folder.parent, "--json").stdout)["runs"]
+    assert (one["run"], one["method"]) == (str(folder), "lora") and "±" in one["result"]
+    assert len(json.loads(invoke("runs", folder, "--json").stdout)["runs"]) == 2
+    again = json.loads(invoke("resume", folder, "--json").stdout)
+    assert again["seeds"] == [0, 1] and again["over_seeds"]["validation"]["seeds"] == [0, 1]

@@ -80,7 +80,10 @@ def weights_folder(where: str | Path) -> Path:
     folder = folder.absolute() if folder.exists() else folder
     if (folder / "run.json").is_file():
         if not (folder / "model").is_dir():
-            status = json.loads((folder / "run.json").read_text(encoding="utf-8")).get("status", "unknown")
+            info = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+            if info.get("seeds"):
+                raise BaseModelError(f"{folder} has a run for each seed: name one of them, such as {folder}/seed-*.")
+            status = info.get("status", "unknown")
             raise BaseModelError(
                 f"The run {folder} has no model yet (it is {status}). Finish it: tunewright resume {folder}"
             )

@@ -1,14 +1,14 @@
 """The command line: a file a group of commands. Nothing heavy is imported before a command runs.
 
 Every command prints for people, or with `--json` exactly one JSON object to stdout. Exit codes: 0 done, 2 something
-that the user can mend, 130 interrupted, 1 anything else.
+that the user can mend, 3 what was required of a model is not met, 130 interrupted, 1 anything else.
 """
 
 import os
 
 # Each module adds its commands to the app, in this order.
 # isort: off
-from tunewright.cli import train, quickstart, use, robust, runs, describe  # noqa: F401
+from tunewright.cli import train, quickstart, use, compare, robust, runs, describe  # noqa: F401
 
 # isort: on
 from tunewright.cli._app import app

@@ -16,7 +16,7 @@ from tunewright import __version__
 from tunewright.cli._console import complain, say, write_json
 from tunewright.errors import TunewrightError, VerificationError
 
-UNEXPECTED, MENDABLE, INTERRUPTED = 1, 2, 130
+UNEXPECTED, MENDABLE, UNMET, INTERRUPTED = 1, 2, 3, 130
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object to stdout, and nothing else.")]
 Where = Annotated[str, typer.Argument(metavar="RUN|MODEL", help="A run, an adapter or model folder, or a hub name.")]
@@ -72,6 +72,8 @@ class Commands(TyperGroup):
             self._fail(error, UNEXPECTED, message=f"Unexpected {type(error).__name__}: {error}")
         if self.as_json:
             write_json(answer)
+        if isinstance(answer, dict) and answer.get("met") is False:  # the answer to `--require`
+            raise typer.Exit(UNMET)
 
     def _fail(self, error: BaseException, code: int, **given: Any) -> None:
         found = {"type": type(error).__name__, "message": str(error), **given}

@@ -14,6 +14,10 @@ INTERVALS = "In brackets: 95 % intervals."
 
 def show_result(folder: str, info: Mapping[str, Any], report: str) -> None:
     """How a run ended: what was measured before and after, and where things are."""
+    if info.get("over_seeds"):
+        show()
+        out().print(all_seeds(info))
+        show("Mean ± standard deviation over the seeds.", style="dim")
     if info.get("evaluation"):
         show()
         out().print(before_after(info))
@@ -40,6 +44,14 @@ def before_after(info: Mapping[str, Any], primary_only: bool = False) -> Table:
     return table(("Set", "Metric", "Before", "After", "Change"), rows, clip=("Set",), fixed=("Before", "After"))
 
 
+def all_seeds(info: Mapping[str, Any]) -> Table:
+    """A row for each evaluation set and metric, over the runs of several seeds."""
+    from tunewright.evaluation.seeds import table as rows_of
+
+    rows = [(name, metric, before, after, ", ".join(values)) for name, metric, before, after, values in rows_of(info)]
+    return table(("Set", "Metric", "Before", "After", "Each seed"), rows, clip=("Set",), fixed=("Before", "After"))
+
+
 def alone(scores: Mapping[str, Any]) -> Table:
     """A row for each metric of one evaluation."""
     from tunewright.evaluation.formats import metric_name, number
@@ -53,8 +65,11 @@ def alone(scores: Mapping[str, Any]) -> Table:
 def primary(info: Mapping[str, Any]) -> str:
     """The figure of the first evaluation set that answers "is it good?", in a few characters."""
     from tunewright.evaluation.formats import value_of
+    from tunewright.evaluation.seeds import spread_of
     from tunewright.evaluation.verdict import comparisons
 
+    for one in (info.get("over_seeds") or {}).values():
+        return f"{one['primary']} {spread_of(one['primary'], one['metrics'][one['primary']]['after'])}"
     for compared in comparisons(info):
         metric = compared.of(compared.after, compared.metric)
         if metric and metric.is_defined:

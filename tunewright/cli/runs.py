@@ -66,8 +66,20 @@ def show_run(
     opened = open_run(run)
     info = opened.info
     if not as_json:
-        _show_info(opened, info)
+        (_show_seeds if info.get("seeds") else _show_info)(opened, info)
     return {"run": str(opened.folder), "report": str(opened.report), "info": info}
+
+
+def _show_seeds(run: Run, info: Mapping[str, Any]) -> None:
+    from tunewright.evaluation.formats import moment
+
+    show(f"{info['task']} with {_options(info['method'])} on {info['base']}, {len(info['seeds'])} seeds")
+    show(f"{run.status}: {moment(info['started'])} UTC")
+    for one in run.runs:
+        show(f"{one.folder}: {one.status}  {primary(one.info)}")
+    if info.get("error"):
+        show(f"Error: {info['error']}")
+    show_result(str(run.folder), info, str(run.report))
 
 
 def _show_info(run: Run, info: Mapping[str, Any]) -> None:

@@ -177,5 +177,6 @@ def _finish(run: Run, as_json: bool) -> Document:
 def summary(run: Run) -> Document:
     """What a finished run comes to, as `--json` prints it."""
     info = run.info
-    keys = ("status", "task", "steps", "weights", "best", "parameters", "notices", "timings", "evaluation")
+    keys = ["status", "task", "steps", "weights", "best", "parameters", "notices", "timings", "evaluation"]
+    keys += ["seeds", "over_seeds"] if info.get("seeds") else []
     return {"run": str(run.folder), "report": str(run.report), **{key: info.get(key) for key in keys}}

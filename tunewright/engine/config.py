@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
 
 OPTIMIZERS = ("adamw", "adafactor", "adamw8bit")
 
@@ -52,7 +53,10 @@ class TrainingConfig(BaseModel):
     )
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps.")
     processes: int = Field(1, ge=1, description="Data-parallel processes on this machine.")
-    seed: int = Field(0, ge=0, lt=2**31, description="Of the new head, the order of rows, and dropout.")
+    seed: Seed = Field(0, description="Of the new head, the order of rows, and dropout.")
+    seeds: list[Seed] | None = Field(
+        None, min_length=2, description="Train once with each: the output is then a folder of runs, with one report."
+    )
     evaluate_every: int | None = Field(
         None, ge=1, description="Steps between evaluations on the validation rows; null: each epoch."
     )
@@ -74,4 +78,16 @@ class TrainingConfig(BaseModel):
     def _no_idle_option(self) -> TrainingConfig:
         if self.batch_tokens is not None and self.batch != "auto":
             raise ValueError("give `batch` or `batch_tokens`, not both")
+        if self.seeds is not None and "seed" in self.model_fields_set:
+            raise ValueError("give `seed` or `seeds`, not both")
+        if self.seeds is not None and len(set(self.seeds)) < len(self.seeds):
+            raise ValueError("`seeds` names one twice")
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_idle_option(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """What is written can be read again: with `seeds`, there is no `seed`."""
+        document: dict[str, Any] = write(self)
+        if self.seeds is not None:
+            document.pop("seed", None)
+        return document

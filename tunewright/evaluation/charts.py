@@ -7,7 +7,7 @@ and a chart weighs 5 kB.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,6 +54,7 @@ class Chart:
     x_ticks: tuple[Tick, ...]
     y_ticks: tuple[Tick, ...]
     lines: tuple[Line, ...]
+    x_name: str = "step"
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,28 @@ def line_chart(metric: str, series: Mapping[str, Points]) -> Chart | None:
         _ticks(metric, y_values, y),
         tuple(_line(metric, label, points, x, y) for label, points in drawn.items()),
     )
+
+
+def reliability_chart(title: str, series: Mapping[str, tuple[Sequence[tuple[float, float]], str]]) -> Chart:
+    """How often answers are right over how sure they were, and the diagonal, on which both are the same.
+
+    Args:
+        series: by the name of the line its points (sure, right), both shares, and its summary.
+    """
+    x, y = Scale(0, 1, LEFT, RIGHT), Scale(0, 1, BOTTOM, TOP)
+    drawn = {
+        **series,
+        "as sure as right": ([(0.0, 0.0), (1.0, 1.0)], "On the dotted line, answers are as sure as right"),
+    }
+    lines = [_through(label, np.array(sorted(points)), summary, x, y) for label, (points, summary) in drawn.items()]
+    shares = multiples(0, 1, 0.25)
+    x_ticks = _ticks("accuracy", shares[1:], x)  # the axis' name stands at its beginning
+    return Chart(title, x_ticks, _ticks("accuracy", shares, y), tuple(lines), x_name="sure")
+
+
+def _through(label: str, points: Floats, summary: str, x: Scale, y: Scale) -> Line:
+    dots = tuple((x(across), y(up)) for across, up in points)
+    return Line(label, _segment(points[:, 0], points[:, 1], x, y), "", dots, summary)
 
 
 def _ticks(name: str, values: list[float], scale: Scale) -> tuple[Tick, ...]:

@@ -31,7 +31,7 @@ def evaluate(
     """
     predictions = model.task.predict(model, examples)
     scores = score(predictions, getattr(model.task, "labels", []))
-    asked = list(_asked(model, examples, records, config.generate))
+    asked = list(rows_to_ask(model, examples, records, config.generate))
     generate = getattr(model.task, "generate", None)
     if not (asked and generate):
         return scores, _classified(predictions, records, model, config.samples)
@@ -55,8 +55,8 @@ def refuse_idle_pattern(
 ) -> None:
     """Raise RecipeError where `config.pattern` finds nothing in any answer of the rows that will be asked."""
     if config.pattern is not None:
-        asked = _asked(model, examples, records, config.generate)
-        metrics.wanted_finds([_question(record)[1] for record in asked], config.pattern)
+        asked = rows_to_ask(model, examples, records, config.generate)
+        metrics.wanted_finds([question_of(record)[1] for record in asked], config.pattern)
 
 
 def score(predictions: Predictions, labels: Sequence[str]) -> Scores:
@@ -86,7 +86,7 @@ def answer(predictions: Predictions, row: int, labels: Sequence[str]) -> str:
 def _with_generation(
     scores: Scores, generate: Callable[..., list[Answer]], asked: Sequence[Any], config: EvaluationConfig
 ) -> tuple[Scores, list[dict[str, Any]]]:
-    pairs = [_question(record) for record in asked]
+    pairs = [question_of(record) for record in asked]
     answers = generate([q for q, _ in pairs], max_new_tokens=config.max_new_tokens)
     outputs, ended = [answer.text for answer in answers], [answer.ended for answer in answers]
     generated = metrics.generation(outputs, [reference for _, reference in pairs], ended, config.pattern)
@@ -108,15 +108,15 @@ def _with_generation(
     return merged, samples
 
 
-def _asked(model: Model, examples: Sequence[Example], records: Sequence[Any], count: int) -> Iterator[Any]:
+def rows_to_ask(model: Model, examples: Sequence[Example], records: Sequence[Any], count: int) -> Iterator[Any]:
     """The first rows that were not dropped and whose prompt leaves room for an answer."""
     room = getattr(model.task, "room", None)
     fitting = {e.source for e in examples}
     answered = (r for r in records if isinstance(r, Completion | Conversation) and r.source in fitting)
-    return islice((r for r in answered if room and room(model, _question(r)[0]) > 0), count)
+    return islice((r for r in answered if room and room(model, question_of(r)[0]) > 0), count)
 
 
-def _question(record: Any) -> tuple[Any, str]:
+def question_of(record: Any) -> tuple[Any, str]:
     """What is asked, and the answer of the row: for a conversation its last assistant turn."""
     if isinstance(record, Completion):
         return record.prompt, record.completion
@@ -128,6 +128,16 @@ def _shown(question: Any) -> str:
     if isinstance(question, str):
         return question
     return "\n".join(f"{message['role']}: {text_of(message)}" for message in question.messages)
+
+
+def in_words(record: Any) -> tuple[str, str | None]:
+    """What a row asks, and its right answer; a plain text has none."""
+    if isinstance(record, Labelled):
+        return record.text, _label(record.label)
+    if isinstance(record, Completion | Conversation):
+        question, reference = question_of(record)
+        return _shown(question), reference
+    return record.text, None
 
 
 def _classified(predictions: Predictions, records: Sequence[Any], model: Model, count: int) -> list[dict[str, Any]]:

@@ -33,7 +33,9 @@ SHARES = frozenset(
         "exact_match",
         "macro_f1",
         "micro_f1",
+        "calibration_error",
         "pattern_match",
+        "recall",
         "rouge_l",
         "subset_accuracy",
         "token_accuracy",
@@ -111,6 +113,16 @@ def interval_of(name: str, metric: Metric) -> str:
     scale, decimals = (100, 1) if name in SHARES else (1, _decimals(metric.value))
     low, high = (_fixed(scale * end, decimals) for end in (metric.low, metric.high))
     return f"{low} to {high}" if MINUS in low else low + EN_DASH + high
+
+
+def difference_of(name: str, metric: Metric, note: str = "") -> str:
+    """`+5.5 points [+1.2, +9.8]`: shares differ by points; `note` stands within the brackets."""
+    if not metric.is_defined:
+        return ABSENT
+    scale, unit = (100, " points") if name in SHARES else (1, "")
+    ends = (metric.value, metric.low, metric.high)
+    value, low, high = (_signed(f"{scale * number:+.3g}") if number else "0" for number in ends)
+    return f"{value}{unit} [{low}, {high}{note}]"
 
 
 def duration(seconds: Any) -> str:

@@ -7,12 +7,14 @@ that far smaller differences show than two separate intervals could tell apart.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tunewright.evaluation.metrics import f1, r2
-from tunewright.evaluation.scores import Metric, Statistic, bootstrap, proportion
+from tunewright.evaluation.scores import Metric, Statistic, bootstrap, proportion, resampled
 
 if TYPE_CHECKING:
     from tunewright.tasks.base import Predictions
@@ -33,6 +35,54 @@ def difference(one: Predictions, other: Predictions) -> Metric:
     assert one.sources == other.sources, "paired predictions are of the same rows"
     mine, theirs = statistic(one), statistic(other)
     return bootstrap(lambda rows: mine(rows) - theirs(rows), len(one.sources))
+
+
+def chance(one: Predictions, other: Predictions) -> float:
+    """The two-sided p-value of the difference of the primary metric, were there none; NaN where it is undefined.
+
+    For an accuracy it is McNemar's, exact. For the rest it is the share of resamples on the far side of zero, twice
+    (Efron & Tibshirani 1993, chapter 15), which with 1,000 resamples is never below 0.002.
+    """
+    if one.kind == "single_label":
+        return mcnemar(correct(one), correct(other))
+    mine, theirs = statistic(one), statistic(other)
+    found = resampled(lambda rows: mine(rows) - theirs(rows), len(one.sources))
+    beyond = min((found <= 0).sum(), (found >= 0).sum())
+    return min(1.0, 2 * (beyond + 1) / (len(found) + 1)) if len(found) else math.nan
+
+
+def mcnemar(one_N: np.ndarray, other_N: np.ndarray) -> float:
+    """McNemar's exact test (1947): of the rows that only one model has right, does either model have more than half?
+
+    Args:
+        one_N, other_N: which rows each model has right.
+    """
+    from scipy.stats import binomtest
+
+    only_one, only_other = int((one_N & ~other_N).sum()), int((~one_N & other_N).sum())
+    return float(binomtest(only_one, only_one + only_other).pvalue) if only_one + only_other else 1.0
+
+
+def holm(p_M: Sequence[float]) -> list[float]:
+    """p-values corrected for their number (Holm 1979): below 0.05 for a false one in 5 % of all families at most."""
+    order = np.argsort(p_M, kind="stable")
+    raised = np.maximum.accumulate([(len(p_M) - rank) * p_M[i] for rank, i in enumerate(order)])
+    found = np.empty(len(p_M))
+    found[order] = np.minimum(raised, 1.0)
+    return found.tolist()
+
+
+def recall(predictions: Predictions, label: int) -> Predictions:
+    """The rows that have the label, where the right answer is to claim it: their accuracy is the label's recall."""
+    assert predictions.output_NC is not None and predictions.gold is not None
+    if predictions.kind == "single_label":
+        gold = predictions.gold
+        return subset(predictions, np.flatnonzero((gold.argmax(axis=1) if gold.ndim == 2 else gold) == label))
+    rows = np.flatnonzero(predictions.gold[:, label] > 0.5)
+    claim_N = predictions.output_NC[rows, label]
+    sources = [predictions.sources[i] for i in rows]
+    output_N2 = np.stack([1 - claim_N, claim_N], axis=1)
+    return type(predictions)("single_label", sources, output_NC=output_N2, gold=np.ones(len(rows), dtype=np.int64))
 
 
 def statistic(predictions: Predictions) -> Statistic:

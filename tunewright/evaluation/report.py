@@ -17,7 +17,7 @@ from typing import Any
 import jinja2
 
 from tunewright.errors import OutputError
-from tunewright.evaluation import charts, formats, sections
+from tunewright.evaluation import charts, formats, sections, seeds
 from tunewright.evaluation.loading import snippets
 from tunewright.evaluation.verdict import comparisons, verdict
 
@@ -49,8 +49,12 @@ def write_report(run_folder: Path) -> Path:
     """
     if not run_folder.is_dir():
         raise OutputError(f"there is no run folder {run_folder}; give the folder that a run has written")
-    page = render(read_run(run_folder))
-    path, unfinished = run_folder / REPORT, run_folder / f".{REPORT}.{os.getpid()}"
+    return write_page(render(read_run(run_folder)), run_folder / REPORT)
+
+
+def write_page(page: str, path: Path) -> Path:
+    """Write a page, or replace it in one step. Raises OutputError where it cannot be written."""
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         unfinished.write_text(page, encoding="utf-8")
         unfinished.replace(path)
@@ -74,6 +78,13 @@ def read_run(folder: Path) -> RunFiles:
 
 def render(files: RunFiles) -> str:
     """The page as text."""
+    if files.run.get("seeds"):
+        return fill("seeds.html.jinja", _context_of_seeds(files))
+    return fill("report.html.jinja", _context(files))
+
+
+def fill(template: str, context: dict[str, Any]) -> str:
+    """A template beside this file, with its gaps filled."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -83,7 +94,7 @@ def render(files: RunFiles) -> str:
     )
     filters = ("number", "percent", "duration", "moment", "spoken", "unbroken")
     environment.filters.update({name: getattr(formats, name) for name in filters})
-    return environment.get_template("report.html.jinja").render(_context(files))
+    return environment.get_template(template).render({"drawing": charts, **context})
 
 
 def _context(files: RunFiles) -> dict[str, Any]:
@@ -99,7 +110,6 @@ def _context(files: RunFiles) -> dict[str, Any]:
         "evaluation": [sections.evaluation_table(compared) for compared in sets],
         "main_curves": main_curves,
         "more_curves": more_curves,
-        "drawing": charts,
         "confusions": sections.confusions(sets),
         "samples": sections.samples(run),
         "parameters": run.get("parameters") or {},
@@ -114,6 +124,28 @@ def _context(files: RunFiles) -> dict[str, Any]:
         "machine": sections.settings(run.get("machine")),
         "timings": run.get("timings") or {},
         "speed": sections.speed(files.timings),
+    }
+
+
+def _context_of_seeds(files: RunFiles) -> dict[str, Any]:
+    """The report over the runs of several seeds: each has a report of its own."""
+    run = files.run
+    folders = {seed: seeds.seed_folder(seed) for seed in run["seeds"]}
+    statuses = {
+        seed: (_read_json(files.folder / name / "run.json") or {}).get("status") for seed, name in folders.items()
+    }
+    return {
+        "run": run,
+        "name": run.get("name") or files.folder.resolve().name,
+        "sentence": seeds.in_words(run),
+        "rows": list(seeds.table(run)),
+        "measured": [seed for one in list((run.get("over_seeds") or {}).values())[:1] for seed in one["seeds"]],
+        "runs": [(seed, name, statuses[seed]) for seed, name in folders.items()],
+        "method": sections.settings(run.get("method")),
+        "versions": sections.settings(run.get("versions")),
+        "machine": sections.settings(run.get("machine")),
+        "recipe": files.recipe,
+        "timings": run.get("timings") or {},
     }
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tunewright.errors import RecipeError
-from tunewright.evaluation.formats import SHARES, metric_name
+from tunewright.evaluation.formats import difference_of, metric_name
 from tunewright.evaluation.paired import PRIMARY, difference, ensemble, primary
 from tunewright.evaluation.scores import LOWER_IS_BETTER, Metric
 
@@ -129,10 +129,7 @@ def sentence(found: Mapping[str, Any]) -> str:
 
 def _told(found: Mapping[str, Any], name: str) -> str:
     change = Metric.from_dict(found["against_tuned"][name])
-    scale, unit = (100, " points") if found["metric"] in SHARES else (1, "")
-    low, value, high = (scale * number for number in (change.low, change.value, change.high))
-    clear = "" if low > 0 or high < 0 else ", cannot tell"
-    return f"{value:+.3g}{unit} [{low:+.3g}, {high:+.3g}{clear}]"
+    return difference_of(found["metric"], change, "" if change.low > 0 or change.high < 0 else ", cannot tell")
 
 
 def _baselines(start: Mapping[str, Halves], end: Mapping[str, Halves]) -> dict[str, dict[str, Predictions]]:

@@ -146,10 +146,19 @@ def bootstrap(statistic: Statistic, n: int) -> Metric:
     value = statistic(np.arange(_require_rows(n)))
     if math.isnan(value):
         return Metric(math.nan, math.nan, math.nan, n)
+    return within(value, resampled(statistic, n), n)
+
+
+def resampled(statistic: Statistic, n: int) -> Array:
+    """A statistic on 1,000 resamples of `n` rows, but for those where it is undefined."""
     random = np.random.default_rng(SEED)
-    resampled = np.array([statistic(random.integers(n, size=n)) for _ in range(RESAMPLES)])
-    defined = resampled[~np.isnan(resampled)]
-    low, high = np.percentile(defined, [2.5, 97.5]) if len(defined) else (value, value)
+    found = np.array([statistic(random.integers(n, size=n)) for _ in range(RESAMPLES)])
+    return found[~np.isnan(found)]
+
+
+def within(value: float, found: Array, n: int) -> Metric:
+    """A value with the percentiles of what its statistic was on resamples."""
+    low, high = np.percentile(found, [2.5, 97.5]) if len(found) else (value, value)
     return Metric(value, min(float(low), value), max(float(high), value), n)
 
 

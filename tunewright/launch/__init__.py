@@ -10,8 +10,10 @@ from tunewright.recipe import Recipe
 
 
 def launch(recipe: Recipe, folder: Path, watchers: Sequence[Any] = (), resume: bool = False) -> Any:
-    """Execute a recipe where it asks to be executed; the finished run."""
-    if recipe.training.processes > 1:
+    """Execute a recipe where it asks to be executed, with `training.seeds` once for each; the finished run."""
+    if recipe.training.seeds:
+        from tunewright.launch.seeds import execute
+    elif recipe.training.processes > 1:
         from tunewright.launch.torchrun import execute
     else:
         from tunewright.run import execute

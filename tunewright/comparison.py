@@ -1,0 +1,216 @@
+"""Is B better than A? Two runs, models, or points between a run's start and end, on the same rows."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tunewright.api import plain
+from tunewright.data.config import DataConfig, Location
+from tunewright.data.records import Records, load_records
+from tunewright.data.rows import read_rows
+from tunewright.errors import DataError, RecipeError
+from tunewright.evaluation.contrast import Both, document, met, sentence, where_worse
+from tunewright.evaluation.contrast import in_words as told
+from tunewright.evaluation.contrast_page import write_comparison
+from tunewright.evaluation.evaluate import in_words
+from tunewright.folder import Run
+from tunewright.forgetting import on_general_text, on_own_answers
+from tunewright.recipe import checked
+from tunewright.sides import Side, answer, refuse_different
+
+REQUIREMENTS = ("better", "not-worse")
+MOST_VALUES = 50
+"""More values than this make no slices of a column."""
+
+
+def compare(
+    a: str | Path,
+    b: str | Path,
+    data: Location | Mapping[str, Location] | None = None,
+    *,
+    slices: Sequence[str] = (),
+    to: str | Path | None = None,
+    require: str | None = None,
+    samples: int = 5,
+    general: Location | None = None,
+    forgetting: bool = False,
+    columns: Mapping[str, str] | None = None,
+    format: str = "auto",
+    overlength: str = "auto",
+    device: str = "auto",
+) -> dict[str, Any]:
+    """Is B, the candidate, better than A? Both are measured on the same rows, and compared row by row.
+
+    Args:
+        a, b: runs, model folders, hub names, or `RUN@0.5`: the point at α = 0.5 between a run's start and end.
+        data: rows, or several sets by name; by default the test sets that the runs share.
+        slices: `column=NAME`, a slice for each value of that column; or `name=REGEX`, the rows whose text (or prompt)
+            the regular expression is found in.
+        to: a file for the same as a page, which loads nothing.
+        require: better (B is clearly better on the first set and clearly worse on none) or not-worse (clearly worse on
+            none): sets `met`.
+        samples: rows to give that flipped, each way.
+        general: text of all kinds, for what a language model has forgotten: its loss there.
+        forgetting: have the base (α = 0) answer the prompts of the rows, and measure the loss of both on its answers.
+        columns, format, overlength: how `data` is read.
+
+    Returns:
+        {"a", "b", "verdict", "worse", "sets": {name: figures}, "forgetting", "notes", "page", "require",
+        "met"}. All differences are B − A; what is forgotten is no part of the verdict, nor of `require`.
+
+    Raises:
+        RecipeError, DataError: slices, rows or `require` cannot be used, or there are no rows.
+        BaseModelError: the two models answer different questions, or cannot be measured on the same rows.
+    """
+    if require not in (None, *REQUIREMENTS):
+        raise RecipeError(f"require: {require} is none of {', '.join(REQUIREMENTS)}.")
+    wanted = [parse_slice(each) for each in slices]
+    sides = Side(str(a), device), Side(str(b), device)
+    reading = {"columns": columns or {}, "format": format, "overlength": overlength}
+    sets, config = _sets(sides, plain(data), reading)
+    refuse_different(*sides)
+    cut = {name: _slices(wanted, records, config.test_sets()[name]) for name, records in sets.items()}
+    _refuse_empty(wanted, cut)
+    answered = {name: answer(name, sides, records, config, cut[name]) for name, records in sets.items()}
+    found = {name: document(both, samples) for name, both in answered.items()}
+    lost = forgotten(sides, sets, config, plain(general), forgetting)
+    notes = [note for name, both in answered.items() for note in _left_out(name, sets[name], both)]
+    notes += [note for one in found.values() for note in one["notes"]]
+    result = {
+        "a": str(a),
+        "b": str(b),
+        "verdict": sentence((str(a), str(b)), found),
+        "worse": [*where_worse(found), *(told(name, one) for name, one in lost.items() if one["change"] == "worse")],
+        "sets": found,
+        "forgetting": lost,
+        "notes": notes,
+        **({"require": require, "met": met(require, found)} if require else {}),
+    }
+    return result if to is None else {**result, "page": str(write_comparison(result, Path(to)))}
+
+
+def forgotten(
+    sides: tuple[Side, Side], sets: Mapping[str, Records], config: DataConfig, general: Any, answers: bool
+) -> dict[str, Any]:
+    """What was asked for of: loss on general text, and on the base's own answers to the rows of the first set."""
+    found: dict[str, Any] = {}
+    if general is not None:
+        given, reading = _given_sets(general, {})
+        found["general text"] = on_general_text(sides, given["test"], reading)
+    if answers:
+        name, records = next(iter(sets.items()))
+        found["the base's own answers"] = on_own_answers(sides, name, records, config)
+    return found
+
+
+def _left_out(name: str, records: Records, both: Both) -> list[str]:
+    """A note where rows were dropped, since one of the two could not read them whole."""
+    missing = len({record.source for record in records.records} - set(both.a.sources))
+    return [f"{name}: {missing} rows are too long for one of the two, and left out."] if missing else []
+
+
+# Rows
+
+
+def _sets(sides: tuple[Side, Side], data: Any, reading: Mapping[str, Any]) -> tuple[dict[str, Records], DataConfig]:
+    """The rows by set, and how they are read."""
+    if data is not None:
+        return _given_sets(data, reading)
+    idle = [name for name, value in reading.items() if value not in ("auto", {})]
+    if idle:
+        raise RecipeError(f"{', '.join(idle)} says how the rows of --data are read, and there are none: leave it out.")
+    return _shared_sets(*sides)
+
+
+def _shared_sets(a: Side, b: Side) -> tuple[dict[str, Records], DataConfig]:
+    """The test sets that are the same in all runs there are; read as the first of them says.
+
+    Raises DataError where there are none, or where their rows have changed since.
+    """
+    runs = [side.run for side in (b, a) if side.run]
+    hashes = [_hashes(run) for run in runs]
+    shared = [name for name in hashes[0] if all(hashes[0][name] == each.get(name) for each in hashes)] if runs else []
+    if not shared:
+        raise DataError(f"{a.name} and {b.name} share no test set. Name the rows to compare them on with --data.")
+    config = runs[0].recipe.data.model_copy(update={"special_tokens": []})  # the models have these already
+    sets = {name: load_records(config.test_sets()[name], config) for name in shared}
+    for name, records in sets.items():
+        if records.sha256 != hashes[0][name]:
+            raise DataError(
+                f"The rows of {name} ({records.location}) have changed since the runs. Name some with --data."
+            )
+    return sets, config
+
+
+def _hashes(run: Run) -> dict[str, str]:
+    """The hash of each of a run's test sets."""
+    return {name: run.info["data"][name]["sha256"] for name in run.recipe.data.test_sets()}
+
+
+def _given_sets(data: Any, reading: Mapping[str, Any]) -> tuple[dict[str, Records], DataConfig]:
+    config = checked(DataConfig, {"train": "-", "test": data, **reading})
+    return {name: load_records(location, config) for name, location in config.test_sets().items()}, config
+
+
+# Slices
+
+
+@dataclass(frozen=True)
+class Slice:
+    """`column=NAME` has no pattern."""
+
+    name: str
+    pattern: re.Pattern[str] | None
+
+
+def parse_slice(given: str) -> Slice:
+    """Raises RecipeError for what is neither `column=NAME` nor `name=REGEX`."""
+    name, found, value = given.partition("=")
+    if not (name and found and value):
+        raise RecipeError(f"--slice: {given!r} is neither column=NAME nor name=REGEX.")
+    if name == "column":
+        return Slice(value, None)
+    try:
+        return Slice(name, re.compile(value))
+    except re.error as error:
+        raise RecipeError(f"--slice {name}: {value!r} is no regular expression: {error}") from error
+
+
+def _slices(wanted: Sequence[Slice], records: Records, location: Location) -> dict[str, set[str]]:
+    """The sources of the rows in each slice of one set."""
+    found: dict[str, set[str]] = {}
+    for one in wanted:
+        if one.pattern is None:
+            found |= _by_value(one.name, location)
+        else:
+            pattern = one.pattern
+            found[one.name] = {r.source for r in records.records if pattern.search(in_words(r)[0])}
+    return found
+
+
+def _by_value(column: str, location: Location) -> dict[str, set[str]]:
+    """The sources of the rows with each value. The rows are read again: records keep only what is learned from."""
+    rows = read_rows(location).rows
+    columns = dict.fromkeys(name for row in rows for name in row.values)
+    if column not in columns:
+        raise DataError(f"--slice column={column}: the columns found are {', '.join(columns)}.")
+    found: dict[str, set[str]] = {}
+    for row in rows:
+        found.setdefault(f"{column}={row.values.get(column)}", set()).add(row.source)
+    if len(found) > MOST_VALUES:
+        raise DataError(
+            f"--slice column={column}: it has {len(found)} values, and a slice is made of {MOST_VALUES} at most. "
+            "Put its values into groups in a column of their own."
+        )
+    return dict(sorted(found.items()))
+
+
+def _refuse_empty(wanted: Sequence[Slice], cut: Mapping[str, Mapping[str, set[str]]]) -> None:
+    """A regular expression that finds nothing in any set is an error, not a slice without rows."""
+    idle = [s for s in wanted if s.pattern and not any(slices[s.name] for slices in cut.values())]
+    if idle:
+        raise RecipeError(f"--slice {idle[0].name}: the regular expression finds nothing in any row.")

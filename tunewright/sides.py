@@ -1,0 +1,118 @@
+"""The two models that are compared, and their answers to the same rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tunewright.api import capability
+from tunewright.artifacts.interpolate import load
+from tunewright.data.config import DataConfig
+from tunewright.data.records import Records
+from tunewright.engine.device import pick_device
+from tunewright.errors import BaseModelError, DataError
+from tunewright.evaluation.contrast import Both
+from tunewright.evaluation.evaluate import in_words
+from tunewright.evaluation.paired import subset
+from tunewright.folder import INFO, Run
+from tunewright.tasks._pretrained import max_length
+from tunewright.tasks.base import Model, Predictions
+
+
+class Side:
+    """One of the two: its run if it has one, and its model, which is on the device only while it answers."""
+
+    def __init__(self, name: str, device: str) -> None:
+        self.name, self.device = name, str(pick_device(device))
+        self.where, self.alpha = parse_point(name)
+        folder = Path(self.where).expanduser()
+        self.run = Run(folder) if (folder / INFO).is_file() else None
+        self.model: Model = load(self.where, alpha=self.alpha)
+
+    def encode(self, records: Records, config: DataConfig) -> list[Any]:
+        """Rows as the model reads them, by its own chat template where it has one."""
+        task, processor = self.model.task, self.model.processor
+        if records.kind not in task.data_kinds:
+            kinds = " or ".join(task.data_kinds)
+            raise DataError(f"{records.location} holds {records.kind} rows; {self.name} needs {kinds} rows.")
+        if hasattr(task, "prepare"):
+            own = {"chat_template": None} if processor.chat_template else {}
+            task.prepare(self.model, config.model_copy(update=own), records.kind)
+        return task.encode(self.model, records.records, config).examples
+
+    def predict(self, examples: Sequence[Any]) -> Predictions:
+        self.model.module.to(self.device)
+        predictions = self.model.task.predict(self.model, examples)
+        self.model.module.to("cpu")
+        return predictions
+
+    def generate(self, prompts: Sequence[Any], longest: int) -> list[str]:
+        """The likeliest answers of a language model."""
+        generate = capability(self.model, "generate", "it generates no answers.")
+        self.model.module.to(self.device)
+        answers = generate(self.model, prompts, max_new_tokens=longest)
+        self.model.module.to("cpu")
+        return [answer.text for answer in answers]
+
+
+def parse_point(name: str) -> tuple[str, float]:
+    """`RUN@0.5` as a run and α; any other name as itself and 1."""
+    where, found, alpha = name.rpartition("@")
+    if not found or Path(name).expanduser().exists():
+        return name, 1.0
+    try:
+        return where, float(alpha)
+    except ValueError:
+        return name, 1.0
+
+
+def refuse_different(a: Side, b: Side) -> None:
+    """Raise BaseModelError where the two do not answer the same question."""
+    for what in ("name", "kind", "labels"):
+        one, other = (getattr(side.model.task, what, None) for side in (a, b))
+        if (sorted(one) != sorted(other)) if what == "labels" and one and other else one != other:
+            word = {"name": "task", "kind": "kind of answer", "labels": "classes"}[what]
+            raise BaseModelError(
+                f"{a.name} and {b.name} cannot be compared: the {word} of the first: {_said(one)}; of the second: "
+                f"{_said(other)}."
+            )
+
+
+def _said(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def answer(
+    name: str, sides: tuple[Side, Side], records: Records, config: DataConfig, slices: Mapping[str, set[str]]
+) -> Both:
+    """The predictions of both on one set, on the rows that neither had to drop."""
+    if records.kind != "classification":  # windows of one length, so that both read the same tokens
+        limit = min(max_length(side.model, config.max_length) for side in sides)
+        config = config.model_copy(update={"max_length": limit})
+    a, b = aligned(name, sides, [side.predict(side.encode(records, config)) for side in sides])
+    rows = {label: np.flatnonzero([source in each for source in a.sources]) for label, each in slices.items()}
+    words = {record.source: in_words(record) for record in records.records}
+    return Both(name, a, b, getattr(sides[0].model.task, "labels", []), words, rows)
+
+
+def aligned(name: str, sides: tuple[Side, Side], found: Sequence[Predictions]) -> tuple[Predictions, Predictions]:
+    """Both with the same rows, and classes in A's order. Raises BaseModelError where their tokens differ."""
+    a, b = (_only(one, set(other.sources)) for one, other in (found, found[::-1]))
+    tokens = [list(one.count_N) if one.count_N is not None else None for one in (a, b)]
+    if a.sources != b.sources or tokens[0] != tokens[1]:
+        raise BaseModelError(
+            f"{sides[0].name} and {sides[1].name} read the rows of {name} as different tokens, by their tokenizers or "
+            "chat templates: losses per token cannot be compared between them."
+        )
+    if b.output_NC is None or b.kind == "regression":
+        return a, b
+    order, own = (getattr(side.model.task, "labels", []) for side in sides)
+    return a, replace(b, output_NC=b.output_NC[:, [own.index(label) for label in order]], gold=a.gold)
+
+
+def _only(predictions: Predictions, sources: set[str]) -> Predictions:
+    return subset(predictions, np.flatnonzero([source in sources for source in predictions.sources]))
