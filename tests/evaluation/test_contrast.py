@@ -123,8 +123,9 @@ def test_bins_have_equal_mass(random: np.random.Generator) -> None:
 
 
 def test_labels_that_hold_each_for_itself_are_as_many_answers() -> None:
-    says = Predictions("multi_label", ["a", "b"], output_NC=np.array([[0.9, 0.3]] * 2), gold=np.array([[1, 0], [1, 1]]))
-    assert error(says) == pytest.approx(0.5 * 0.1 + 0.5 * 0.2)
+    output_NC, gold_NC = np.array([[0.9, 0.4]] * 2), np.array([[1, 0], [0, 0]])
+    says = Predictions("multi_label", ["a", "b"], output_NC=output_NC, gold=gold_NC)
+    assert error(says) == pytest.approx(0.5 * 0.4 + 0.5 * 0.4), "90 % sure and half right; 60 % sure and always right"
     assert calibration(read([1.0], [1]), read([1.0], [1])) is None
 
 
@@ -196,6 +197,7 @@ def test_where_it_is_worse() -> None:
     assert [each.split(" went")[0] for each in where_worse(found)] == [
         "Accuracy on other", "Recall on praise of test", "Accuracy on late of test", "Recall on bug of other",
     ]  # fmt: skip
+    assert where_worse({"test": said(*flips(20, 0))})[0].startswith("Recall on bug"), "the verdict says the rest"
 
 
 @pytest.mark.parametrize(
