@@ -367,3 +367,8 @@ def test_a_recipe_may_be_the_file_of_one(tiny_base: Any, tmp_path: Path) -> None
     )
     assert tw.train(tmp_path / "recipe.yaml").info["steps"] == 1
     assert tw.train(str(tmp_path / "recipe.yaml"), output=str(tmp_path / "other")).folder == tmp_path / "other"
+
+
+def test_a_length_beyond_the_context_is_said(tiny_base: Any, tmp_path: Path) -> None:
+    run = tw.train(recipe(tiny_base("llama"), tmp_path / "run", data={"max_length": 1000}, training={"max_steps": 1}))
+    assert "data.max_length: 1,000 is beyond the model's context of 256 tokens." in run.info["notices"]

@@ -133,6 +133,11 @@ def prepare(recipe: Recipe, start: Path, rank: int = 0) -> Prepared:
     if hasattr(task, "prepare"):
         task.prepare(model, recipe.data, rows.train.kind)
     encoded = _encode(task, model, rows, recipe.data)
+    limit = encoded["train"].limit
+    if recipe.data.max_length and recipe.data.max_length > limit:
+        notices.append(
+            f"data.max_length: {recipe.data.max_length:,} is beyond the model's context of {limit:,} tokens."
+        )
     for name, found in encoded.items():
         notices += [f"{name}: {notice}" for notice in found.overlength.notices()]
         skipped = len(found.faults) + len(rows.sets()[name].faults)

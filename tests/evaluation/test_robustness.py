@@ -79,7 +79,7 @@ def test_what_is_reported() -> None:
     assert found["against_start"]["test"]["value"] == pytest.approx(0.3)
     assert set(found["baselines"]) == {"start", "tuned", "ensemble"}
     told = sentence(found)
-    assert "α = 0.5" in told and "test: -10 points [" in told and "near: +25 points [" in told
+    assert "α = 0.5" in told and "test: −10 points [" in told and "near: +25 points [" in told
     with pytest.raises(RecipeError, match="not one of the alphas"):
         document(curve(answers, **ACCURATE), 0.3)
 
