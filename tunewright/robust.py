@@ -12,7 +12,6 @@ import numpy as np
 
 from tunewright.artifacts.interpolate import check_alpha, load, write_point
 from tunewright.artifacts.soup import soup as write_soup
-from tunewright.artifacts.start import start_of
 from tunewright.data.config import Location
 from tunewright.data.records import Records, load_records
 from tunewright.engine.device import pick_device
@@ -56,7 +55,6 @@ def interpolate(
     """
     opened, points = open_run(run), parse_alphas(alphas)
     sets = _sets(opened, shifts or {})
-    start_of(opened.folder).model()  # refuses before anything is measured
     curve = Curve(points, next(iter(sets)), [_predictions(opened, sets, alpha, device) for alpha in points])
     found = document(curve, choose)
     if to is not None:

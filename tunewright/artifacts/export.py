@@ -19,6 +19,7 @@ from tunewright.artifacts import foreign
 from tunewright.artifacts.foreign import Answers
 from tunewright.artifacts.load import load, weights_folder
 from tunewright.artifacts.questions import HeldOut, built_in, make_questions
+from tunewright.artifacts.save import refuse_place
 from tunewright.artifacts.targets import TARGETS
 from tunewright.artifacts.verify import Comparison, Limits, compare, limits_for
 from tunewright.errors import OutputError, RecipeError, VerificationError
@@ -49,7 +50,7 @@ def export(
         raise RecipeError(f"{target} is no export target. Known: {', '.join(TARGETS)}.")
     chosen = TARGETS[target]
     precision = precision or chosen.precisions[0]
-    _refuse_place(folder)
+    refuse_place(folder)
     weights = weights_folder(where)
     chosen.check(weights, precision)
     model = load(where)
@@ -71,15 +72,6 @@ def export(
         raise OutputError(f"{folder} could not be written: {error}") from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-
-
-def _refuse_place(folder: Path) -> None:
-    """Before the model is loaded, which takes its time."""
-    if folder.is_dir() and any(folder.iterdir()):
-        raise OutputError(f"{folder} is not empty. Name a new folder.")
-    place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
-        raise OutputError(f"{folder} cannot be made: {place} is no folder that can be written to. Name another place.")
 
 
 def read_verification(folder: Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from tunewright.artifacts.load import below_adapter, card_of_adapter, is_adapter, put_on, weights_folder
 from tunewright.artifacts.load import load as load_end
-from tunewright.artifacts.save import refuse_used, save
+from tunewright.artifacts.save import refuse_place, save
 from tunewright.artifacts.start import Start, start_of, state_of
 from tunewright.errors import RecipeError
 from tunewright.methods import Full, Method
@@ -54,7 +54,7 @@ def write_point(where: str | Path, alpha: float, folder: Path) -> Path:
 
     Raises OutputError where the folder is not empty.
     """
-    refuse_used(folder)
+    refuse_place(folder)
     model = load(where, alpha=alpha)
     method: Method = Full()
     if alpha > 0 and is_adapter(weights_folder(where)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -30,10 +31,13 @@ def save(model: Model, method: Method, folder: Path) -> None:
         ) from error
 
 
-def refuse_used(folder: Path) -> None:
-    """Raises OutputError where a folder is not new."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+def refuse_place(folder: Path) -> None:
+    """Raises OutputError where a new folder cannot be made. Asked before a model is loaded, which takes its time."""
+    if folder.is_dir() and any(folder.iterdir()):
         raise OutputError(f"{folder} is not empty. Name a new folder.")
+    place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        raise OutputError(f"{folder} cannot be made: {place} is no folder that can be written to. Name another place.")
 
 
 def card(model: Model, method: Method) -> Card:

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 from tunewright.artifacts.interpolate import blend
 from tunewright.artifacts.load import below_adapter, card_of_adapter, is_adapter, load, put_on, weights_folder
-from tunewright.artifacts.save import refuse_used, save
+from tunewright.artifacts.save import refuse_place, save
 from tunewright.artifacts.start import find_tensors, read_tensors, start_of, state_of
+from tunewright.artifacts.targets.base import merge
 from tunewright.errors import BaseModelError
-from tunewright.methods import Full, Method
+from tunewright.methods import Full
 from tunewright.methods._lora_file import CONFIG as PEFT_CONFIG
 from tunewright.methods._lora_file import read_adapter, stack_loras, stackable, write_adapter
-from tunewright.methods._peft import merge_adapter
 from tunewright.tasks.base import Model
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def soup(runs: Sequence[str | Path], folder: Path) -> Path:
         BaseModelError: they did not begin alike: another base, other classes, another head.
         OutputError: the folder is not empty.
     """
-    refuse_used(folder)
+    refuse_place(folder)
     if len(runs) < 2:
         raise BaseModelError("A soup needs two runs or more.")
     _refuse_other_starts(runs)
@@ -86,9 +86,5 @@ def _tensors(run: str | Path, wanted: Mapping[str, Tensor], model: Model) -> Ite
 
 def _merged(run: str | Path) -> Model:
     model = load(run)
-    if hasattr(model.module, "peft_config"):
-        merge_adapter(model)
-    elif is_adapter(weights_folder(run)):
-        method: Method = card_of_adapter(weights_folder(run)).make_method()
-        method.merge(model)  # says why not
+    merge(model)
     return model
