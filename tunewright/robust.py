@@ -12,7 +12,8 @@ import numpy as np
 
 from tunewright.artifacts.interpolate import check_alpha, load, write_point
 from tunewright.artifacts.soup import soup as write_soup
-from tunewright.data.config import Location
+from tunewright.data.batches import Example
+from tunewright.data.config import DataConfig, Location
 from tunewright.data.records import Records, load_records
 from tunewright.engine.device import pick_device
 from tunewright.errors import DataError, RecipeError
@@ -22,6 +23,7 @@ from tunewright.evaluation.report import write_report
 from tunewright.evaluation.robustness import Curve, document
 from tunewright.folder import Run, open_run
 from tunewright.prepare import read_rows
+from tunewright.tasks.base import Model
 
 FOUND = "interpolation.json"
 
@@ -53,9 +55,15 @@ def interpolate(
         MethodError: there is no path between start and end.
         DataError, RecipeError, OutputError: shifts, alphas or `to` cannot be used.
     """
-    opened, points = open_run(run), parse_alphas(alphas)
+    opened, points, place = open_run(run), parse_alphas(alphas), str(pick_device(device))
     sets = _sets(opened, shifts or {})
-    curve = Curve(points, next(iter(sets)), [_predictions(opened, sets, alpha, device) for alpha in points])
+    measure = _Measure(sets, opened.recipe.data)
+    curve = Curve(
+        alphas=points,
+        reference=next(iter(sets)),
+        points=[measure(load(opened.folder, place, alpha=alpha)) for alpha in points],
+        start_is="linear probe" if opened.recipe.training.head_first else "base",
+    )
     found = document(curve, choose)
     if to is not None:
         found["folder"] = str(write_point(opened.folder, found["chosen"]["alpha"], Path(to)))
@@ -122,18 +130,26 @@ def _sets(run: Run, shifts: Mapping[str, Location]) -> dict[str, list[Set]]:
     return {reference: first or [Set(tests[reference])], **{name: [Set(tests[name])] for name in others}}
 
 
-def _predictions(run: Run, sets: Mapping[str, Sequence[Set]], alpha: float, device: str) -> dict[str, dict[str, Any]]:
-    """What the model at `alpha` answers, by set and half."""
-    model = load(run.folder, str(pick_device(device)), alpha=alpha)
-    data, found = run.recipe.data, {}
-    for name, parts in sets.items():
-        halves: dict[str, Any] = {}
-        for part in parts:
-            examples = model.task.encode(model, part.rows.records, data).examples
+class _Measure:
+    """What models of one run answer on the same sets. Rows are encoded once: all have the run's tokenizer."""
+
+    def __init__(self, sets: Mapping[str, Sequence[Set]], data: DataConfig) -> None:
+        self.sets, self.data = sets, data
+        self.encoded: dict[str, list[list[Example]]] = {}
+
+    def __call__(self, model: Model) -> dict[str, dict[str, Any]]:
+        """By set and half."""
+        if not self.encoded:
+            for name, parts in self.sets.items():
+                self.encoded[name] = [model.task.encode(model, p.rows.records, self.data).examples for p in parts]
+        return {name: self._halves(model, name) for name in self.sets}
+
+    def _halves(self, model: Model, name: str) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for part, examples in zip(self.sets[name], self.encoded[name], strict=True):
             predictions = model.task.predict(model, examples)
             if part.half:
-                halves[part.half] = predictions
+                found[part.half] = predictions
             else:
-                halves |= {half: subset(predictions, rows) for half, rows in part.halves(len(examples))}
-        found[name] = halves
-    return found
+                found |= {half: subset(predictions, rows) for half, rows in part.halves(len(examples))}
+        return found

@@ -11,7 +11,7 @@ import pytest
 from tunewright.errors import RecipeError
 from tunewright.evaluation.paired import correct, difference, ensemble, primary, statistic, subset
 from tunewright.evaluation.picture import draw
-from tunewright.evaluation.robustness import Curve, choose, document, sentence
+from tunewright.evaluation.robustness import Curve, choose, document, sentence, table
 from tunewright.tasks.base import Predictions
 
 ROWS = 200
@@ -60,7 +60,8 @@ def test_a_loss_is_better_where_it_is_lower() -> None:
     one = curve(likelihoods, test=[(3.0, 3.0), (1.0, 1.0), (0.998, 0.9)], far=[(1.0, 1.0), (1.2, 1.2), (4.0, 4.0)])
     assert choose(one, "balanced") == 0.5
     assert choose(one, "reference") == 0.5, "within half a percent"
-    assert one.worst_shift("test") == pytest.approx([1.0, 1.2, 4.0])
+    over = document(one, "balanced")["over_shifts"]
+    assert [each["worst"]["value"] for each in over] == pytest.approx([1.0, 1.2, 4.0])
 
 
 def test_half_a_point_is_the_slack_of_the_reference_rule() -> None:
@@ -72,16 +73,36 @@ def test_what_is_reported() -> None:
     found = document(curve(answers, **ACCURATE), "balanced")
     assert found["reference"] == "test" and found["shifts"] == ["far", "near"] and found["metric"] == "accuracy"
     assert found["chosen"] == {"rule": "balanced", "alpha": 0.5} and found["oracle"] == 1.0
-    assert found["mean_of_shifts"] == pytest.approx([0.7, 0.775, 0.775])
-    assert found["worst_shift"] == pytest.approx([0.6, 0.7, 0.6])
-    assert found["against_tuned"]["near"]["value"] == pytest.approx(0.25)
-    assert found["against_tuned"]["near"]["low"] > 0.15
-    assert found["against_start"]["test"]["value"] == pytest.approx(0.3)
-    assert set(found["baselines"]) == {"start", "tuned", "ensemble"}
+    assert found["choices"] == {"balanced": 0.5, "reference": 0.5}
+    assert [over["mean"]["value"] for over in found["over_shifts"]] == pytest.approx([0.7, 0.775, 0.775])
+    assert [over["worst"]["value"] for over in found["over_shifts"]] == pytest.approx([0.6, 0.7, 0.6])
+    assert [over["worst"]["name"] for over in found["over_shifts"]] == ["near", "far", "near"]
+    assert found["against_tuned"]["near"][1]["value"] == pytest.approx(0.25)
+    assert found["against_tuned"]["near"][1]["low"] > 0.15
+    assert found["against_start"]["test"][1]["value"] == pytest.approx(0.3)
+    assert set(found["baselines"]) == {"ensemble"}
     told = sentence(found)
     assert "α = 0.5" in told and "test: −10 points [" in told and "near: +25 points [" in told
     with pytest.raises(RecipeError, match="not one of the alphas"):
         document(curve(answers, **ACCURATE), 0.3)
+
+
+def test_the_mean_of_shifts_is_surer_than_each() -> None:
+    """Each shift is resampled by itself: the mean of two has an interval narrower than either, by about √2."""
+    over = document(curve(answers, **ACCURATE), "balanced")["over_shifts"][0]
+    far = primary(answers(0.8))
+    width = over["mean"]["high"] - over["mean"]["low"]
+    assert width == pytest.approx((far.high - far.low) / 2**0.5, rel=0.25) and over["mean"]["n"] == 2 * ROWS
+
+
+def test_the_table_names_what_each_row_is() -> None:
+    columns, rows = table(document(curve(answers, **ACCURATE), "balanced"))
+    assert columns == ["test", "far", "near", "mean of shifts", "worst shift"]
+    assert [(name, role) for name, _, role in rows] == [
+        ("0", "base"), ("0.5", "chosen"), ("1", "tuned, oracle"), ("ensemble", "mean of the logits of both ends"),
+    ]  # fmt: skip
+    assert [round(m.value, 3) for m in rows[1][1]] == [0.8, 0.7, 0.85, 0.775, 0.7]
+    assert table(document(curve(answers, test=ACCURATE["test"]), "balanced"))[0] == ["test"]
 
 
 def test_a_difference_that_may_be_chance_says_so() -> None:

@@ -41,29 +41,18 @@ def interpolate(
 
 def _show_curve(run: str, found: Mapping[str, Any]) -> None:
     from tunewright.evaluation.robustness import sentence
+    from tunewright.evaluation.robustness import table as curve_table
 
-    sets = [found["reference"], *found["shifts"]]
-    marks = {found["chosen"]["alpha"]: "chosen", found["oracle"]: "oracle"}
-    rows = [
-        (f"{alpha:g}", *(_measured(found, found["curve"][name]["test"][i]) for name in sets), marks.get(alpha, ""))
-        for i, alpha in enumerate(found["alphas"])
-    ]
-    for name, values in found["baselines"].items():
-        if name == "ensemble":
-            rows.append(("ensemble", *(_measured(found, values[each]) for each in sets), ""))
-    out().print(table(("α", *sets, ""), rows, fixed=tuple(sets)))
+    columns, points = curve_table(found)
+    rows = [(name, *(measured(found["metric"], m) for m in figures), role) for name, figures, role in points]
+    fitting = columns if len(columns) < 3 else ()
+    out().print(table(("α", *columns, ""), rows, fixed=fitting))
     show(f"{INTERVALS} α was chosen on validation rows; the oracle knew the test rows.", style="dim")
     show()
     show(sentence(found))
     show(f"Picture  {run}/interpolation.svg")
     if "folder" in found:
         show(f"Written  {found['folder']}")
-
-
-def _measured(found: Mapping[str, Any], metric: Mapping[str, Any]) -> str:
-    from tunewright.evaluation.scores import Metric
-
-    return measured(found["metric"], Metric.from_dict(metric))
 
 
 @app.command()

@@ -28,9 +28,9 @@ def draw(found: Mapping[str, Any], path: Path) -> None:
         axes.set_ylabel(f"{metric} on {found['reference']}{unit}")
     else:
         if len(shifts) > 1:
-            shifts = {"mean of shifts": [scale * value for value in found["mean_of_shifts"]], **shifts}
+            shifts = {"mean of shifts": [scale * one["mean"]["value"] for one in found["over_shifts"]], **shifts}
         for number, (name, y) in enumerate(shifts.items()):
-            _path(axes, x, y, name, alphas.index(found["chosen"]["alpha"]), first=number == 0)
+            _path(axes, x, y, name, found, first=number == 0)
         axes.set_xlabel(f"{metric} on {found['reference']}{unit}")
         axes.set_ylabel(f"{metric} under shift{unit}")
         axes.legend(frameon=False, fontsize="small")
@@ -39,10 +39,12 @@ def draw(found: Mapping[str, Any], path: Path) -> None:
         figure.savefig(path.with_suffix(f".{kind}"), dpi=160, metadata={"Date": None} if kind == "svg" else {})
 
 
-def _path(axes: Any, x: list[float], y: list[float], name: str, chosen: int, first: bool) -> None:
+def _path(axes: Any, x: list[float], y: list[float], name: str, found: Mapping[str, Any], first: bool) -> None:
     """One curve with its ends and the chosen point; the first is the one that is read, the others stand behind."""
     (line,) = axes.plot(x, y, marker=".", label=name, linewidth=2 if first else 1, alpha=1 if first else 0.5)
     if not first:
         return
-    for at, mark, label in ((0, "s", "start (α = 0)"), (-1, "D", "tuned (α = 1)"), (chosen, "*", "chosen")):
+    chosen = found["alphas"].index(found["chosen"]["alpha"])
+    ends = ((0, "s", f"{found['start_is']} (α = 0)"), (-1, "D", "tuned (α = 1)"))
+    for at, mark, label in (*ends, (chosen, "*", f"chosen (α = {found['chosen']['alpha']:g})")):
         axes.plot(x[at], y[at], mark, color=line.get_color(), markersize=11 if mark == "*" else 7, label=label)

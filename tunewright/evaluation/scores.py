@@ -149,9 +149,9 @@ def bootstrap(statistic: Statistic, n: int) -> Metric:
     return within(value, resampled(statistic, n), n)
 
 
-def resampled(statistic: Statistic, n: int) -> Array:
+def resampled(statistic: Statistic, n: int, seed: int = SEED) -> Array:
     """A statistic on 1,000 resamples of `n` rows, but for those where it is undefined."""
-    random = np.random.default_rng(SEED)
+    random = np.random.default_rng(seed)
     found = np.array([statistic(random.integers(n, size=n)) for _ in range(RESAMPLES)])
     return found[~np.isnan(found)]
 

@@ -29,6 +29,7 @@ from tunewright.evaluation.formats import (
     value_of,
 )
 from tunewright.evaluation.robustness import sentence
+from tunewright.evaluation.robustness import table as robustness_table
 from tunewright.evaluation.scores import Metric
 from tunewright.evaluation.verdict import Change, Comparison
 
@@ -231,27 +232,14 @@ def robustness(found: Row | None, folder: Path) -> Robustness | None:
     picture = folder / "interpolation.svg"
     if found is None or not picture.is_file():
         return None
-    sets, metric = (found["reference"], *found["shifts"]), found["metric"]
-    points = [
-        (f"{alpha:g}", {name: found["curve"][name]["test"][i] for name in sets}, _role(found, alpha))
-        for i, alpha in enumerate(found["alphas"])
-    ]
-    if "ensemble" in found["baselines"]:
-        points.append(("ensemble", found["baselines"]["ensemble"], "mean of the logits of both ends"))
-    rows = tuple((name, tuple(_figure(metric, one[each]) for each in sets), role) for name, one, role in points)
+    columns, points = robustness_table(found)
+    metric = found["metric"]
+    rows = tuple((name, tuple(_figure(metric, figure) for figure in figures), role) for name, figures, role in points)
     data = base64.b64encode(picture.read_bytes()).decode()
-    return Robustness(sentence(found), sets, rows, f"data:image/svg+xml;base64,{data}")
+    return Robustness(sentence(found), tuple(columns), rows, f"data:image/svg+xml;base64,{data}")
 
 
-def _role(found: Row, alpha: float) -> str:
-    roles = {0.0: "start", 1.0: "tuned"}
-    names = [roles.get(alpha, ""), "chosen" if alpha == found["chosen"]["alpha"] else ""]
-    names.append("oracle (knew the test rows)" if alpha == found["oracle"] else "")
-    return ", ".join(filter(None, names))
-
-
-def _figure(metric: str, found: Row) -> str:
-    figure = Metric.from_dict(found)
+def _figure(metric: str, figure: Metric) -> str:
     return f"{value_of(metric, figure.value)} [{interval_of(metric, figure)}]"
 
 
