@@ -46,7 +46,10 @@ def write(folder: Path, step: int, tensors: Mapping[str, Any], numbers: Mapping[
 
 
 def read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Tensors and numbers of one checkpoint. Raises CheckpointError where it is damaged."""
+    """Tensors and numbers of one checkpoint. Raises CheckpointError where it is damaged.
+
+    The tensors are mapped from the file: memory is taken only by those that are used.
+    """
     from safetensors.torch import load_file
 
     try:

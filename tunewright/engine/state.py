@@ -68,12 +68,13 @@ class TrainState:
         return False
 
     def tensors(self) -> dict[str, Any]:
+        """The tensors themselves, to be written before the next step: copies would double what a run needs."""
         state = {f"weight/{n}": p for n, p in self.parameters.items()}
         state |= {f"buffer/{n}": b for n, b in self.buffers.items()}
         state |= {f"average/{n}": t for n, t in self.average.items()}
         for name, values in self._optimizer_state().items():
             state |= {f"optimizer/{name}/{key}": v for key, v in values.items() if _is_tensor(v)}
-        return {name: tensor.detach().clone() for name, tensor in state.items()}
+        return dict(_apart(state))
 
     def numbers(self) -> dict[str, Any]:
         plain = {n: {k: v for k, v in s.items() if not _is_tensor(v)} for n, s in self._optimizer_state().items()}
@@ -121,6 +122,14 @@ class TrainState:
     def _optimizer_state(self) -> dict[str, dict[str, Any]]:
         names = self._optimizer_names()
         return {names[i]: dict(_flat(state)) for i, state in self.optimizer.state_dict()["state"].items()}
+
+
+def _apart(state: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Tensors that share memory as copies (bitsandbytes' tables): the file's format knows no shared ones."""
+    seen: set[int] = set()
+    for name, tensor in state.items():
+        yield name, tensor.detach().clone() if tensor.data_ptr() in seen else tensor.detach()
+        seen.add(tensor.data_ptr())
 
 
 MOVING = ("running_mean", "running_var", "num_batches_tracked")

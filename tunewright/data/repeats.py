@@ -1,0 +1,172 @@
+"""Rows that stand twice: within the training rows, or there and in a set that the model is measured on.
+
+Equal texts are found among all rows. Nearly equal ones have a Jaccard similarity of at least `NEAR` over their pieces of
+five characters, case and white space aside (Broder 1997); candidates come from MinHash LSH and are then compared exactly.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tunewright.data.kinds import Completion, Conversation, Labelled, Record
+from tunewright.data.messages import text_of
+from tunewright.data.records import Records
+
+NEAR = 0.8
+CANDIDATES = 0.7  # the sketch's own threshold: it misses few pairs that are a little more alike than that
+PIECE = 5
+SKETCH = 64
+MOST_ROWS = 20_000
+"""So many rows of each set, drawn with a fixed seed, are compared for being nearly equal: about half a minute."""
+LONGEST = 5_000
+"""Characters of a row that are looked at for that."""
+SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Repeats:
+    """A kind of repetition: how many rows of how many, and the first pairs as (row, the earlier row, similarity)."""
+
+    count: int
+    rows: int
+    pairs: tuple[tuple[str, str, float], ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"count": self.count, "rows": self.rows, "pairs": [list(pair) for pair in self.pairs]}
+
+
+def find_repeats(sets: Mapping[str, Records]) -> dict[str, Any]:
+    """What stands twice in a recipe's sets; "train" is the one that the others are compared with.
+
+    Returns:
+        `duplicates`: training rows that stand there before, word for word or nearly; `contradictions`: training rows
+        whose text stands there before with another label; `leaks`: for each other set, rows that were trained on,
+        word for word (`exact`) or nearly (`near`); `sampled`: whether only a part was compared for near ones.
+    """
+    train = [(record, text(record)) for record in sets["train"].records]
+    index = _Index(train)
+    others = {name: records for name, records in sets.items() if name != "train"}
+    return {
+        "duplicates": {
+            "exact": _repeats(train, _earlier(train)).to_dict(),
+            "near": _repeats(train, index.within()).to_dict(),
+        },
+        "contradictions": _repeats(train, _contradicted(sets["train"].records)).to_dict(),
+        "leaks": {name: _leaks(records, index) for name, records in others.items()},
+        "sampled": any(len(records.records) > MOST_ROWS for records in sets.values()),
+    }
+
+
+def text(record: Record) -> str:
+    """All that a row asks and answers, without system prompts, which many rows share, and without its label."""
+    if isinstance(record, Labelled):
+        return f"{record.text}\n{record.text_pair or ''}"
+    if isinstance(record, Completion):
+        return f"{record.prompt}\n{record.completion}"
+    if isinstance(record, Conversation):
+        return "\n".join(text_of(message) for message in record.messages if message["role"] != "system")
+    return record.text
+
+
+def _leaks(records: Records, index: _Index) -> dict[str, Any]:
+    rows = [(record, text(record)) for record in records.records]
+    exact = [(i, index.exact[plain], 1.0) for i, (_, one) in enumerate(rows) if (plain := normal(one)) in index.exact]
+    known = {i for i, _, _ in exact}
+    near = [found for found in index.like(rows) if found[0] not in known]
+    return {"exact": _repeats(rows, exact, index.rows).to_dict(), "near": _repeats(rows, near, index.rows).to_dict()}
+
+
+def normal(content: str) -> str:
+    """Lower case, runs of white space as one space."""
+    return re.sub(r"\s+", " ", content.lower()).strip()
+
+
+def pieces(content: str) -> frozenset[str]:
+    """The pieces of five characters of a text; of a shorter one itself."""
+    plain = normal(content[:LONGEST])
+    return frozenset(plain[i : i + PIECE] for i in range(max(1, len(plain) - PIECE + 1)))
+
+
+def similarity(one: frozenset[str], other: frozenset[str]) -> float:
+    return len(one & other) / len(one | other)
+
+
+Texts = Sequence[tuple[Record, str]]
+Found = tuple[int, int, float]
+"""A row's number, that of the row it repeats, and how alike they are."""
+
+
+class _Index:
+    """The training rows, to be looked up by their text, or by one that is nearly the same."""
+
+    def __init__(self, rows: Texts) -> None:
+        from datasketch import MinHashLSH
+
+        self.rows = rows
+        self.exact: dict[str, int] = {}
+        for i, (_, one) in enumerate(rows):
+            self.exact.setdefault(normal(one), i)
+        self.lsh = MinHashLSH(threshold=CANDIDATES, num_perm=SKETCH)
+        self.pieces: dict[int, frozenset[str]] = {}
+        self.near: list[Found] = []
+        for i, found, sketch in _sketches(rows):
+            self.near += self._most_alike(i, found, sketch)
+            self.lsh.insert(i, sketch)
+            self.pieces[i] = found
+
+    def within(self) -> list[Found]:
+        """Training rows that are nearly, but not word for word, like an earlier one."""
+        return [(i, j, alike) for i, j, alike in self.near if normal(self.rows[i][1]) != normal(self.rows[j][1])]
+
+    def like(self, rows: Texts) -> Iterator[Found]:
+        """Of other rows the training row that each is most like, where it is near."""
+        for i, found, sketch in _sketches(rows):
+            yield from self._most_alike(i, found, sketch)
+
+    def _most_alike(self, i: int, found: frozenset[str], sketch: Any) -> list[Found]:
+        candidates = [(similarity(found, self.pieces[j]), -j) for j in self.lsh.query(sketch)]
+        best, j = max(candidates, default=(0.0, 0))
+        return [(i, -j, round(best, 3))] if best >= NEAR else []
+
+
+def _sketches(rows: Texts) -> Iterator[tuple[int, frozenset[str], Any]]:
+    from datasketch import MinHash
+
+    empty = MinHash(num_perm=SKETCH, hashfunc=zlib.crc32)
+    drawn = np.random.default_rng(0).permutation(len(rows))[:MOST_ROWS]
+    for i in map(int, np.sort(drawn)):
+        found, sketch = pieces(rows[i][1]), empty.copy()
+        sketch.update_batch([piece.encode("utf-8", "surrogatepass") for piece in found])
+        yield i, found, sketch
+
+
+def _earlier(rows: Texts) -> Iterator[Found]:
+    """Rows that stand word for word above, with the same label if they have one."""
+    seen: dict[tuple[str, str], int] = {}
+    for i, (record, one) in enumerate(rows):
+        first = seen.setdefault((normal(one), repr(getattr(record, "label", None))), i)
+        if first != i:
+            yield i, first, 1.0
+
+
+def _contradicted(records: Sequence[Record]) -> Iterator[Found]:
+    """Rows whose text stands above with another label."""
+    first: dict[str, tuple[int, str]] = {}
+    for i, record in enumerate(records):
+        if isinstance(record, Labelled):
+            j, label = first.setdefault(normal(text(record)), (i, repr(record.label)))
+            if label != repr(record.label):
+                yield i, j, 1.0
+
+
+def _repeats(rows: Texts, found: Iterator[Found] | Sequence[Found], there: Texts | None = None) -> Repeats:
+    """Found repetitions with the rows' sources in place of their numbers; `there` holds the earlier rows."""
+    everything = list(found)
+    pairs = [(rows[i][0].source, (there or rows)[j][0].source, alike) for i, j, alike in everything[:SHOWN]]
+    return Repeats(len(everything), len(rows), tuple(pairs))
