@@ -31,7 +31,7 @@ def prepare(job: Job) -> None:
     _write(job.train, rows[: job.workload.rows])
     _write(job.validation, held_out[: job.workload.validation_rows])
     if isinstance(job.workload.base, LlamaShape):
-        _build_llama(job.workload.base, rows, job.base)
+        build_llama(job.workload.base, rows, job.base)
     else:
         _copy_packaged(job.workload.base, job.base)
     (job.work / "facts.json").write_text(json.dumps(asdict(_facts(job))), encoding="utf-8")
@@ -50,7 +50,7 @@ def _write(path: Path, rows: list[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
-def _build_llama(shape: LlamaShape, rows: list[dict[str, Any]], folder: Path) -> None:
+def build_llama(shape: LlamaShape, rows: list[dict[str, Any]], folder: Path) -> None:
     tokenizer = _train_tokenizer([row["prompt"] + row["completion"] for row in rows], shape.vocabulary)
     torch.manual_seed(SEED)
     config = LlamaConfig(

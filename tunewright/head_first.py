@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 from tunewright.artifacts.start import HEAD, Start, keep_head, new_parameters
 from tunewright.engine.device import auto_learning_rate
@@ -36,8 +37,7 @@ def train_head(job: Job, start: Start) -> Step:
     trained = set(trained_parameters(job.model.module))
     if not (start.folder / HEAD).is_file():
         start.folder.mkdir(exist_ok=True)
-        train_only(job.model.module, {name for name, _ in new_parameters(job.model)})
-        train(ready(_alone(job, start), resume=True))
+        train(ready(alone(job, start.folder), resume=True))
         if job.processes.first:
             keep_head(job.model, start.folder)
             shutil.rmtree(start.folder / "checkpoints", ignore_errors=True)
@@ -47,14 +47,16 @@ def train_head(job: Job, start: Start) -> Step:
     return ready(job, resume=False)
 
 
-def _alone(job: Job, start: Start) -> Job:
+def alone(job: Job, folder: Path) -> Job:
+    """The head's own training, within `folder`; from here on nothing else of the model trains."""
+    train_only(job.model.module, {name for name, _ in new_parameters(job.model)})
     rate = auto_learning_rate(Head.learning_rate, hidden_size(job.model))
     plan = {"epochs": job.config.head_first, "max_steps": None, "learning_rate": rate, "ema": None, "patience": None}
     return replace(
         job,
         method=Head(),
         config=job.config.model_copy(update=plan),
-        folder=start.folder,
+        folder=folder,
         watchers=[_as_head(w) for w in job.watchers],
     )
 

@@ -15,6 +15,7 @@ from tunewright.artifacts.save import save
 from tunewright.artifacts.start import Start, keep_adapter
 from tunewright.engine.device import computing, micro_batch_tokens
 from tunewright.engine.job import Job, Watcher
+from tunewright.engine.log import peak_memory
 from tunewright.engine.loop import Outcome, Step, ready
 from tunewright.engine.loop import train as run_loop
 from tunewright.engine.processes import Processes, join
@@ -59,6 +60,7 @@ def execute(recipe: Recipe, folder: Path, watchers: Sequence[Watcher] = (), resu
             if isinstance(error, OSError):
                 raise OutputError(f"{folder} cannot be written to: {error}. Mend that and resume.") from error
             raise
+        record.update(peak_memory=max(record.info.get("peak_memory", 0), peak_memory(prepared.device)))
         record.end("finished", None, _since(began))
     return Run(folder)
 
@@ -96,6 +98,11 @@ def _ready(recipe: Recipe, record: Record, processes: Processes, resume: bool) -
     prepared = prepare(recipe, record.folder / "start" / "base", processes.rank)
     if resume:
         _refuse_other_rows(prepared, record.info)
+    return prepared, ready(make_job(prepared, record.folder, processes), resume)
+
+
+def make_job(prepared: Prepared, folder: Path, processes: Processes) -> Job:
+    """What the loop works on. Raises RecipeError where `training.head_first` would have no effect."""
     job = Job(
         model=prepared.model,
         method=prepared.recipe.method,
@@ -103,14 +110,14 @@ def _ready(recipe: Recipe, record: Record, processes: Processes, resume: bool) -
         config=prepared.recipe.training,
         train=prepared.examples("train"),
         validation=prepared.examples("validation"),
-        folder=record.folder,
+        folder=folder,
         device=prepared.device,
         precision=prepared.precision,
         processes=processes,
     )
     if job.config.head_first:
         refuse_idle(job)
-    return prepared, ready(job, resume)
+    return job
 
 
 def _train(prepared: Prepared, step: Step, record: Record, watchers: Sequence[Watcher]) -> None:

@@ -22,12 +22,14 @@ def labelled(*texts: str, label: str = "a") -> Records:
     return records([{"text": one, "label": label} for one in texts])
 
 
-WORDS = "oak elm ash fir yew bay fig ivy hay rye".split()
+WORDS = ["oak", "elm", "ash", "fir", "yew", "bay", "fig", "ivy", "hay", "rye"]
 
 
 def distinct(count: int) -> list[str]:
     """Texts that share hardly any piece."""
-    return [f"{WORDS[i % 10]} {i * 7919} {WORDS[i // 10 % 10]} {i * 104729 % 9973} {WORDS[-i % 10]}" for i in range(count)]
+    return [
+        f"{WORDS[i % 10]} {i * 7919} {WORDS[i // 10 % 10]} {i * 104729 % 9973} {WORDS[-i % 10]}" for i in range(count)
+    ]
 
 
 def test_duplicates_and_contradictions_within_the_training_rows() -> None:
@@ -87,7 +89,9 @@ def test_beyond_a_number_of_rows_near_ones_are_looked_for_in_a_sample(monkeypatc
 
 
 def test_texts_of_other_kinds() -> None:
-    asked = records([{"prompt": "Why?", "completion": "Because."}, {"prompt": "Why?", "completion": "No reason at all."}])
+    asked = records(
+        [{"prompt": "Why?", "completion": "Because."}, {"prompt": "Why?", "completion": "No reason at all."}]
+    )
     found = find_repeats({"train": asked})
     assert found["duplicates"]["exact"]["count"] == 0, "two answers to one question are two rows"
     assert found["contradictions"]["count"] == 0

@@ -21,16 +21,15 @@ if TYPE_CHECKING:
     from tunewright.recipe import Recipe
 
 Document = dict[str, Any]
+RecipeArguments = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="RECIPE.yaml|KEY.PATH=VALUE", help="A recipe, and keys to set in it: training.epochs=2."),
+]
 
 
 @app.command()
 def train(
-    arguments: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="RECIPE.yaml|KEY.PATH=VALUE", help="A recipe, and keys to set in it: training.epochs=2."
-        ),
-    ] = None,
+    arguments: RecipeArguments = None,
     base: Annotated[str | None, typer.Option(help="Model folder, hub name, earlier run or adapter.")] = None,
     data: Annotated[str | None, typer.Option(help="Training rows: file, folder or hub name.")] = None,
     method: Annotated[str | None, typer.Option(help="Which parameters train; `tunewright methods` lists them.")] = None,
@@ -76,9 +75,7 @@ def compose(arguments: list[str], shorthands: Mapping[str, str | None]) -> Docum
             _set(document, path, value)
     apply_overrides(document, [argument for argument in arguments if argument not in files])
     if not document:
-        raise RecipeError(
-            "There is nothing to train. Give a recipe (tunewright train RECIPE.yaml), or --base and --data."
-        )
+        raise RecipeError("There is nothing to train. Give a recipe (RECIPE.yaml), or --base and --data.")
     return document
 
 

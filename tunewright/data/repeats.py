@@ -1,7 +1,8 @@
 """Rows that stand twice: within the training rows, or there and in a set that the model is measured on.
 
-Equal texts are found among all rows. Nearly equal ones have a Jaccard similarity of at least `NEAR` over their pieces of
-five characters, case and white space aside (Broder 1997); candidates come from MinHash LSH and are then compared exactly.
+Equal texts are found among all rows. Nearly equal ones have a Jaccard similarity of at least `NEAR` over their pieces
+of five characters, case and white space aside (Broder 1997); candidates come from MinHash LSH and are then compared
+exactly.
 """
 
 from __future__ import annotations

@@ -54,6 +54,11 @@ class Job:
                 return steps[: self.config.max_steps]
         return [step for step in steps if step[0] <= self.config.epochs + 1e-9] or steps[:1]
 
+    @property
+    def evaluate_every(self) -> int:
+        """Steps between evaluations: as the recipe says, else those of an epoch."""
+        return self.config.evaluate_every or max(1, sum(1 for done, _ in self.plan if done <= 1))
+
 
 def _rows(config: TrainingConfig) -> int:
     return 1 if config.batch == "auto" else config.batch

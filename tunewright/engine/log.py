@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -74,13 +75,15 @@ class Log:
 
 def peak_memory(device: Any) -> int:
     """Bytes: the most that the device, or this process on a CPU, has held."""
-    import resource
-    import sys
-
     if device.type == "cuda":
         import torch
 
         return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "linux":  # getrusage would count what this process was forked from, too
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
+        return int(status.split("VmHWM:")[1].split()[0]) * 1024
+    import resource
+
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 

@@ -69,8 +69,7 @@ def train(step: Step) -> Outcome:
         Interrupted: the user stopped the run; a checkpoint is written.
     """
     job, state, folder = step.job, step.state, step.job.folder / "checkpoints"
-    every = job.config.evaluate_every or max(1, sum(1 for done, _ in job.plan if done <= 1))
-    last = len(job.plan)
+    every, last = job.evaluate_every, len(job.plan)
     with Log(job, state.step, last) as log, until_interrupted() as stopped:
         while state.step < last and not _impatient(state, job.config):
             log.step(step.take())

@@ -1,0 +1,174 @@
+"""A few pieces of a run, done for real and thrown away: steps, answers, a checkpoint; and what each of them cost."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tunewright.data.batches import Example, micro_batches, split_by_tokens
+from tunewright.engine import checkpoint
+from tunewright.engine.device import computing
+from tunewright.engine.job import Job
+from tunewright.engine.loop import Step
+from tunewright.evaluation.evaluate import score
+from tunewright.evaluation.paired import subset
+from tunewright.forecast.costs import Passes, passes, spread_out
+from tunewright.forecast.meter import Cost, measured
+from tunewright.tasks.base import Model, in_batches
+
+SECONDS = 5.0  # on the clock, for the steps; at least three are taken, whatever they need
+LEAST, MOST = 3, 12
+WRITTEN = 2**28  # bytes of a checkpoint that are written to see how long all of it will take
+TOKENS = 4  # that are generated to see how long a token takes
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Some passes, the optimizer's steps among them, and what they cost."""
+
+    work: Passes
+    steps: int
+    cost: Cost
+
+
+def work_of(job: Job, rows: Sequence[int], budget: int, world: int = 1) -> Passes:
+    """The forward passes of one step, for the process that has the most to do of `world`."""
+    return passes(micro_batches(rows, job.lengths, budget, 0, world), job.lengths, job.config.packing)
+
+
+@dataclass(frozen=True)
+class Steps:
+    """What some of a run's steps cost.
+
+    Attributes:
+        probes: in no particular order; the largest step is among them where it had room.
+        fixed: bytes that any step holds: weights, gradients, what the optimizer keeps.
+        per_position: bytes that a forward pass holds for each of its padded positions.
+        largest: padded positions of the largest pass there will be.
+        took_largest: whether the largest step was taken; if not, it was too large for the memory there is.
+    """
+
+    probes: list[Probe]
+    fixed: int
+    per_position: float
+    largest: int
+    took_largest: bool
+
+    @property
+    def peak(self) -> int:
+        """Bytes: what was seen, or what the largest pass would need."""
+        seen = max(probe.cost.peak for probe in self.probes)
+        return seen if self.took_largest else max(seen, int(self.fixed + self.per_position * self.largest))
+
+
+def probe_steps(step: Step, room: int) -> Steps:
+    """Take steps of a run's plan: a small one first, then the largest, then others, for about `SECONDS`.
+
+    The largest is left out where the small one shows that it would need more than `room` bytes, since a system that
+    runs out of memory ends the process without a word. The weights move: the model is of no use afterwards.
+    """
+    job = step.job
+    works = [work_of(job, rows, step.budget) for _, rows in job.plan]
+    order = spread_out([work.positions for work in works])
+    before = measured(lambda: None, job.device)[1].peak
+
+    def take(number: int) -> Probe:
+        step.state.step = number
+        return Probe(works[number], 1, measured(step.take, job.device)[1])
+
+    take(order[0])  # pays for what all later steps use
+    small = take(order[0])
+    fixed = before + _state_bytes(step)
+    per_position = max(0.0, (small.cost.peak - fixed) / small.work.largest)
+    largest = max(works, key=lambda work: work.largest).largest
+    probes, began = [small], time.perf_counter()
+    fits = fixed + per_position * largest <= room
+    for number in order[1:MOST]:
+        if len(probes) >= LEAST and time.perf_counter() - began > SECONDS:
+            break
+        if fits or works[number].largest < largest:
+            probes.append(take(number))
+    top = max(probes, key=lambda probe: probe.cost.peak)
+    per_position = max(per_position, (top.cost.peak - fixed) / top.work.largest) if fits else per_position
+    return Steps(probes, fixed, per_position, largest, fits)
+
+
+def _state_bytes(step: Step) -> int:
+    """Of gradients, and of what the optimizer and an average keep beside the weights."""
+    weights = sum(p.nbytes for p in step.state.parameters.values())
+    kept = sum(t.nbytes for name, t in step.state.tensors().items() if name.startswith(("optimizer/", "average/")))
+    return weights + kept
+
+
+def probe_answers(model: Model, sets: Sequence[Sequence[Example]], precision: str, device: Any) -> list[Probe]:
+    """Predict small, middle and large batches of the evaluation sets, as `predict` would make them."""
+    probes = []
+    examples = [example for one in sets for example in one]
+    batches = list(in_batches(examples, 4096))
+    picked = spread_out([max(examples[i].length for i in batch) * len(batch) for batch in batches])[:4]
+    lengths = [e.length for e in examples]
+    for number in [picked[0], *picked]:  # the first one twice: its first time warms up
+        rows = [examples[i] for i in batches[number]]
+        with computing(precision, device):
+            _, cost = measured(lambda rows=rows: model.task.predict(model, rows), device)  # type: ignore[misc]
+        probes.append(Probe(passes([batches[number]], lengths), 0, cost))
+    return probes[1:]
+
+
+def probe_scores(model: Model, examples: Sequence[Example], device: Any) -> Cost:
+    """Scores and their intervals for as many rows as a set has, from the answers to a few of them."""
+    few = examples[:16]
+    answers = model.task.predict(model, few)
+    as_many = subset(answers, np.resize(np.arange(len(few)), len(examples)))
+    return measured(lambda: score(as_many, getattr(model.task, "labels", [])), device)[1]
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What prompts cost that are answered together: `prompt` to read them and say one token, `token` for each more."""
+
+    rows: int
+    prompt: Cost
+    token: Cost
+
+
+def probe_generation(model: Model, prompts: Sequence[Any], device: Any) -> Generation:
+    """Answer as many of the prompts as `generate` would take together, with few tokens."""
+
+    def answer(tokens: int) -> Cost:
+        return measured(lambda: model.task.generate(model, prompts, max_new_tokens=tokens), device)[1]  # type: ignore[attr-defined]
+
+    answer(1)
+    one, more = answer(1), answer(1 + TOKENS)
+    token = Cost(
+        max(0.0, more.seconds - one.seconds) / TOKENS, max(0.0, more.cpu_seconds - one.cpu_seconds) / TOKENS, more.peak
+    )
+    return Generation(len(prompts), one, token)
+
+
+def probe_checkpoint(step: Step) -> tuple[Cost, int]:
+    """Write as much of a checkpoint as `WRITTEN`; the cost of all of it, and its bytes."""
+    tensors = step.state.tensors()
+    total = sum(tensor.nbytes for tensor in tensors.values())
+    some: dict[str, Any] = {}
+    for name, tensor in tensors.items():
+        if sum(t.nbytes for t in some.values()) < WRITTEN:
+            some[name] = tensor
+    written = sum(tensor.nbytes for tensor in some.values())
+    with tempfile.TemporaryDirectory(dir=step.job.folder) as place:
+        _, cost = measured(lambda: checkpoint.write(Path(place), 1, some, step.state.numbers()), step.job.device)
+    share = total / written
+    return Cost(cost.seconds * share, cost.cpu_seconds * share, cost.peak), total
+
+
+def evaluation_work(examples: Sequence[Example], budget: int) -> Passes:
+    """The passes that all rows of a set need."""
+    lengths = [e.length for e in examples]
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    return passes(split_by_tokens(order, lengths, budget), lengths)
