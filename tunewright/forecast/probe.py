@@ -25,6 +25,7 @@ from tunewright.tasks.base import Model, in_batches
 SECONDS = 5.0  # on the clock, for the steps; at least three are taken, whatever they need
 LEAST, MOST = 3, 12
 WRITTEN = 2**28  # bytes of a checkpoint that are written to see how long all of it will take
+PREDICTED = 4096  # positions of a pass in `predict`
 TOKENS = 4  # that are generated to see how long a token takes
 
 
@@ -106,14 +107,20 @@ def _state_bytes(step: Step) -> int:
     return weights + kept
 
 
-def probe_answers(model: Model, sets: Sequence[Sequence[Example]], precision: str, device: Any) -> list[Probe]:
-    """Predict small, middle and large batches of the evaluation sets, as `predict` would make them."""
+def probe_answers(
+    model: Model, sets: Sequence[Sequence[Example]], budget: int, precision: str, device: Any
+) -> list[Probe]:
+    """Predict batches of the evaluation sets: small, middle and large ones, and the shortest row alone.
+
+    Args:
+        budget: positions of a pass while training, in which validation rows are evaluated.
+    """
     probes = []
     examples = [example for one in sets for example in one]
-    batches = list(in_batches(examples, 4096))
-    picked = spread_out([max(examples[i].length for i in batch) * len(batch) for batch in batches])[:4]
     lengths = [e.length for e in examples]
-    for number in [picked[0], *picked]:  # the first one twice: its first time warms up
+    batches = [*in_batches(examples, PREDICTED), *in_batches(examples, budget), [int(np.argmin(lengths))]]
+    picked = spread_out([passes([batch], lengths).positions for batch in batches])[:5]
+    for number in [picked[0], *picked, len(batches) - 1]:  # the first one twice: its first time warms up
         rows = [examples[i] for i in batches[number]]
         with computing(precision, device):
             _, cost = measured(lambda rows=rows: model.task.predict(model, rows), device)  # type: ignore[misc]
