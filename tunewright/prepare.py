@@ -264,10 +264,21 @@ def _pieces(model: Model, example: Example) -> list[tuple[str, float]]:
     """Neighbouring tokens of the same weight joined, so that a character of several tokens stays whole."""
     ids = example.inputs["input_ids"]
     if len(example.target) != len(ids):
-        return [(model.processor.decode(ids), 0.0)]
+        return [(model.processor.decode(ids), 0.0), (f" → {_answer(model, example)}", float(example.weight.max()))]
     tokens, weights = [int(ids[0]), *example.target.tolist()], [0.0, *example.weight.tolist()]
     starts = [0, *(i for i in range(1, len(tokens)) if weights[i] != weights[i - 1]), len(tokens)]
     return [(model.processor.decode(tokens[a:b]), weights[a]) for a, b in pairwise(starts)]
+
+
+def _answer(model: Model, example: Example) -> str:
+    """What a classifier should answer, in words."""
+    target, labels = example.target, getattr(model.task, "labels", [])
+    if target.dtype.kind != "f":
+        return str(labels[int(target[0])])
+    if getattr(model.task, "kind", "") == "regression":
+        return f"{target[0]:g}"
+    likely = [name for name, share in zip(labels, target, strict=True) if share > 0.5]
+    return ", ".join(likely) or labels[int(target.argmax())]
 
 
 def _lengths(encoded: Encoded) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from tunewright.api import dry_run, plain
 from tunewright.data.repeats import find_repeats
 from tunewright.engine.device import pick_device
 from tunewright.engine.processes import Processes
+from tunewright.errors import TunewrightError
 from tunewright.forecast.advice import advice, fixed_advice, least_needed, refusal
 from tunewright.forecast.forecast import forecast
 from tunewright.forecast.meter import available
@@ -52,7 +53,10 @@ def check(recipe: Recipe | Mapping[str, Any] | str | Path | None = None, **field
 
 def _without_loading(recipe: Recipe) -> dict[str, Any] | None:
     """What can be said of a model that is too large to be loaded; None for one that is not."""
-    shape, room = dry_run(recipe), available(pick_device(recipe.training.device))
+    try:
+        shape, room = dry_run(recipe), available(pick_device(recipe.training.device))
+    except TunewrightError:
+        return None  # whatever is wrong is said in the order in which `train` would say it
     needed = least_needed(recipe, shape["total"], shape["trained"])
     if needed <= room:
         return None

@@ -47,7 +47,7 @@ def _show(found: Document) -> None:
     rows = [(name, *(number(facts.get(key)) for key in keys)) for name, facts in found["data"].items()]
     out().print(table(titles, rows, clip=("Set",)))
     for line in _repeated(found["repeats"]):
-        show(line)
+        out().print(line)
     show()
     for row in found["preview"]:
         _show_row(row)

@@ -15,7 +15,7 @@ from tunewright.engine.log import peak_memory
 from tunewright.engine.loop import Step, ready
 from tunewright.evaluation.evaluate import question_of, rows_to_ask
 from tunewright.forecast.costs import Passes, Rate, fit
-from tunewright.forecast.meter import Cost, available
+from tunewright.forecast.meter import Cost, available, measured
 from tunewright.forecast.probe import (
     PREDICTED,
     Probe,
@@ -117,25 +117,37 @@ def forecast(prepared: Prepared, job: Job) -> Forecast:
     head = _head(job, room) if job.config.head_first else None
     found = Forecast(probe_steps(step, room), room=room)
     found.hold("loading", loaded)
-    for name, phase in (("answers before", prepared.recipe.evaluation.before), ("answers after", True)):
-        if phase:
-            found.spend(name, *answers.spend(name == "answers before"))
-            found.hold(name, answers.peak)
+    if prepared.recipe.evaluation.before:
+        found.spend("answers before", *answers.spend(before=True))
+        found.hold("answers before", answers.rest + answers.held)
     if head:
         _train(found, "head first", head.job, head.steps, answers.rates)
     _train(found, "training", job, found.steps, answers.rates)
     _save(found, step)
+    found.spend("answers after", *answers.spend(before=False))
+    found.hold("answers after", _resting(job.device) + answers.held)
     return found
+
+
+def _resting(device: Any) -> int:
+    """Bytes that are held while nothing is done."""
+    return measured(lambda: None, device)[1].peak
 
 
 @dataclass(frozen=True)
 class Answers:
-    """What it costs to measure the model once: the passes with their scores, and what is generated."""
+    """What it costs to measure the model once: the passes with their scores, and what is generated.
+
+    Attributes:
+        generated: seconds before training (True), and after it.
+        rest, held: bytes that were held anyway, and in addition while the model answered.
+    """
 
     rates: Rates
     passes: tuple[float, float]
     generated: Mapping[bool, tuple[float, float]]
-    peak: int
+    rest: int
+    held: int
 
     def spend(self, before: bool) -> tuple[float, float]:
         return self.passes[0] + self.generated[before][0], self.passes[1] + self.generated[before][1]
@@ -144,7 +156,7 @@ class Answers:
 def _answers(prepared: Prepared, job: Job) -> Answers:
     model, device, names = prepared.model, job.device, prepared.evaluation_sets()
     sets = [prepared.examples(name) for name in names] or [list(job.train[:64])]
-    budget = micro_batch_tokens(job.config, device)
+    budget, rest = micro_batch_tokens(job.config, device), _resting(device)
     probes = probe_answers(model, [*sets, job.validation], budget, job.precision, device)
     rates = Rates.of(probes)
     seconds = [rates.spend(evaluation_work(examples, PREDICTED)) for examples in sets] if names else []
@@ -159,7 +171,7 @@ def _answers(prepared: Prepared, job: Job) -> Answers:
             generated[before] = generated[before][0] + spent[0], generated[before][1] + spent[1]
             costs.append(cost)
     total = sum(s for s, _ in seconds), sum(c for _, c in seconds)
-    return Answers(rates, total, generated, max(cost.peak for cost in costs))
+    return Answers(rates, total, generated, rest, max(cost.peak for cost in costs) - rest)
 
 
 def _generated(prepared: Prepared, name: str, device: Any) -> Iterator[tuple[bool, tuple[float, float], Cost]]:

@@ -95,6 +95,8 @@ def probe_steps(step: Step, room: int) -> Steps:
             break
         if fits or works[number].largest < largest:
             probes.append(take(number))
+    if fits and largest > small.work.largest:
+        probes.append(take(order[1]))  # once more, as memory looks after a while
     top = max(probes, key=lambda probe: probe.cost.peak)
     per_position = max(per_position, (top.cost.peak - fixed) / top.work.largest) if fits else per_position
     return Steps(probes, fixed, per_position, largest, fits)
