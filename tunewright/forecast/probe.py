@@ -112,22 +112,27 @@ def _state_bytes(step: Step) -> int:
 def probe_answers(
     model: Model, sets: Sequence[Sequence[Example]], budget: int, precision: str, device: Any
 ) -> list[Probe]:
-    """Predict batches of the evaluation sets: small, middle and large ones, and the shortest row alone.
+    """Predict the largest batch of the evaluation sets, one such as training makes, and the shortest row alone.
 
     Args:
         budget: positions of a pass while training, in which validation rows are evaluated.
     """
-    probes = []
     examples = [example for one in sets for example in one]
     lengths = [e.length for e in examples]
-    batches = [*in_batches(examples, PREDICTED), *in_batches(examples, budget), [int(np.argmin(lengths))]]
-    picked = spread_out([passes([batch], lengths).positions for batch in batches])[:5]
-    for number in [picked[0], *picked, len(batches) - 1]:  # the first one twice: its first time warms up
-        rows = [examples[i] for i in batches[number]]
+
+    def predict(batch: list[int]) -> Probe:
+        rows = [examples[i] for i in batch]
         with computing(precision, device):
-            _, cost = measured(lambda rows=rows: model.task.predict(model, rows), device)  # type: ignore[misc]
-        probes.append(Probe(passes([batches[number]], lengths), 0, cost))
-    return probes[1:]
+            _, cost = measured(lambda: model.task.predict(model, rows), device)
+        return Probe(passes([batch], lengths), 0, cost)
+
+    def size(batch: list[int]) -> int:
+        return passes([batch], lengths).positions
+
+    shortest = [int(np.argmin(lengths))]
+    between = sorted(in_batches(examples, budget // 2), key=size)
+    predict(shortest)  # pays for what all others use
+    return [predict(b) for b in (shortest, between[len(between) // 2], max(in_batches(examples, PREDICTED), key=size))]
 
 
 def probe_scores(model: Model, examples: Sequence[Example], device: Any) -> Cost:
