@@ -15,7 +15,7 @@ from tunewright.engine.log import peak_memory
 from tunewright.engine.loop import Step, ready
 from tunewright.evaluation.evaluate import question_of, rows_to_ask
 from tunewright.forecast.costs import Passes, Rate, fit
-from tunewright.forecast.meter import Cost, available, measured
+from tunewright.forecast.meter import Cost, available
 from tunewright.forecast.probe import (
     PREDICTED,
     Probe,
@@ -113,25 +113,19 @@ def forecast(prepared: Prepared, job: Job) -> Forecast:
     """
     loaded, room = peak_memory(job.device), available(job.device)
     step = ready(job)
-    answers = _answers(prepared, job)
     head = _head(job, room) if job.config.head_first else None
     found = Forecast(probe_steps(step, room), room=room)
+    answers = _answers(prepared, job)  # behind the steps, when as much is held as at the end of a run
     found.hold("loading", loaded)
-    if prepared.recipe.evaluation.before:
-        found.spend("answers before", *answers.spend(before=True))
-        found.hold("answers before", answers.rest + answers.held)
+    for before in (True, False) if prepared.recipe.evaluation.before else (False,):
+        name = "answers before" if before else "answers after"
+        found.spend(name, *answers.spend(before))
+        found.hold(name, answers.peak)
     if head:
         _train(found, "head first", head.job, head.steps, answers.rates)
     _train(found, "training", job, found.steps, answers.rates)
     _save(found, step)
-    found.spend("answers after", *answers.spend(before=False))
-    found.hold("answers after", _resting(job.device) + answers.held)
     return found
-
-
-def _resting(device: Any) -> int:
-    """Bytes that are held while nothing is done."""
-    return measured(lambda: None, device)[1].peak
 
 
 @dataclass(frozen=True)
@@ -140,14 +134,12 @@ class Answers:
 
     Attributes:
         generated: seconds before training (True), and after it.
-        rest, held: bytes that were held anyway, and in addition while the model answered.
     """
 
     rates: Rates
     passes: tuple[float, float]
     generated: Mapping[bool, tuple[float, float]]
-    rest: int
-    held: int
+    peak: int
 
     def spend(self, before: bool) -> tuple[float, float]:
         return self.passes[0] + self.generated[before][0], self.passes[1] + self.generated[before][1]
@@ -156,7 +148,7 @@ class Answers:
 def _answers(prepared: Prepared, job: Job) -> Answers:
     model, device, names = prepared.model, job.device, prepared.evaluation_sets()
     sets = [prepared.examples(name) for name in names] or [list(job.train[:64])]
-    budget, rest = micro_batch_tokens(job.config, device), _resting(device)
+    budget = micro_batch_tokens(job.config, device)
     probes = probe_answers(model, [*sets, job.validation], budget, job.precision, device)
     rates = Rates.of(probes)
     seconds = [rates.spend(evaluation_work(examples, PREDICTED)) for examples in sets] if names else []
@@ -171,7 +163,7 @@ def _answers(prepared: Prepared, job: Job) -> Answers:
             generated[before] = generated[before][0] + spent[0], generated[before][1] + spent[1]
             costs.append(cost)
     total = sum(s for s, _ in seconds), sum(c for _, c in seconds)
-    return Answers(rates, total, generated, rest, max(cost.peak for cost in costs) - rest)
+    return Answers(rates, total, generated, max(cost.peak for cost in costs))
 
 
 def _generated(prepared: Prepared, name: str, device: Any) -> Iterator[tuple[bool, tuple[float, float], Cost]]:
