@@ -84,6 +84,26 @@ def test_repeated_rows_are_named(tiny_base: Any, tmp_path: Path) -> None:
     assert found["duplicates"]["exact"]["count"] >= 1 and found["leaks"]["validation"]["exact"]["count"] == 1
 
 
+def test_a_rate_that_would_diverge_out_of_order_does_no_harm(tiny_base: Any, tmp_path: Path) -> None:
+    """Steps are tried at hardly any rate, so that what they cost can be seen."""
+    document = recipe(tiny_base("llama"), tmp_path / "run", method="full", training={"learning_rate": 1e8, "warmup": 0})
+    assert tw.check(document)["forecast"]["memory"]["fits"]
+
+
+def test_without_rows_to_measure_on(tiny_base: Any, tmp_path: Path) -> None:
+    document = recipe(tiny_base("llama"), tmp_path / "run", data={"validation": 0})
+    phases = tw.check(document)["forecast"]["time"]["phases"]
+    assert set(phases) == {"training", "checkpoints", "answers after"} and phases["answers after"] == 0
+
+
+def test_a_run_as_base_and_two_processes(tiny_base: Any, tmp_path: Path) -> None:
+    first = tw.train(recipe(tiny_base("llama"), tmp_path / "first"))
+    found = tw.check(recipe(str(first.folder), tmp_path / "then", training={"processes": 2}))
+    one = tw.check(recipe(str(first.folder), tmp_path / "then"))
+    assert found["forecast"]["memory"]["phases"]["training"] > 1.5 * one["forecast"]["memory"]["phases"]["training"]
+    assert [path.name for path in tmp_path.iterdir()] == ["first"]
+
+
 # Where there is no room
 
 

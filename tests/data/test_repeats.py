@@ -88,6 +88,16 @@ def test_beyond_a_number_of_rows_near_ones_are_looked_for_in_a_sample(monkeypatc
     assert found["sampled"] and found["duplicates"]["exact"]["count"] == 1
 
 
+def test_rows_that_are_all_alike_are_compared_with_the_first_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else n rows of one template would need n²/2 comparisons."""
+    compared: list[int] = []
+    real = repeats.similarity
+    monkeypatch.setattr(repeats, "similarity", lambda one, other: (compared.append(1), real(one, other))[1])
+    rows = [SENTENCE.format(i) for i in range(200)]
+    assert find_repeats({"train": labelled(*rows)})["duplicates"]["near"]["count"] > 190
+    assert len(compared) <= 200 * repeats.COMPARED
+
+
 def test_texts_of_other_kinds() -> None:
     asked = records(
         [{"prompt": "Why?", "completion": "Because."}, {"prompt": "Why?", "completion": "No reason at all."}]

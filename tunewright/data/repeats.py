@@ -27,6 +27,7 @@ MOST_ROWS = 20_000
 """So many rows of each set, drawn with a fixed seed, are compared for being nearly equal: about half a minute."""
 LONGEST = 5_000
 """Characters of a row that are looked at for that."""
+COMPARED = 50  # candidates of a row at most: where all rows are alike, one of the first will do
 SHOWN = 5
 
 
@@ -56,7 +57,7 @@ def find_repeats(sets: Mapping[str, Records]) -> dict[str, Any]:
     return {
         "duplicates": {
             "exact": _repeats(train, _earlier(train)).to_dict(),
-            "near": _repeats(train, index.within()).to_dict(),
+            "near": _repeats(train, index.near).to_dict(),
         },
         "contradictions": _repeats(train, _contradicted(sets["train"].records)).to_dict(),
         "leaks": {name: _leaks(records, index) for name, records in others.items()},
@@ -104,7 +105,10 @@ Found = tuple[int, int, float]
 
 
 class _Index:
-    """The training rows, to be looked up by their text, or by one that is nearly the same."""
+    """The training rows, to be looked up by their text, or by one that is nearly the same.
+
+    `near`: those that are nearly, but not word for word, like an earlier one.
+    """
 
     def __init__(self, rows: Texts) -> None:
         from datasketch import MinHashLSH
@@ -114,16 +118,11 @@ class _Index:
         for i, (_, one) in enumerate(rows):
             self.exact.setdefault(normal(one), i)
         self.lsh = MinHashLSH(threshold=CANDIDATES, num_perm=SKETCH)
-        self.pieces: dict[int, frozenset[str]] = {}
         self.near: list[Found] = []
         for i, found, sketch in _sketches(rows):
-            self.near += self._most_alike(i, found, sketch)
-            self.lsh.insert(i, sketch)
-            self.pieces[i] = found
-
-    def within(self) -> list[Found]:
-        """Training rows that are nearly, but not word for word, like an earlier one."""
-        return [(i, j, alike) for i, j, alike in self.near if normal(self.rows[i][1]) != normal(self.rows[j][1])]
+            if self.exact[normal(rows[i][1])] == i:
+                self.near += self._most_alike(i, found, sketch)
+                self.lsh.insert(i, sketch)
 
     def like(self, rows: Texts) -> Iterator[Found]:
         """Of other rows the training row that each is most like, where it is near."""
@@ -131,8 +130,8 @@ class _Index:
             yield from self._most_alike(i, found, sketch)
 
     def _most_alike(self, i: int, found: frozenset[str], sketch: Any) -> list[Found]:
-        candidates = [(similarity(found, self.pieces[j]), -j) for j in self.lsh.query(sketch)]
-        best, j = max(candidates, default=(0.0, 0))
+        nearby = sorted(self.lsh.query(sketch))[:COMPARED]
+        best, j = max(((similarity(found, pieces(self.rows[j][1])), -j) for j in nearby), default=(0.0, 0))
         return [(i, -j, round(best, 3))] if best >= NEAR else []
 
 

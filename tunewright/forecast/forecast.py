@@ -109,7 +109,7 @@ class Rates:
 def forecast(prepared: Prepared, job: Job) -> Forecast:
     """Take a few steps of a run, and answer and save a little, and add up what all of it will cost.
 
-    The model's weights move, and it is of no use afterwards. What a run costs that stops early is not foreseen.
+    The model and the job are of no use afterwards. What a run costs that stops early is not foreseen.
     """
     loaded, room = peak_memory(job.device), available(job.device)
     step = ready(job)

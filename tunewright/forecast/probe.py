@@ -24,6 +24,7 @@ from tunewright.tasks.base import Model, in_batches
 
 SECONDS = 5.0  # on the clock, for the steps; at least three are taken, whatever they need
 LEAST, MOST = 3, 12
+STILL = 1e-12
 WRITTEN = 2**28  # bytes of a checkpoint that are written to see how long all of it will take
 PREDICTED = 4096  # positions of a pass in `predict`
 TOKENS = 4  # that are generated to see how long a token takes
@@ -72,9 +73,11 @@ def probe_steps(step: Step, room: int) -> Steps:
     """Take steps of a run's plan: a small one first, then the largest, then others, for about `SECONDS`.
 
     The largest is left out where the small one shows that it would need more than `room` bytes, since a system that
-    runs out of memory ends the process without a word. The weights move: the model is of no use afterwards.
+    runs out of memory ends the process without a word. Out of their order, steps could diverge at the rate they have in
+    the plan; with next to none the weights stay about where they are.
     """
     job = step.job
+    job.config = job.config.model_copy(update={"learning_rate": STILL})
     works = [work_of(job, rows, step.budget) for _, rows in job.plan]
     order = spread_out([work.positions for work in works])
     before = measured(lambda: None, job.device)[1].peak
