@@ -97,7 +97,7 @@ def test_the_mean_of_shifts_is_surer_than_each() -> None:
 
 def test_the_table_names_what_each_row_is() -> None:
     columns, rows = table(document(curve(answers, **ACCURATE), "balanced"))
-    assert columns == ["test", "far", "near", "mean of shifts", "worst shift"]
+    assert columns == ["test", "far", "near", "mean shift", "worst shift"]
     assert [(name, role) for name, _, role in rows] == [
         ("0", "base"), ("0.5", "chosen"), ("1", "tuned, oracle"), ("ensemble", "mean of the logits of both ends"),
     ]  # fmt: skip

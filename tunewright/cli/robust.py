@@ -13,6 +13,10 @@ from tunewright.cli._scores import INTERVALS, measured
 from tunewright.cli.use import pairs
 
 Document = dict[str, Any]
+ABREAST, MOST_FIXED = (
+    3,
+    5,
+)  # columns from which on intervals stand below, and up to which those have room in 80 characters
 
 
 @app.command()
@@ -44,15 +48,20 @@ def _show_curve(run: str, found: Mapping[str, Any]) -> None:
     from tunewright.evaluation.robustness import table as curve_table
 
     columns, points = curve_table(found)
-    rows = [(name, *(measured(found["metric"], m) for m in figures), role) for name, figures, role in points]
-    fitting = columns if len(columns) < 3 else ()
-    out().print(table(("α", *columns, ""), rows, fixed=fitting))
+    figure = measured if len(columns) < ABREAST else _below
+    rows = [(name, *(figure(found["metric"], m) for m in figures), role) for name, figures, role in points]
+    out().print(table(("α", *columns, ""), rows, fixed=columns if len(columns) <= MOST_FIXED else ()))
     show(f"{INTERVALS} α was chosen on validation rows; the oracle knew the test rows.", style="dim")
     show()
     show(sentence(found))
     show(f"Picture  {run}/interpolation.svg")
     if "folder" in found:
         show(f"Written  {found['folder']}")
+
+
+def _below(name: str, metric: Any) -> str:
+    """A figure with its interval below it, for tables of many columns."""
+    return measured(name, metric).replace(" [", "\n[")
 
 
 @app.command()

@@ -172,7 +172,7 @@ def table(found: Mapping[str, Any]) -> tuple[list[str], list[tuple[str, list[Met
         rows.append((f"{alpha:g}", figures, found["over_shifts"][at], _role(found, alpha)))
     for name, one in found["baselines"].items():
         rows.append((name, [one["sets"][each] for each in sets], one["over_shifts"], BASELINES.get(name, "")))
-    columns = [*sets, *(["mean of shifts", "worst shift"] if several else [])]
+    columns = [*sets, *(["mean shift", "worst shift"] if several else [])]
     return columns, [
         (name, [Metric.from_dict(m) for m in (*figures, *([over["mean"], over["worst"]] if several else []))], role)
         for name, figures, over, role in rows
