@@ -15,7 +15,7 @@ from tests.runs import recipe
 from tests.tiny import completions, labelled
 from tunewright.errors import DataError, MethodError, RecipeError
 from tunewright.evaluation.scores import Metric
-from tunewright.robust import parse_alphas
+from tunewright.robust import Set, parse_alphas
 
 QUICK = {"max_steps": 4, "batch": 4, "learning_rate": 0.02}
 TASKS = {"text-generation": ("llama", completions, {}), "text-classification": ("bert", labelled, {"head_first": 1})}
@@ -63,6 +63,87 @@ def test_without_a_test_set_the_validation_rows_are_halved(ran: Any) -> None:
     found = tw.interpolate(ran("text-generation", tests=False).folder, alphas="0,1")
     assert found["reference"] == "validation" and found["shifts"] == []
     assert [found["curve"]["validation"][half][0]["n"] for half in ("validation", "test")] == [2, 3]
+
+
+# What stands beside the curve
+
+CLASSIFIERS: dict[str, Any] = {
+    "single_label": labelled,
+    "multi_label": lambda count: [{**row, "label": [row["label"]]} for row in labelled(count)],
+    "regression": lambda count: [{**row, "label": i % 5 + 0.5} for i, row in enumerate(labelled(count))],
+}
+
+
+def gone_on(rows: Any, base: str, folder: Path, first: str = "full", **training: Any) -> tw.Run:
+    """A run whose base is a classifier already."""
+    task, sets = "text-classification", {"test": rows(60)[40:], "far": rows(90)[60:]}
+    data = {"train": rows(40), "validation": rows(100)[90:], "test": sets}
+    begun = tw.train(recipe(base, folder / "first", task=task, data=data, method=first, training=QUICK))
+    then = {**QUICK, "seed": 5, **training}
+    return tw.train(recipe(str(begun.folder), folder / "then", task=task, data=data, training=then))
+
+
+@pytest.mark.parametrize("first", ["full", "lora"])
+def test_a_head_that_was_there_is_probed(first: str, tiny_base: Any, tmp_path: Path) -> None:
+    run = gone_on(labelled, tiny_base("bert"), tmp_path, first, ema=0.9)
+    start = (run.folder / "start" / "adapter").is_dir()
+    assert start == (first == "lora"), "a LoRA on a LoRA: the head of the start is wrapped"
+    found = tw.interpolate(run.folder, alphas="0,1")
+    assert found["start_is"] == "base" and list(found["baselines"]) == ["ensemble", "linear probe", "without averaging"]
+    probe = found["baselines"]["linear probe"]
+    assert probe["sets"].keys() == {"test", "far"} and [one["n"] for one in probe["sets"].values()] == [20, 15]
+    assert probe["sets"]["test"] == probed_by_hand(run)
+    report = run.report.read_text()
+    assert all(f'<th scope="row">{name}</th>' in report for name in found["baselines"])
+
+
+def probed_by_hand(run: tw.Run) -> dict[str, Any]:
+    from tunewright.artifacts.targets.base import merge
+    from tunewright.evaluation.linear_probe import put_probe
+    from tunewright.evaluation.paired import primary
+    from tunewright.prepare import read_rows
+
+    model, rows = tw.load(run.folder, alpha=0.0), read_rows(run.recipe.data, 0)
+    merge(model)
+    sets = {name: model.task.encode(model, records.records, run.recipe.data).examples
+            for name, records in rows.sets().items()}  # fmt: skip
+    assert put_probe(model, sets["train"], sets["validation"])
+    return primary(model.task.predict(model, sets["test"])).to_dict()
+
+
+@pytest.mark.parametrize("kind", ["multi_label", "regression"])
+def test_other_kinds_have_no_linear_probe(kind: str, tiny_base: Any, tmp_path: Path) -> None:
+    run = gone_on(CLASSIFIERS[kind], tiny_base("bert"), tmp_path)
+    assert run.info["kind"] == kind
+    assert "linear probe" not in tw.interpolate(run.folder, alphas="0,1")["baselines"]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_where_nothing_is_known_nothing_stands_beside(task: str, ran: Any) -> None:
+    """A language model has no probe, and where the head was trained alone first the start is one."""
+    found = tw.interpolate(ran(task).folder, alphas="0,1")
+    assert list(found["baselines"]) == (["ensemble"] if task == "text-classification" else [])
+    assert found["start_is"] == ("linear probe" if task == "text-classification" else "base")
+
+
+def test_a_probe_is_chosen_on_rows_that_are_in_no_figure(tiny_base: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    """Without a test set the validation rows are halved: only the half that chooses α chooses C too."""
+    from tunewright.evaluation import linear_probe
+
+    seen: list[list[str]] = []
+    monkeypatch.setattr(linear_probe, "ROWS", 7)
+    monkeypatch.setattr(
+        linear_probe, "put_probe", lambda model, *rows: bool(seen.extend([e.source for e in part] for part in rows))
+    )
+    task, training = "text-classification", QUICK
+    begun = tw.train(recipe(tiny_base("bert"), tmp_path / "first", task=task, method="full", training=training))
+    run = tw.train(recipe(str(begun.folder), tmp_path / "then", task=task, training=training))
+    found = tw.interpolate(run.folder, alphas="0,1")
+    train, validation = seen
+    assert found["curve"]["validation"]["test"][0]["n"] == 3 and len(validation) == 2
+    halves = dict(Set(run.recipe.data.validation).halves(5))  # type: ignore[arg-type]
+    assert validation == [f"rows[{i}]" for i in halves["validation"]]
+    assert len(set(train)) == 7, "no more than there is time for"
 
 
 def test_what_cannot_be_interpolated(ran: Any, tiny_base: Any, tmp_path: Path) -> None:

@@ -3,29 +3,37 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from tunewright.artifacts import batch_norm as norms
 from tunewright.artifacts.interpolate import check_alpha, load, write_point
 from tunewright.artifacts.soup import soup as write_soup
+from tunewright.artifacts.targets.base import merge
+from tunewright.artifacts.unaveraged import load_unaveraged
 from tunewright.data.batches import Example
 from tunewright.data.config import DataConfig, Location
 from tunewright.data.records import Records, load_records
 from tunewright.engine.device import pick_device
 from tunewright.errors import DataError, RecipeError
+from tunewright.evaluation import linear_probe
 from tunewright.evaluation.paired import subset
 from tunewright.evaluation.picture import draw
 from tunewright.evaluation.report import write_report
 from tunewright.evaluation.robustness import Curve, document
 from tunewright.folder import Run, open_run
-from tunewright.prepare import read_rows
+from tunewright.prepare import Rows, read_rows
 from tunewright.tasks.base import Model
 
 FOUND = "interpolation.json"
+BATCH_NORM = ("interpolate", "recompute")
+
+Settle = Callable[[Model], None]
+"""What is done to a model between the ends, in place."""
 
 
 def interpolate(
@@ -35,6 +43,7 @@ def interpolate(
     alphas: str | Sequence[float] = "0:1:0.1",
     choose: str | float = "balanced",
     to: str | Path | None = None,
+    batch_norm: str = "interpolate",
     device: str = "auto",
 ) -> dict[str, Any]:
     """Measure a run between its start (α = 0) and its end (α = 1), and choose α on validation rows (WiSE-FT).
@@ -48,25 +57,29 @@ def interpolate(
         alphas: first:last:step, numbers with commas, or numbers; 0 and 1 are always among them.
         choose: balanced, reference, or a number: see `evaluation.robustness.choose`.
         to: a new folder for the model at the chosen α.
+        batch_norm: interpolate the statistics of batch norms like weights, or recompute them between the ends.
 
     Returns what `interpolation.json` in the run's folder then says; the picture lies beside it, the report has both.
 
     Raises:
         MethodError: there is no path between start and end.
-        DataError, RecipeError, OutputError: shifts, alphas or `to` cannot be used.
+        DataError, RecipeError, OutputError: shifts, alphas, `to` or `batch_norm` cannot be used.
     """
     opened, points, place = open_run(run), parse_alphas(alphas), str(pick_device(device))
-    sets = _sets(opened, shifts or {})
-    measure = _Measure(sets, opened.recipe.data)
+    recipe = opened.recipe
+    rows = read_rows(recipe.data, recipe.training.seed)
+    measure = _Measure(_sets(rows, recipe.data, shifts or {}), recipe.data)
+    settle = _settling(opened, rows, batch_norm)
     curve = Curve(
         alphas=points,
-        reference=next(iter(sets)),
-        points=[measure(load(opened.folder, place, alpha=alpha)) for alpha in points],
-        start_is="linear probe" if opened.recipe.training.head_first else "base",
+        reference=measure.reference,
+        points=[measure(_point(opened, place, alpha, settle)) for alpha in points],
+        start_is="linear probe" if recipe.training.head_first else "base",
+        others={name: measure(model) for name, model in _others(opened, rows, measure, place)},
     )
-    found = document(curve, choose)
+    found = {**document(curve, choose), "batch_norm": batch_norm if settle else None}
     if to is not None:
-        found["folder"] = str(write_point(opened.folder, found["chosen"]["alpha"], Path(to)))
+        found["folder"] = str(write_point(opened.folder, found["chosen"]["alpha"], Path(to), settle))
     (opened.folder / FOUND).write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     draw(found, opened.folder / "interpolation")
     write_report(opened.folder)
@@ -104,20 +117,21 @@ class Set:
 
     def halves(self, count: int) -> Iterator[tuple[str, np.ndarray]]:
         """Row numbers of each half, drawn once and for all."""
+        if self.half:
+            yield self.half, np.arange(count)
+            return
         order = np.random.default_rng(0).permutation(count)
         yield "validation", np.sort(order[: count // 2])
         yield "test", np.sort(order[count // 2 :])
 
 
-def _sets(run: Run, shifts: Mapping[str, Location]) -> dict[str, list[Set]]:
+def _sets(rows: Rows, data: DataConfig, shifts: Mapping[str, Location]) -> dict[str, list[Set]]:
     """The reference first, then the shifts. Raises DataError for rows that the run's task does not read."""
-    recipe = run.recipe
-    rows = read_rows(recipe.data, recipe.training.seed)
     tests = dict(rows.tests)
     for name, location in shifts.items():
         if name in tests:
             raise RecipeError(f"--shift {name}: the run has a set of that name. Name the shift otherwise.")
-        tests[name] = load_records(location, recipe.data)
+        tests[name] = load_records(location, data)
         if tests[name].kind != rows.train.kind:
             raise DataError(f"{name} holds {tests[name].kind} rows, the run was trained on {rows.train.kind} rows.")
     if not tests and rows.validation is None:
@@ -144,12 +158,60 @@ class _Measure:
                 self.encoded[name] = [model.task.encode(model, p.rows.records, self.data).examples for p in parts]
         return {name: self._halves(model, name) for name in self.sets}
 
+    @property
+    def reference(self) -> str:
+        return next(iter(self.sets))
+
+    def validation(self) -> list[Example]:
+        """The rows of the reference that choose: they are in no figure."""
+        parts = zip(self.sets[self.reference], self.encoded[self.reference], strict=True)
+        halves = ((half, rows, found) for part, found in parts for half, rows in part.halves(len(found)))
+        return [found[i] for half, rows, found in halves if half == "validation" for i in rows]
+
     def _halves(self, model: Model, name: str) -> dict[str, Any]:
         found: dict[str, Any] = {}
         for part, examples in zip(self.sets[name], self.encoded[name], strict=True):
             predictions = model.task.predict(model, examples)
-            if part.half:
-                found[part.half] = predictions
-            else:
-                found |= {half: subset(predictions, rows) for half, rows in part.halves(len(examples))}
+            found |= {half: subset(predictions, rows) for half, rows in part.halves(len(examples))}
         return found
+
+
+def _others(run: Run, rows: Rows, measure: _Measure, place: str) -> Iterator[tuple[str, Model]]:
+    """What else a reader would compare the curve with, one model after the other."""
+    training = run.recipe.training
+    if run.info["kind"] == "single_label" and not training.head_first:  # else the start is one
+        start = load(run.folder, place, alpha=0.0)
+        merge(start)
+        if linear_probe.put_probe(start, _drawn(start, rows, run, linear_probe.ROWS), measure.validation()):
+            yield "linear probe", start
+    if training.ema:
+        best = run.info["best"] if training.keep == "best" else None
+        trained = load_unaveraged(run.folder, int(best["step"]) if best else run.info["steps"], place)
+        if trained:
+            yield "without averaging", trained
+
+
+def _point(run: Run, place: str, alpha: float, settle: Settle | None) -> Model:
+    model = load(run.folder, place, alpha=alpha)
+    if settle and 0 < alpha < 1:
+        settle(model)
+    return model
+
+
+def _settling(run: Run, rows: Rows, batch_norm: str) -> Settle | None:
+    """What makes a point between the ends ready; None where that is nothing. Raises RecipeError."""
+    if batch_norm not in BATCH_NORM:
+        raise RecipeError(f"batch_norm: {batch_norm} is neither interpolate nor recompute.")
+    if batch_norm == "interpolate":
+        return None
+    start = load(run.folder, alpha=0.0)
+    moved = norms.moved_norms(start, load(run.folder))
+    examples = _drawn(start, rows, run, norms.ROWS)
+    return lambda model: norms.recompute(model, moved, examples)
+
+
+def _drawn(model: Model, rows: Rows, run: Run, count: int) -> list[Example]:
+    """At most `count` of the training rows, always the same, encoded for any model of the run."""
+    records = rows.train.records
+    drawn = np.sort(np.random.default_rng(0).permutation(len(records))[:count])
+    return model.task.encode(model, [records[i] for i in drawn], run.recipe.data).examples

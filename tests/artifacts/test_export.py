@@ -151,6 +151,34 @@ def test_damage_would_not_be_noticed_without_the_comparison(
     assert tw.export(talker.folder, target, tmp_path / "out", precision=precision).is_dir()
 
 
+@pytest.mark.parametrize(("target", "precision"), [("merged", "bf16"), ("quantized", "int8"), ("gguf", "q8_0")])
+@pytest.mark.parametrize("share", [1.0, 0.9])
+def test_a_tenth_less_of_the_adapter_is_noticed(
+    share: float, target: str, precision: str, tiny_base: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """It is no larger than the rounding to eight bits, but goes one way."""
+    from peft.tuners.lora import LoraLayer
+
+    data = {"train": chats(12), "validation": chats(28)[12:]}
+    run = tw.train(recipe(tiny_base("llama"), tmp_path / "run", data=data, training={"learning_rate": 0.002}))
+    write = type(TARGETS[target]).write
+
+    def scaled(self: Any, model: Any, *rest: Any) -> None:
+        for module in model.module.modules():
+            if isinstance(module, LoraLayer):
+                module.scaling = {name: share * scale for name, scale in module.scaling.items()}
+        write(self, model, *rest)
+
+    monkeypatch.setattr(type(TARGETS[target]), "write", scaled)
+    if share == 1:
+        found = read_verification(tw.export(run.folder, target, tmp_path / "out", precision=precision))
+        assert abs(found["figures"]["effect"] - 1) < 0.03
+        return
+    with pytest.raises(VerificationError) as caught:
+        tw.export(run.folder, target, tmp_path / "out", precision=precision)
+    assert any(line.startswith("It has ") for line in caught.value.verification["failures"])
+
+
 # The way of an export
 
 

@@ -11,7 +11,7 @@ from scipy.special import softmax
 from scipy.stats import entropy
 
 from tunewright.artifacts.foreign import Answers
-from tunewright.artifacts.verify import EXACT, Limits, compare, limits_for
+from tunewright.artifacts.verify import EXACT, Limits, compare, effect_of, limits_for
 
 OPEN = Limits(top1=0.0, logits=1e3, kl=1e3)
 
@@ -97,3 +97,41 @@ def test_a_value_has_no_likeliest_answer() -> None:
 def test_a_router_has_more_room_but_not_where_nothing_is_rounded() -> None:
     assert limits_for("merged", "bf16", routed=True).logits > limits_for("merged", "bf16", routed=False).logits
     assert limits_for("merged", "fp32", routed=True) is EXACT
+
+
+# The share of what tuning changed
+
+
+def tuned(share: float, noise: float, rows: int = 200, change: float = 0.3) -> tuple[Answers, Answers, Answers]:
+    """A base, what tuning made of it, and an export that rounds and has a share of the change."""
+    draw = np.random.default_rng(1)
+    base, changed = draw.normal(size=(rows, 50)) * 3, draw.normal(size=(rows, 50)) * change
+    exported = base + share * changed + draw.normal(size=(rows, 50)) * noise
+    return tuple(Answers(list(logits), [], []) for logits in (base, base + changed, exported))  # type: ignore[return-value]
+
+
+def test_a_tenth_of_the_adapter_is_missed_among_rounding() -> None:
+    """Rounding is as large as the fault: no other figure sees it."""
+    limits = limits_for("merged", "bf16", routed=False)
+    for share, failures in ((1.0, 0), (0.9, 1), (1.1, 1)):
+        base, trained, exported = tuned(share, noise=0.03)
+        found = compare(trained, exported, "single_label", limits, base)
+        assert found.figures["effect"] == pytest.approx(share, abs=0.01) and len(found.failures) == failures
+        assert compare(trained, exported, "single_label", limits).failures == []
+    assert f"It has {found.figures['effect']:.1%} of what tuning changed" in found.failures[0]
+
+
+@pytest.mark.parametrize(("rows", "change", "noise"), [(2, 0.01, 0.03), (200, 0.001, 0.03), (3, 0.3, 0.1)])
+def test_few_rows_and_small_changes_fail_no_faithful_export(rows: int, change: float, noise: float) -> None:
+    limits = replace(limits_for("merged", "bf16", routed=False), kl=1.0, top1=0.0, logits=1.0)
+    base, trained, exported = tuned(1.0, noise, rows, change)
+    assert compare(trained, exported, "single_label", limits, base).failures == []
+
+
+def test_what_all_logits_have_in_common_is_no_effect() -> None:
+    base, trained, _ = tuned(1.0, 0.0)
+    shifted = [row + 5.0 for row in trained.logits]
+    stacked = [np.stack(rows) for rows in (trained.logits, shifted, base.logits)]
+    assert effect_of(*stacked, "single_label")[0] == pytest.approx(1.0)  # type: ignore[index]
+    assert abs(effect_of(*stacked, "multi_label")[0] - 1) > 0.05  # type: ignore[index]
+    assert effect_of(stacked[0], stacked[1], stacked[0], "single_label") is None, "tuning changed nothing"

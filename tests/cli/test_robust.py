@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tests.cli.conftest import Invoke
+from tests.cli.conftest import Invoke, trained
 
 
 def test_interpolate(invoke: Invoke, talker: Path, rows: Path) -> None:
@@ -17,11 +17,22 @@ def test_interpolate(invoke: Invoke, talker: Path, rows: Path) -> None:
     assert all(len(line) <= 80 for line in table.splitlines())
 
 
+def test_what_stands_beside_the_curve(invoke: Invoke, classifier: Path, rows: Path, tmp_path: Path) -> None:
+    run = trained(tmp_path / "then", str(classifier), rows / "tickets.jsonl", "training.ema=0.9")
+    plain = invoke("interpolate", run, "--alphas", "0,1")
+    assert plain.exit_code == 0, plain.output
+    table = plain.stdout.split("In brackets")[0]
+    for name in ("ensemble", "linear probe", "without averaging"):
+        assert name in table
+    assert all(len(line) <= 80 for line in table.splitlines())
+
+
 def test_wrong_options(invoke: Invoke, talker: Path, classifier: Path) -> None:
     for arguments, said in (
         (["--shift", "facts"], "--shift: 'facts' is no NAME=VALUE"),
         (["--choose", "best"], "balanced, reference, or a number"),
         (["--alphas", "0:1"], "first:last:step"),
+        (["--batch-norm", "recompute"], "this model has no batch norm: leave it out"),
     ):
         done = invoke("interpolate", talker, *arguments)
         assert done.exit_code == 2 and said in done.stderr

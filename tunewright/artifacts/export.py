@@ -23,6 +23,7 @@ from tunewright.artifacts.save import refuse_place
 from tunewright.artifacts.targets import TARGETS
 from tunewright.artifacts.verify import Comparison, Limits, compare, limits_for
 from tunewright.errors import OutputError, RecipeError, VerificationError
+from tunewright.methods._peft import layers_off
 from tunewright.tasks.base import Model
 
 VERIFICATION = "verification.json"
@@ -106,7 +107,12 @@ def _judge(model: Model, questions: Mapping[str, Any], limits: Limits) -> Callab
     """Ask the trained model, and give what compares the export's answers with its own."""
     reader = foreign.Torch(model.module, model.processor, questions["stop"])
     trained = foreign.answers(reader, questions, questions["prompts"])
-    return partial(compare, trained, kind=getattr(model.task, "kind", "single_label"), limits=limits)
+    untuned = None
+    if hasattr(model.module, "peft_config"):
+        with layers_off(model):
+            untuned = Answers(foreign.logits_of(reader, questions), [], [])
+    kind = getattr(model.task, "kind", "single_label")
+    return partial(compare, trained, kind=kind, limits=limits, untuned=untuned)
 
 
 def in_a_fresh_process(target: str, folder: Path, questions: Mapping[str, Any]) -> Answers:

@@ -58,13 +58,16 @@ class Reader(Protocol):
 
 def answers(reader: Reader, questions: Mapping[str, Any], prompts: list[list[int]] | None = None) -> Answers:
     """Ask a model everything; `prompts` where their tokens are known."""
-    last = questions["positions"]
     return Answers(
-        [reader.logits(row)[-last:] for row in questions["rows"]],
+        logits_of(reader, questions),
         [reader.greedy(tokens, questions["new_tokens"]) for tokens in questions["prompts"] if questions["new_tokens"]],
         [reader.prompt(asked) for asked in questions["asked"]] if prompts is None else prompts,
         reader.by,
     )
+
+
+def logits_of(reader: Reader, questions: Mapping[str, Any]) -> list[np.ndarray]:
+    return [reader.logits(row)[-questions["positions"] :] for row in questions["rows"]]
 
 
 class Torch:

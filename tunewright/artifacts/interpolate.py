@@ -7,7 +7,7 @@ tensor of the start at a time. At α = 0 and 1 nothing is computed, so that a Na
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,8 +49,11 @@ def load(where: str | Path, device: str = "cpu", task: str | None = None, alpha:
     return model
 
 
-def write_point(where: str | Path, alpha: float, folder: Path) -> Path:
+def write_point(where: str | Path, alpha: float, folder: Path, settle: Callable[[Model], None] | None = None) -> Path:
     """Write the model at `alpha` to a new folder: an adapter where scaling says it all, else the whole model.
+
+    Args:
+        settle: what is done to a model between the ends first, such as to measure its batch norms anew.
 
     Raises OutputError where the folder is not empty.
     """
@@ -63,6 +66,8 @@ def write_point(where: str | Path, alpha: float, folder: Path) -> Path:
         model, method = load_end(where), Full()
         merge_adapter(model)
         blend(dict(state_of(model.module)), start_of(where).tensors(model.module), alpha)
+    if settle and 0 < alpha < 1:
+        settle(model)
     save(model, method, folder)
     return folder
 
@@ -88,7 +93,7 @@ def between(start: Start, where: str | Path, alpha: float) -> Model:
     else:
         put_on(model, weights)
         card_of_adapter(weights).make_method().scale(model, alpha)
-    here = {_key(name): p for name, p in model.module.named_parameters() if ".original_module." not in name}
+    here = {_key(name): tensor for name, tensor in state_of(model.module) if ".original_module." not in name}
     blend(here, iter(along.items()), alpha)
     return model
 
@@ -110,7 +115,7 @@ def _along(model: Model, start: Start, weights: Path) -> dict[str, Tensor]:
 
     earlier, rows_then = _read(start.adapter) if start.adapter else ({}, {})
     state, rows_now = _read(weights)
-    here = dict(model.module.named_parameters())
+    here = dict(state_of(model.module))
     found = {name: earlier.get(name, here[name].detach()).clone() for name in state if name in here}
     for table, indices in rows_now.items():
         name = TOKENS.format(table).removeprefix(PREFIX)

@@ -20,28 +20,30 @@ class Limits:
             it by more than `logits`: rounding decides nearer ties.
         logits: the largest difference of a logit, as a share of the largest logit.
         kl: the mean divergence KL(trained ‖ exported) of a position's answers, in nats.
+        effect: how far the share of what tuning changed that the export has may be from 1, see `effect_of`.
         text: whether greedy decoding must give the very same tokens.
     """
 
     top1: float
     logits: float
     kl: float
+    effect: float = 0.01
     text: bool = False
 
 
 # Measured on stories260k and MiniLM with a LoRA, and on tiny random models of twelve architectures. In brackets the
 # worst seen: share of the largest logit, KL. A limit is two to ten times that, so that a deeper model, whose rounding
 # adds up over more layers, passes as well; halving the scale of an adapter breaks each of them.
-EXACT = Limits(top1=1.0, logits=1e-4, kl=1e-6, text=True)  # (2e-6, 2e-11): the order of additions differs
+EXACT = Limits(top1=1.0, logits=1e-4, kl=1e-6, effect=1e-3, text=True)  # (2e-6, 2e-11): the order of additions differs
 LIMITS: dict[tuple[str, str], Limits] = {
     ("peft", "fp32"): EXACT,
     ("merged", "fp32"): EXACT,
-    ("merged", "fp16"): Limits(top1=0.99, logits=0.01, kl=1e-4),  # (.003, 8e-6): 11 bits
+    ("merged", "fp16"): Limits(top1=0.99, logits=0.01, kl=1e-4, effect=0.005),  # (.003, 8e-6): 11 bits
     ("merged", "bf16"): Limits(top1=0.98, logits=0.07, kl=5e-3),  # (.035, 5e-4): 8 bits
     ("quantized", "int8"): Limits(top1=0.97, logits=0.12, kl=0.01),  # (.062, 1e-3): a scale a row, the rest in bf16
-    ("quantized", "int4"): Limits(top1=0.9, logits=0.4, kl=0.2),  # not yet measured
+    ("quantized", "int4"): Limits(top1=0.9, logits=0.4, kl=0.2, effect=0.2),  # not yet measured
     ("onnx", "fp32"): EXACT,
-    ("gguf", "f16"): Limits(top1=0.99, logits=0.01, kl=1e-4),  # (.003, 5e-6), in llama.cpp: 11 bits
+    ("gguf", "f16"): Limits(top1=0.99, logits=0.01, kl=1e-4, effect=0.005),  # (.003, 5e-6), in llama.cpp: 11 bits
     ("gguf", "q8_0"): Limits(top1=0.98, logits=0.08, kl=5e-3),  # (.049, 1e-3), in llama.cpp: a scale for 32 weights
 }
 ROUTED = 10.0
@@ -63,10 +65,13 @@ class Comparison:
     failures: list[str]
 
 
-def compare(trained: Answers, exported: Answers, kind: str, limits: Limits) -> Comparison:
+def compare(
+    trained: Answers, exported: Answers, kind: str, limits: Limits, untuned: Answers | None = None
+) -> Comparison:
     """Compare two models' answers to the same questions.
 
     Args:
+        untuned: what the trained model answers with its adapter switched off, if it has one.
         kind: what a row of logits means: `single_label` (also the tokens of a language model), `multi_label` or
             `regression`, which has neither a likeliest answer nor a divergence.
     """
@@ -82,6 +87,9 @@ def compare(trained: Answers, exported: Answers, kind: str, limits: Limits) -> C
         figures |= {name: float(values.mean()) for name, values in agreement.items()}
         figures["kl"] = float(_kl(p_NC, q_NC, kind).mean())
         allowed |= {"top1_where_decided": limits.top1, "kl": limits.kl}
+    if untuned is not None and (found := effect_of(p_NC, q_NC, _stacked(untuned), kind)):
+        figures["effect"], figures["effect_error"] = found
+        allowed["effect"] = limits.effect + 3 * figures["effect_error"]
     figures["same_prompt"] = _share(trained.prompts, exported.prompts)
     allowed["same_prompt"] = 1.0
     if trained.texts:
@@ -91,10 +99,30 @@ def compare(trained: Answers, exported: Answers, kind: str, limits: Limits) -> C
     return Comparison(figures, allowed, [failure for failure in failures if failure])
 
 
+def effect_of(p_NC: np.ndarray, q_NC: np.ndarray, untuned_NC: np.ndarray, kind: str) -> tuple[float, float] | None:
+    """The share of what tuning changed that the export has, Σ (q − u)·(p − u) / Σ (p − u)², with its standard error.
+
+    The rounding of an export goes any way, and averages out over many logits; an adapter whose scale is wrong by a
+    tenth has nine tenths of the effect. None where tuning changed nothing.
+
+    Args:
+        p_NC, q_NC, untuned_NC: logits of the trained model, of its export, and without the adapter.
+    """
+    tuned_NC, seen_NC = p_NC - untuned_NC, q_NC - untuned_NC
+    if kind == "single_label":  # a softmax does not see what all its logits have in common
+        tuned_NC, seen_NC = (x - x.mean(-1, keepdims=True) for x in (tuned_NC, seen_NC))
+    of_row_N, full_N = (seen_NC * tuned_NC).sum(-1), (tuned_NC**2).sum(-1)
+    if not full_N.sum():
+        return None
+    share = float(of_row_N.sum() / full_N.sum())
+    return share, float(np.linalg.norm(of_row_N - share * full_N) / full_N.sum())
+
+
 WORDS = {
     "max_logit_difference": "A logit differs by {0:.3g}, at most {1:.3g} is allowed.",
     "kl": "The answers diverge by {0:.3g} nats, at most {1:.3g} are allowed.",
     "top1_where_decided": "The likeliest answer is the same at {0:.1%} of positions without near ties, not at {1:.0%}.",
+    "effect": "It has {0:.1%} of what tuning changed, and may be {1:.1%} off.",
     "same_prompt": "Its tokenizer makes the trained tokens of {0:.0%} of the prompts only.",
     "same_text": "Greedy decoding gives the same text behind {0:.0%} of the prompts only.",
 }
@@ -103,7 +131,7 @@ SHARES = ("top1_where_decided", "same_prompt", "same_text")
 
 def _beyond(name: str, value: float, limit: float) -> str:
     """In words, that a figure is beyond its limit; nothing if it is not. NaN is beyond every limit."""
-    within = value >= limit if name in SHARES else value <= limit
+    within = abs(value - 1) <= limit if name == "effect" else value >= limit if name in SHARES else value <= limit
     return "" if within else WORDS[name].format(value, limit)
 
 

@@ -29,6 +29,9 @@ def interpolate(
     alphas: Annotated[str, typer.Option(help="Points: first:last:step, or numbers with commas.")] = "0:1:0.1",
     choose: Annotated[str, typer.Option(help="balanced, reference, or a number.")] = "balanced",
     to: Annotated[str | None, typer.Option(metavar="DIR", help="New folder for the model at the chosen α.")] = None,
+    batch_norm: Annotated[
+        str, typer.Option(help="Statistics between the ends: interpolate, or recompute on training rows.")
+    ] = "interpolate",
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> Document:
@@ -36,7 +39,13 @@ def interpolate(
     from tunewright import robust
 
     found = robust.interpolate(
-        run, shifts=pairs(shift or [], "--shift"), alphas=alphas, choose=choose, to=to, device=device
+        run,
+        shifts=pairs(shift or [], "--shift"),
+        alphas=alphas,
+        choose=choose,
+        to=to,
+        batch_norm=batch_norm,
+        device=device,
     )
     if not as_json:
         _show_curve(run, found)

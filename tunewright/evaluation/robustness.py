@@ -24,7 +24,11 @@ HALF_A_POINT = 0.005
 """How far from the best the `reference` rule may go: half a point of a share; for a loss, half a percent of it."""
 
 RULES = ("balanced", "reference")
-BASELINES = {"ensemble": "mean of the logits of both ends"}
+BASELINES = {
+    "ensemble": "mean of the logits of both ends",
+    "linear probe": "last layer fitted to the start's features",
+    "without averaging": "the trained weights as they are",
+}
 """What stands beside the curve, in words, where its name does not say it."""
 
 Halves = Mapping[str, "Predictions"]
@@ -153,7 +157,11 @@ def sentence(found: Mapping[str, Any]) -> str:
     if alpha == 1:
         return f"Chosen: α = 1, the tuned model as it is ({found['chosen']['rule']})."
     told = [f"{each}: {_told(found, each)}" for each in (found["reference"], *found["shifts"])]
-    return f"Chosen: α = {alpha:g} ({found['chosen']['rule']}). Against the tuned model, {name} on {'; '.join(told)}."
+    anew = " Batch norms were measured anew." if found.get("batch_norm") == "recompute" and alpha else ""
+    return (
+        f"Chosen: α = {alpha:g} ({found['chosen']['rule']}). "
+        f"Against the tuned model, {name} on {'; '.join(told)}.{anew}"
+    )
 
 
 def _told(found: Mapping[str, Any], name: str) -> str:

@@ -72,6 +72,21 @@ class PeftMethod(Method):
             yield
 
 
+@contextmanager
+def layers_off(model: Model) -> Iterator[None]:
+    """Inside, adapted layers compute as the base's; what trained along (a head) stays as it was trained."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = [module for module in model.module.modules() if isinstance(module, BaseTunerLayer)]
+    for layer in layers:
+        layer.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
+
+
 def _refuse_tied(module: Any) -> None:
     """An adapter on one of two tied tables would change both when it is merged, and one of them before."""
     from peft.tuners.tuners_utils import BaseTunerLayer

@@ -2,8 +2,8 @@
 
 One primitive carries every objective: `nll(module, batch)`, the negative log-likelihood at each position that has
 weight. A language model has T positions a row, a classifier T = 1, a multi-label classifier T = classes.
-What cannot be derived from it is a named capability that a task may have: `generate`, `classify`. Callers ask
-for the capability, never for the class.
+What cannot be derived from it is a named capability that a task may have: `generate`, `classify`, `features`. Callers
+ask for the capability, never for the class.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -225,20 +225,49 @@ class TextClassification(Task):
         return module(**{**batch.inputs, "input_ids": padded_BT}).logits.float()
 
     def predict(self, model: Model, examples: Sequence[Example], batch_tokens: int = 4096) -> Predictions:
-        import torch
-
-        device = next(model.module.parameters()).device
-        output_NC = np.zeros((len(examples), len(self.labels)), dtype=np.float64)
-        model.module.eval()
-        with torch.inference_mode():
-            for rows in in_batches(examples, batch_tokens):
-                logits_BC = self.logits(model.module, self.collate([examples[i] for i in rows]).to(device)).double()
-                output_NC[rows] = self._probabilities(logits_BC).cpu().numpy()
+        output_NC = self._outputs(model, examples, len(self.labels), batch_tokens, self._probabilities)
         gold = [self._softened(e).target for e in examples] if _mixed(examples) else [e.target for e in examples]
         stacked = np.stack(gold) if gold else np.zeros((0, 1), dtype=np.int64)
         if stacked.dtype == np.int64:
             stacked = stacked[:, 0]
         return Predictions(self.kind, [e.source for e in examples], output_NC=output_NC, gold=stacked)
+
+    def last_layer(self, module: nn.Module) -> nn.Linear | None:
+        """The linear layer whose outputs are the logits; None where a head ends otherwise."""
+        from torch import nn
+
+        inside = [layer for name in self.head(module) for layer in module.get_submodule(name).modules()]
+        return next((layer for layer in reversed(inside) if isinstance(layer, nn.Linear)), None)
+
+    def features(self, model: Model, examples: Sequence[Example], batch_tokens: int = 4096) -> np.ndarray:
+        """What enters the last layer, [N, H]: it hands that through, so that pooling stays the model's own."""
+        layer = self.last_layer(model.module)
+        assert layer is not None
+        handle = layer.register_forward_hook(lambda _, inputs, output: inputs[0])
+        try:
+            return self._outputs(model, examples, layer.in_features, batch_tokens, lambda features_BH: features_BH)
+        finally:
+            handle.remove()
+
+    def _outputs(
+        self,
+        model: Model,
+        examples: Sequence[Example],
+        width: int,
+        batch_tokens: int,
+        finish: Callable[[Tensor], Tensor],
+    ) -> np.ndarray:
+        """What the model puts out for each row in eval mode, in double precision and finished, [N, width]."""
+        import torch
+
+        device = next(model.module.parameters()).device
+        output_NC = np.zeros((len(examples), width), dtype=np.float64)
+        model.module.eval()
+        with torch.inference_mode():
+            for rows in in_batches(examples, batch_tokens):
+                logits_BC = self.logits(model.module, self.collate([examples[i] for i in rows]).to(device)).double()
+                output_NC[rows] = finish(logits_BC).cpu().numpy()
+        return output_NC
 
     def _probabilities(self, logits_BC: Tensor) -> Tensor:
         if self.kind == "regression":
