@@ -4,17 +4,19 @@ Every test goes the way of a user: train a tiny random model of a real class, lo
 What a pain is about is written once, as a check; the test makes it pass, and `…_would_be_caught` takes the cure out
 and sees the same check fail.
 
-Pains 8 (resume), 9 (sharding) and 15 (sampler against trainer) are tested with the parts that they are about.
+Pain 15 (sampler against trainer) will be tested with the part that it is about.
 """
 
 from __future__ import annotations
 
+import random
+import shutil
 import subprocess
 import sys
 import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import cache
 from importlib import metadata
@@ -32,7 +34,9 @@ from safetensors.torch import load_file
 
 import tunewright as tw
 from tests.fixtures import FAMILIES, tiny_tokenizer
+from tests.runs import recipe, stop_at
 from tests.tiny import completions, labelled, words
+from tunewright.artifacts import save as saving
 from tunewright.artifacts.export import read_verification
 from tunewright.artifacts.targets import base as targets
 from tunewright.data import render, rendered
@@ -40,8 +44,16 @@ from tunewright.data.batches import Example, micro_batches
 from tunewright.data.encoding import Encoder
 from tunewright.data.render import Answer, Renderer
 from tunewright.data.rendered import Fitted, Rendered
-from tunewright.engine import loop
-from tunewright.errors import BaseModelError, DataError, MethodError, RecipeError, TunewrightError, VerificationError
+from tunewright.engine import job, loop
+from tunewright.errors import (
+    BaseModelError,
+    DataError,
+    MethodError,
+    OutputError,
+    RecipeError,
+    TunewrightError,
+    VerificationError,
+)
 from tunewright.methods import LoRA
 from tunewright.prepare import Prepared, prepare
 from tunewright.recipe import make_recipe
@@ -774,6 +786,133 @@ def test_pain_7_would_be_caught(base: Any, teach: Teach, monkeypatch: Any) -> No
     monkeypatch.setattr(loop.Step, "_passes", mean_of_means)
     with caught:
         check_passes_do_not_matter(teach, base(), "full")
+
+
+# 8
+
+
+@contextmanager
+def watched_rows() -> Iterator[list[list[str]]]:
+    """The rows of each step that is in the weights: resuming a checkpoint forgets what was trained behind it."""
+    seen: list[list[str]] = []
+    passes, load = loop.Step._passes, loop.TrainState.load
+
+    def look(self: loop.Step, rows: list[int], counts: Any) -> dict[str, float]:
+        seen.append([self.job.train[i].source for i in rows])
+        return passes(self, rows, counts)
+
+    def forget(self: loop.TrainState, tensors: Any, numbers: Any) -> None:
+        del seen[numbers["step"] :]
+        load(self, tensors, numbers)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop.Step, "_passes", look)
+        patch.setattr(loop.TrainState, "load", forget)
+        yield seen
+
+
+def check_resuming_goes_on_where_it_was(base: str, folder: Path) -> None:
+    """Twelve rows, four steps an epoch, three epochs, a checkpoint at every other step; interrupted in two epochs."""
+
+    def document(name: str) -> Any:
+        return recipe(base, folder / name, training={"epochs": 3, "checkpoint_every": 2})
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    with watched_rows() as rows:
+        tw.train(document("whole"))
+    whole = list(rows)
+    with watched_rows() as rows:
+        with suppress(KeyboardInterrupt):
+            tw.train(document("broken"), watchers=[stop_at(3, interrupt)])
+        with suppress(KeyboardInterrupt):
+            tw.resume(folder / "broken", watchers=[stop_at(7, interrupt)])
+        shutil.rmtree(folder / "broken" / "checkpoints" / "step-6")  # the one before it has to do
+        run = tw.resume(folder / "broken")
+    assert rows == whole
+    for epoch in range(3):
+        assert len(set(chain(*rows[4 * epoch : 4 * epoch + 4]))) == 12, "each row once an epoch"
+    assert [line["step"] for line in run.metrics if "loss" in line] == list(range(1, 13))
+
+
+def test_pain_8_a_resumed_run_sees_each_row_once(base: Any, tmp_path: Path) -> None:
+    """I resumed in the middle of an epoch, and it began the epoch anew: some rows counted twice, some never."""
+    check_resuming_goes_on_where_it_was(base(), tmp_path)
+
+
+@pytest.mark.parametrize("shift", [-1, 1])
+def test_pain_8_would_be_caught(shift: int, base: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    """A cursor that is one step off replays a step, or skips one."""
+    load = loop.TrainState.load
+
+    def shifted(self: loop.TrainState, tensors: Any, numbers: Any) -> None:
+        load(self, tensors, numbers)
+        self.step += shift
+
+    monkeypatch.setattr(loop.TrainState, "load", shifted)
+    with caught:
+        check_resuming_goes_on_where_it_was(base(), tmp_path)
+
+
+def test_pain_8_would_be_caught_if_the_order_were_drawn_anew(base: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    draw = random.Random(0)
+    plan = job.epoch_plan
+    monkeypatch.setattr(
+        job, "epoch_plan", lambda lengths, n, seed, *rest: plan(lengths, n, draw.getrandbits(20), *rest)
+    )
+    with caught:
+        check_resuming_goes_on_where_it_was(base(), tmp_path)
+
+
+# 9
+
+
+def check_the_adapter_is_whole(base: str, folder: Path, processes: int) -> None:
+    """Every part of every adapted layer is in the file, in its shape; and PEFT loads the trained model from it."""
+    from peft import PeftModel
+
+    run = tw.train(recipe(base, folder / "run", training={"processes": processes, "epochs": 1}))
+    state = load_file(run.folder / "model" / "adapter_model.safetensors")
+    assert len(state) == 2 * 7 * 2, "A and B of seven linear layers in each of two blocks"
+    assert all(4 in tensor.shape and tensor.numel() >= 4 * 16 for tensor in state.values())
+    assert all(tensor.abs().max() > 0 for tensor in state.values())
+    plain = hf.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    theirs = PeftModel.from_pretrained(plain, run.folder / "model").eval()
+    assert torch.equal(logits(theirs, run.model.processor), logits(run.model.module, run.model.processor))
+
+
+def test_pain_9_several_processes_save_the_whole_adapter(base: Any, tmp_path: Path) -> None:
+    """I trained on several devices and got an adapter of a few kilobytes without a weight in it."""
+    check_the_adapter_is_whole(base(), tmp_path, processes=2)
+
+
+@pytest.mark.parametrize("kept", [0, 1])
+def test_pain_9_an_adapter_that_lacks_weights_is_refused(
+    kept: int, base: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """As a sharded model gives its state: nothing, or a share of it."""
+    lose_weights(monkeypatch, kept)
+    with pytest.raises(OutputError, match="lacks weights that were trained"):
+        tw.train(recipe(base(), tmp_path / "run", training={"epochs": 1}))
+    assert not (tmp_path / "run" / "model").exists()
+    assert tw.open_run(tmp_path / "run").status == "failed"
+
+
+def test_pain_9_would_be_caught(base: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    lose_weights(monkeypatch, 1)
+    monkeypatch.setattr(saving, "_refuse_losses", lambda *_: None)
+    with caught:
+        check_the_adapter_is_whole(base(), tmp_path, processes=1)
+
+
+def lose_weights(monkeypatch: Any, kept: int) -> None:
+    import peft.peft_model
+
+    whole = peft.peft_model.get_peft_model_state_dict
+    monkeypatch.setattr(
+        peft.peft_model, "get_peft_model_state_dict", lambda *a, **k: dict(list(whole(*a, **k).items())[:kept])
+    )
 
 
 # 10

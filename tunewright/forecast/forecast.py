@@ -23,6 +23,7 @@ from tunewright.forecast.probe import (
     evaluation_work,
     probe_answers,
     probe_checkpoint,
+    probe_generated_scores,
     probe_generation,
     probe_scores,
     probe_steps,
@@ -180,12 +181,13 @@ def _generated(prepared: Prepared, name: str, device: Any) -> Iterator[tuple[boo
     found = probe_generation(model, [question for question, _ in pairs[:ASKED]], device)
     longest = max(len(model.processor(reference)["input_ids"]) for _, reference in pairs) + 1
     share = len(pairs) / found.rows
+    scored = probe_generated_scores([reference for _, reference in pairs], evaluation.pattern, device)
     for before, tokens in ((True, evaluation.max_new_tokens), (False, min(longest, evaluation.max_new_tokens))):
         clock, cpu = (
-            share * (getattr(found.prompt, unit) + (tokens - 1) * getattr(found.token, unit))
+            share * (getattr(found.prompt, unit) + (tokens - 1) * getattr(found.token, unit)) + getattr(scored, unit)
             for unit in ("seconds", "cpu_seconds")
         )
-        yield before, (clock, cpu), found.token
+        yield before, (clock, cpu), max(found.token, scored, key=lambda cost: cost.peak)
 
 
 @dataclass(frozen=True)

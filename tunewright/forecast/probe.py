@@ -17,6 +17,7 @@ from tunewright.engine.device import computing
 from tunewright.engine.job import Job
 from tunewright.engine.loop import Step
 from tunewright.evaluation.evaluate import score
+from tunewright.evaluation.metrics import generation
 from tunewright.evaluation.paired import subset
 from tunewright.forecast.costs import Passes, passes, spread_out
 from tunewright.forecast.meter import Cost, measured
@@ -144,6 +145,11 @@ def probe_scores(model: Model, examples: Sequence[Example], device: Any) -> Cost
     answers = model.task.predict(model, few)
     as_many = subset(answers, np.resize(np.arange(len(few)), len(examples)))
     return measured(lambda: score(as_many, getattr(model.task, "labels", [])), device)[1]
+
+
+def probe_generated_scores(references: Sequence[str], pattern: str | None, device: Any) -> Cost:
+    """Scores of generated answers, with the library that they are taken from."""
+    return measured(lambda: generation(references, references, [True] * len(references), pattern), device)[1]
 
 
 @dataclass(frozen=True)
