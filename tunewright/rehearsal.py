@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tunewright.account import describe_data, preview
 from tunewright.api import dry_run, plain
 from tunewright.data.repeats import find_repeats
 from tunewright.engine.device import pick_device
@@ -16,7 +17,7 @@ from tunewright.forecast.advice import advice, fixed_advice, least_needed, refus
 from tunewright.forecast.forecast import forecast
 from tunewright.forecast.meter import available
 from tunewright.methods.base import trained_count, trained_groups
-from tunewright.prepare import Prepared, describe_data, prepare, preview, read_rows
+from tunewright.prepare import Prepared, prepare, read_rows
 from tunewright.recipe import Recipe, make_recipe, read_document
 from tunewright.run import make_job
 

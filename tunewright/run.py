@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from tunewright.account import describe_data, preview, write_bad_rows
 from tunewright.artifacts.save import save
 from tunewright.artifacts.start import Start, keep_adapter
 from tunewright.engine.device import computing, micro_batch_tokens
@@ -25,7 +26,7 @@ from tunewright.evaluation.evaluate import evaluate
 from tunewright.folder import INFO, LOCK, RECIPE, Record, Run, occupied, refuse_used
 from tunewright.head_first import refuse_idle, train_head
 from tunewright.methods.base import trained_count, trained_groups
-from tunewright.prepare import Prepared, describe_data, prepare, preview, write_bad_rows
+from tunewright.prepare import Prepared, prepare
 from tunewright.recipe import Recipe, differences, lasting
 
 PACKAGES = ("tunewright", "torch", "transformers", "peft", "tokenizers", "numpy")

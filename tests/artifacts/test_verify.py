@@ -102,11 +102,13 @@ def test_a_router_has_more_room_but_not_where_nothing_is_rounded() -> None:
 # The share of what tuning changed
 
 
-def tuned(share: float, noise: float, rows: int = 200, change: float = 0.3) -> tuple[Answers, Answers, Answers]:
+def tuned(
+    share: float, noise: float, rows: int = 200, change: float = 0.3, logits: int = 120
+) -> tuple[Answers, Answers, Answers]:
     """A base, what tuning made of it, and an export that rounds and has a share of the change."""
     draw = np.random.default_rng(1)
-    base, changed = draw.normal(size=(rows, 50)) * 3, draw.normal(size=(rows, 50)) * change
-    exported = base + share * changed + draw.normal(size=(rows, 50)) * noise
+    base, changed, rounding = (draw.normal(size=(rows, logits)) * size for size in (3, change, noise))
+    exported = base + share * changed + rounding
     return tuple(Answers(list(logits), [], []) for logits in (base, base + changed, exported))  # type: ignore[return-value]
 
 
@@ -126,6 +128,12 @@ def test_few_rows_and_small_changes_fail_no_faithful_export(rows: int, change: f
     limits = replace(limits_for("merged", "bf16", routed=False), kl=1.0, top1=0.0, logits=1.0)
     base, trained, exported = tuned(1.0, noise, rows, change)
     assert compare(trained, exported, "single_label", limits, base).failures == []
+
+
+def test_a_classifier_has_too_few_logits_for_a_limit() -> None:
+    base, trained, exported = tuned(0.9, noise=0.03, logits=5)
+    found = compare(trained, exported, "single_label", limits_for("merged", "bf16", routed=False), base)
+    assert found.figures["effect"] < 0.95 and "effect" not in found.limits
 
 
 def test_what_all_logits_have_in_common_is_no_effect() -> None:

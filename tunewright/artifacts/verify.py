@@ -46,6 +46,11 @@ LIMITS: dict[tuple[str, str], Limits] = {
     ("gguf", "f16"): Limits(top1=0.99, logits=0.01, kl=1e-4, effect=0.005),  # (.003, 5e-6), in llama.cpp: 11 bits
     ("gguf", "q8_0"): Limits(top1=0.98, logits=0.08, kl=5e-3),  # (.049, 1e-3), in llama.cpp: a scale for 32 weights
 }
+MANY_LOGITS = 100
+"""From so many logits on rounding is nearly at right angles to what tuning changed; with the few of a classifier it can
+lie along it, and the effect of an adapter is shown without a limit."""
+MOST_ROWS = 16
+"""So many rows, and no more, make the effect of an adapter surer: see `effect_of`."""
 ROUTED = 10.0
 """Rounding decides near ties of a router too, and a position that takes another expert has other logits."""
 
@@ -88,8 +93,9 @@ def compare(
         figures["kl"] = float(_kl(p_NC, q_NC, kind).mean())
         allowed |= {"top1_where_decided": limits.top1, "kl": limits.kl}
     if untuned is not None and (found := effect_of(p_NC, q_NC, _stacked(untuned), kind)):
-        figures["effect"], figures["effect_error"] = found
-        allowed["effect"] = limits.effect + 3 * figures["effect_error"]
+        figures["effect"], noise = found
+        if p_NC.shape[-1] >= MANY_LOGITS:
+            allowed["effect"] = limits.effect + 3 * noise / min(len(trained.logits), MOST_ROWS) ** 0.5
     figures["same_prompt"] = _share(trained.prompts, exported.prompts)
     allowed["same_prompt"] = 1.0
     if trained.texts:
@@ -100,10 +106,12 @@ def compare(
 
 
 def effect_of(p_NC: np.ndarray, q_NC: np.ndarray, untuned_NC: np.ndarray, kind: str) -> tuple[float, float] | None:
-    """The share of what tuning changed that the export has, Σ (q − u)·(p − u) / Σ (p − u)², with its standard error.
+    """The share of what tuning changed that the export has, Σ (q − u)·(p − u) / Σ (p − u)², and how large the rest is.
 
-    The rounding of an export goes any way, and averages out over many logits; an adapter whose scale is wrong by a
-    tenth has nine tenths of the effect. None where tuning changed nothing.
+    The rounding of an export goes any way, and hardly moves this share; an adapter whose scale is wrong by a tenth has
+    about nine tenths of the effect. The rest is what the export has beside that share, in shares of what tuning
+    changed: rounding, which is the same for all rows, so that more rows tell more only up to a point.
+    None where tuning changed nothing.
 
     Args:
         p_NC, q_NC, untuned_NC: logits of the trained model, of its export, and without the adapter.
@@ -111,11 +119,11 @@ def effect_of(p_NC: np.ndarray, q_NC: np.ndarray, untuned_NC: np.ndarray, kind: 
     tuned_NC, seen_NC = p_NC - untuned_NC, q_NC - untuned_NC
     if kind == "single_label":  # a softmax does not see what all its logits have in common
         tuned_NC, seen_NC = (x - x.mean(-1, keepdims=True) for x in (tuned_NC, seen_NC))
-    of_row_N, full_N = (seen_NC * tuned_NC).sum(-1), (tuned_NC**2).sum(-1)
-    if not full_N.sum():
+    full = float((tuned_NC**2).sum())
+    if not full:
         return None
-    share = float(of_row_N.sum() / full_N.sum())
-    return share, float(np.linalg.norm(of_row_N - share * full_N) / full_N.sum())
+    share = float((seen_NC * tuned_NC).sum() / full)
+    return share, float(np.linalg.norm(seen_NC - share * tuned_NC)) / full**0.5
 
 
 WORDS = {

@@ -156,6 +156,7 @@ FIGURES = {
     "top1_agreement": ("Same likeliest answer", "{:.1%}", ""),
     "top1_where_decided": ("  where it is no near tie", "{:.1%}", "at least {}"),
     "max_logit_difference": ("Largest difference of a logit", "{:.2g}", "at most {}"),
+    "effect": ("Share of what tuning changed", "{:.1%}", "100% ± {}"),
     "kl": ("Divergence of the answers, nats", "{:.2g}", "at most {}"),
     "same_text": ("Same text, decoded greedily", "{:.0%}", "all"),
     "same_prompt": ("Same tokens for a prompt", "{:.0%}", "all"),

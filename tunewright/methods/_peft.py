@@ -78,6 +78,7 @@ def layers_off(model: Model) -> Iterator[None]:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     layers = [module for module in model.module.modules() if isinstance(module, BaseTunerLayer)]
+    trained = {parameter: parameter.requires_grad for parameter in model.module.parameters()}
     for layer in layers:
         layer.enable_adapters(False)
     try:
@@ -85,6 +86,8 @@ def layers_off(model: Model) -> Iterator[None]:
     finally:
         for layer in layers:
             layer.enable_adapters(True)
+        for parameter, trains in trained.items():  # which PEFT sets as it switches
+            parameter.requires_grad_(trains)
 
 
 def _refuse_tied(module: Any) -> None:

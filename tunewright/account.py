@@ -1,0 +1,97 @@
+"""What run.json says of a run's rows: where they came from, how long they are, and how the model sees them."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from tunewright.data.batches import Example
+from tunewright.data.records import Labelled, Records
+from tunewright.prepare import Prepared
+from tunewright.tasks.base import Encoded, Model
+
+
+def describe_data(prepared: Prepared) -> dict[str, Any]:
+    """What run.json says of each set: where it came from, how long its rows are, what its labels are."""
+    return {
+        name: {
+            "location": records.location,
+            "rows": len(records.records) - len(prepared.encoded[name].faults),
+            "sha256": records.sha256,
+            "kind": records.kind,
+            "bad_rows": len(records.bad_rows) + len(prepared.encoded[name].faults),
+            **_lengths(prepared.encoded[name]),
+            **_labels(records),
+        }
+        for name, records in prepared.rows.sets().items()
+    }
+
+
+def write_bad_rows(prepared: Prepared, folder: Path) -> None:
+    """Put the rows that were skipped aside, each with what is wrong with it."""
+    for name, records in prepared.rows.sets().items():
+        by_source = {record.source: vars(record) for record in records.records}
+        pairs = list(zip(records.bad_rows, records.bad_values, strict=True))
+        pairs += [(fault, by_source.get(fault.split(": ")[0])) for fault in prepared.encoded[name].faults]
+        if pairs:
+            folder.mkdir(parents=True, exist_ok=True)
+            lines = [json.dumps({"fault": fault, "row": row}, ensure_ascii=False, default=str) for fault, row in pairs]
+            (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def preview(prepared: Prepared, count: int = 3) -> list[dict[str, Any]]:
+    """The first rows as the model sees them: pieces of text, each with the loss weight it carries."""
+    examples = prepared.examples("train")[:count]
+    return [{"source": e.source, "pieces": _pieces(prepared.model, e)} for e in examples]
+
+
+def _pieces(model: Model, example: Example) -> list[tuple[str, float]]:
+    """Neighbouring tokens of the same weight joined, so that a character of several tokens stays whole."""
+    ids = example.inputs["input_ids"]
+    if len(example.target) != len(ids):
+        return [(model.processor.decode(ids), 0.0), (f" → {_answer(model, example)}", float(example.weight.max()))]
+    tokens, weights = [int(ids[0]), *example.target.tolist()], [0.0, *example.weight.tolist()]
+    starts = [0, *(i for i in range(1, len(tokens)) if weights[i] != weights[i - 1]), len(tokens)]
+    return [(model.processor.decode(tokens[a:b]), weights[a]) for a, b in pairwise(starts)]
+
+
+def _answer(model: Model, example: Example) -> str:
+    """What a classifier should answer, in words."""
+    target, labels = example.target, getattr(model.task, "labels", [])
+    if target.dtype.kind != "f":
+        return str(labels[int(target[0])])
+    if getattr(model.task, "kind", "") == "regression":
+        return f"{target[0]:g}"
+    likely = [name for name, share in zip(labels, target, strict=True) if share > 0.5]
+    return ", ".join(likely) or labels[int(target.argmax())]
+
+
+def _lengths(encoded: Encoded) -> dict[str, Any]:
+    lengths = [e.length for e in encoded.examples] or [0]
+    over = encoded.overlength
+    account = {"truncated": len(over.truncated), "dropped": len(over.dropped), "split": len(over.split)}
+    return {
+        "examples": len(encoded.examples),
+        "tokens": sum(lengths),
+        "trained_tokens": sum(e.trained for e in encoded.examples),
+        "longest": max(lengths),
+        "median": int(median(lengths)),
+        "limit": encoded.limit,
+        "overlength": {what: count for what, count in account.items() if count},
+    }
+
+
+def _labels(records: Records) -> dict[str, Any]:
+    labels = [r.label for r in records.records if isinstance(r, Labelled)]
+    counts = Counter(name for label in labels for name in _names(label))
+    return {"label_counts": dict(sorted(counts.items()))} if counts else {}
+
+
+def _names(label: Any) -> list[str]:
+    if isinstance(label, dict):
+        return [max(label, key=lambda name: label[name])]
+    return label if isinstance(label, list) else [label] if isinstance(label, str) else []
