@@ -11,8 +11,15 @@ from typing import Any
 
 from tunewright.data.batches import Example
 from tunewright.data.records import Labelled, Records
+from tunewright.methods.base import trained_count, trained_groups
 from tunewright.prepare import Prepared
 from tunewright.tasks.base import Encoded, Model
+
+
+def describe_parameters(module: Any, total: int) -> dict[str, Any]:
+    """How many parameters train, which share that is of the `total` before a method added any, and their names."""
+    trained = trained_count(module)
+    return {"total": total, "trained": trained, "share": trained / total, "names": trained_groups(module)}
 
 
 def describe_data(prepared: Prepared) -> dict[str, Any]:

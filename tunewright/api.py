@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from os import PathLike, fspath
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
+from tunewright.account import describe_parameters
 from tunewright.artifacts.export import export as write_export
 from tunewright.artifacts.load import infer_task, load, shape_of
 from tunewright.artifacts.questions import HeldOut
@@ -27,7 +28,7 @@ from tunewright.evaluation.evaluate import evaluate as measure
 from tunewright.evaluation.evaluate import refuse_idle_evaluation
 from tunewright.folder import Run, new_folder, open_run
 from tunewright.launch import launch
-from tunewright.methods.base import parameter_count, trained_count, trained_groups
+from tunewright.methods.base import parameter_count
 from tunewright.prepare import read_rows
 from tunewright.recipe import Recipe, checked, make_recipe, read_document
 from tunewright.tasks import task_class
@@ -60,10 +61,15 @@ def train(
         TunewrightError: bad input; says what to do.
         Interrupted: Ctrl-C; a checkpoint is written.
     """
+    chosen = composed(recipe, fields)
+    return launch(chosen, Path(chosen.output).expanduser() if chosen.output else new_folder(chosen), watchers)
+
+
+def composed(recipe: Recipe | Mapping[str, Any] | str | Path | None, fields: Mapping[str, Any]) -> Recipe:
+    """A recipe as it is, or made of a document or the file of one, with further keys on top."""
     if isinstance(recipe, str | Path):
         recipe = read_document(Path(recipe))
-    chosen = recipe if isinstance(recipe, Recipe) else make_recipe(plain({**(recipe or {}), **fields}))
-    return launch(chosen, Path(chosen.output).expanduser() if chosen.output else new_folder(chosen), watchers)
+    return recipe if isinstance(recipe, Recipe) else make_recipe(plain({**(recipe or {}), **fields}))
 
 
 def resume(where: str | Path, *, watchers: Sequence[Watcher] = ()) -> Run:
@@ -220,16 +226,8 @@ def dry_run(recipe: Recipe | dict[str, Any]) -> dict[str, Any]:
     model = task.load(shape_of(chosen.base), weights=False)
     total = parameter_count(model.module)
     chosen.method.attach(model)
-    trained = trained_count(model.module)
-    return {
-        "task": task.name,
-        "method": chosen.method.type,
-        "total": total,
-        "trained": trained,
-        "share": trained / total,
-        "names": trained_groups(model.module),
-        "notices": notices,
-    }
+    counts = describe_parameters(model.module, total)
+    return {"task": task.name, "method": chosen.method.type, **counts, "notices": notices}
 
 
 def capability(model: Model, name: str, otherwise: str) -> Any:

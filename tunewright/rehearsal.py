@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tunewright.account import describe_data, preview
-from tunewright.api import dry_run, plain
+from tunewright.account import describe_data, describe_parameters, preview
+from tunewright.api import composed, dry_run
 from tunewright.data.repeats import find_repeats
 from tunewright.engine.device import pick_device
 from tunewright.engine.processes import Processes
@@ -16,9 +16,8 @@ from tunewright.errors import TunewrightError
 from tunewright.forecast.advice import advice, fixed_advice, least_needed, refusal
 from tunewright.forecast.forecast import forecast
 from tunewright.forecast.meter import available
-from tunewright.methods.base import trained_count, trained_groups
 from tunewright.prepare import Prepared, prepare, read_rows
-from tunewright.recipe import Recipe, make_recipe, read_document
+from tunewright.recipe import Recipe
 from tunewright.run import make_job
 
 
@@ -39,9 +38,7 @@ def check(recipe: Recipe | Mapping[str, Any] | str | Path | None = None, **field
     Raises:
         TunewrightError: what `train` would refuse, with the same words.
     """
-    if isinstance(recipe, str | Path):
-        recipe = read_document(Path(recipe))
-    chosen = recipe if isinstance(recipe, Recipe) else make_recipe(plain({**(recipe or {}), **fields}))
+    chosen = composed(recipe, fields)
     seeds = chosen.training.seeds or [chosen.training.seed]
     one = chosen.training.model_copy(update={"seed": seeds[0], "seeds": None})
     chosen = chosen.model_copy(update={"training": one})
@@ -95,19 +92,12 @@ def _place(recipe: Recipe) -> Path:
 
 
 def _described(prepared: Prepared) -> dict[str, Any]:
-    module = prepared.model.module
-    trained = trained_count(module)
     return {
         **_named(prepared.recipe, prepared.model.task.name),
         "device": str(prepared.device),
         "precision": prepared.precision,
         "notices": prepared.notices,
-        "parameters": {
-            "total": prepared.total,
-            "trained": trained,
-            "share": trained / prepared.total,
-            "names": trained_groups(module),
-        },
+        "parameters": describe_parameters(prepared.model.module, prepared.total),
         "data": describe_data(prepared),
         "repeats": find_repeats(prepared.rows.sets()),
         "preview": preview(prepared),

@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from tunewright.account import describe_data, preview, write_bad_rows
+from tunewright.account import describe_data, describe_parameters, preview, write_bad_rows
 from tunewright.artifacts.save import save
 from tunewright.artifacts.start import Start, keep_adapter
 from tunewright.engine.device import computing, micro_batch_tokens
@@ -25,7 +25,6 @@ from tunewright.errors import DataError, OutputError, RecipeError
 from tunewright.evaluation.evaluate import evaluate
 from tunewright.folder import INFO, LOCK, RECIPE, Record, Run, occupied, refuse_used
 from tunewright.head_first import refuse_idle, train_head
-from tunewright.methods.base import trained_count, trained_groups
 from tunewright.prepare import Prepared, prepare
 from tunewright.recipe import Recipe, differences, lasting
 
@@ -178,7 +177,6 @@ def _as(sample: Mapping[str, Any], when: str) -> dict[str, Any]:
 def describe(prepared: Prepared) -> dict[str, Any]:
     """What run.json says of a run before its first step."""
     recipe, model = prepared.recipe, prepared.model
-    trained = trained_count(model.module)
     return {
         "task": recipe.task,
         "kind": getattr(model.task, "kind", None),
@@ -189,12 +187,7 @@ def describe(prepared: Prepared) -> dict[str, Any]:
         "objective": recipe.objective.model_dump(mode="json"),
         "recipe": lasting(recipe),
         **_place(prepared),
-        "parameters": {
-            "total": prepared.total,
-            "trained": trained,
-            "share": trained / prepared.total,
-            "names": trained_groups(model.module),
-        },
+        "parameters": describe_parameters(model.module, prepared.total),
         "saved_as": recipe.method.saved_as,
         "notices": prepared.notices,
         "data": describe_data(prepared),
