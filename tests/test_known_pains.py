@@ -36,7 +36,6 @@ import tunewright as tw
 from tests.fixtures import FAMILIES, tiny_tokenizer
 from tests.runs import recipe, stop_at
 from tests.tiny import completions, labelled, words
-from tunewright.artifacts import save as saving
 from tunewright.artifacts.export import read_verification
 from tunewright.artifacts.targets import base as targets
 from tunewright.data import render, rendered
@@ -54,7 +53,7 @@ from tunewright.errors import (
     TunewrightError,
     VerificationError,
 )
-from tunewright.methods import LoRA
+from tunewright.methods import LoRA, _peft
 from tunewright.prepare import Prepared, prepare
 from tunewright.recipe import make_recipe
 from tunewright.tasks import text_classification, text_generation
@@ -887,21 +886,22 @@ def test_pain_9_several_processes_save_the_whole_adapter(base: Any, tmp_path: Pa
     check_the_adapter_is_whole(base(), tmp_path, processes=2)
 
 
-@pytest.mark.parametrize("kept", [0, 1])
+@pytest.mark.parametrize("kept", [0, 1, 14])
+@pytest.mark.parametrize("method", [{}, {"init": "pissa"}, {"dora": True}], ids=["lora", "pissa", "dora"])
 def test_pain_9_an_adapter_that_lacks_weights_is_refused(
-    kept: int, base: Any, tmp_path: Path, monkeypatch: Any
+    method: dict[str, Any], kept: int, base: Any, tmp_path: Path, monkeypatch: Any
 ) -> None:
     """As a sharded model gives its state: nothing, or a share of it."""
     lose_weights(monkeypatch, kept)
-    with pytest.raises(OutputError, match="lacks weights that were trained"):
-        tw.train(recipe(base(), tmp_path / "run", training={"epochs": 1}))
-    assert not (tmp_path / "run" / "model").exists()
+    with pytest.raises(OutputError, match="was not written whole"):
+        tw.train(recipe(base(), tmp_path / "run", method={"rank": 4, **method}, training={"epochs": 1}))
+    assert not (tmp_path / "run" / "model").exists() and not (tmp_path / "run" / ".model.draft").exists()
     assert tw.open_run(tmp_path / "run").status == "failed"
 
 
 def test_pain_9_would_be_caught(base: Any, tmp_path: Path, monkeypatch: Any) -> None:
     lose_weights(monkeypatch, 1)
-    monkeypatch.setattr(saving, "_refuse_losses", lambda *_: None)
+    monkeypatch.setattr(_peft, "refuse_loss", lambda *_: None)
     with caught:
         check_the_adapter_is_whole(base(), tmp_path, processes=1)
 

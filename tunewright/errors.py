@@ -6,7 +6,7 @@ TunewrightError                  (a ValueError: something the user can mend)
 ├── BaseModelError               a base that is missing, unsafe, or does not fit the task
 ├── MethodError                  a method that cannot be applied to this model
 ├── MissingExtra                 an optional dependency is not installed; gives the pip command
-├── OutputError                  the output folder is in use, not writable, or full
+├── OutputError                  the output folder is in use, not writable, or full; or a model was not written whole
 ├── CheckpointError              no usable checkpoint, or one of another run
 ├── VerificationError            an export does not behave like the model that was trained
 └── TrainingDiverged             the loss is not finite; names the step and the rows
@@ -61,7 +61,7 @@ class MissingExtra(TunewrightError):
 
 
 class OutputError(TunewrightError):
-    """The output folder is in use, not writable, or full."""
+    """The output folder is in use, not writable, or full; or a model was not written whole."""
 
 
 class CheckpointError(TunewrightError):

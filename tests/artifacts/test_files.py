@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import modeling_utils
 
 from tests.contracts.journeys import journey, logits
 from tunewright.artifacts.card import CARD, Card, read_card
@@ -78,6 +80,25 @@ def test_an_adapter_that_lost_a_tensor_is_refused(method: Any, tiny_base: Any, t
     path.write_bytes(path.read_bytes()[:50])
     with pytest.raises(MethodError):
         load(seen.folder)
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3"], ids=["head of its own", "tied head"])
+@pytest.mark.parametrize("method", ["full", "freeze", "adapter"])
+def test_a_model_whose_library_leaves_out_a_tensor_is_not_written(
+    method: str, kind: str, tiny_base: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
+    seen = journey(tiny_base(kind), GENERATION, {"type": method}, tmp_path)
+    before = [path.name for path in tmp_path.iterdir()]
+
+    def all_but_one(state: dict[str, Any], path: Path, **options: Any) -> None:
+        save_file({name: state[name] for name in sorted(state)[1:]}, path, **options)
+
+    monkeypatch.setattr(safetensors.torch, "save_file", all_but_one)
+    monkeypatch.setattr(modeling_utils, "safe_save_file", all_but_one)
+    with pytest.raises(OutputError, match=r"not written whole: [\d,]+ of its [\d,]+ weights"):
+        save(seen.model, seen.method, tmp_path / "model")
+    assert [path.name for path in tmp_path.iterdir()] == before
+    assert torch.equal(logits(seen.again()), seen.end), "the one before is still there"
 
 
 def test_a_run_stands_for_its_model(tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from tunewright.errors import MethodError
 from tunewright.methods._lora_file import WEIGHTS, leaves_base
-from tunewright.methods.base import Method
+from tunewright.methods._saved import refuse_loss
+from tunewright.methods.base import Method, trained_parameters
 from tunewright.tasks.base import Model
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ class PeftMethod(Method):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             model.module.save_pretrained(folder, save_embedding_layers=False)
+        refuse_loss(folder, _to_be_saved(model.module))
         model.processor.save_pretrained(folder)
         (folder / "README.md").unlink(missing_ok=True)  # PEFT's model card is an empty form
 
@@ -88,6 +90,19 @@ def layers_off(model: Model) -> Iterator[None]:
             layer.enable_adapters(True)
         for parameter, trains in trained.items():  # which PEFT sets as it switches
             parameter.requires_grad_(trains)
+
+
+def _to_be_saved(module: Any) -> int:
+    """How many numbers were trained, where of an encoder of virtual tokens those count that it computes."""
+    import torch
+
+    trained = trained_parameters(module)
+    encoder = {name for name in trained if name.startswith("prompt_encoder.")}
+    count = sum(p.numel() for name, p in trained.items() if name not in encoder)
+    if encoder:
+        with torch.no_grad():
+            count += module.get_prompt_embedding_to_save(module.active_adapter).numel()
+    return count
 
 
 def _refuse_tied(module: Any) -> None:

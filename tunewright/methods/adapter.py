@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from tunewright.errors import MethodError
-from tunewright.methods.base import Method, train_only
+from tunewright.methods._saved import refuse_loss
+from tunewright.methods.base import Method, train_only, trained_count
 from tunewright.tasks.base import Model
 
 if TYPE_CHECKING:
@@ -86,6 +87,7 @@ class Adapter(Method):
         along = tuple(f"{name}." for name in model.along)
         state = {n: p for n, p in model.module.state_dict().items() if ".bottleneck." in n or n.startswith(along)}
         save_file({n: p.contiguous().cpu() for n, p in state.items()}, folder / WEIGHTS)
+        refuse_loss(folder, trained_count(model.module))
         described = {**self.model_dump(), "base": model.base, "task": model.task.name}
         (folder / CONFIG).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
         model.processor.save_pretrained(folder)
