@@ -194,7 +194,7 @@ def test_rows_with_labels_that_training_never_had_can_be_skipped(tiny_base: Tiny
 
 def test_a_set_of_which_no_label_is_known_cannot_be_skipped(tiny_base: TinyBase, tmp_path: Path) -> None:
     data = {"train": labelled(12), "validation": [{"text": "x", "label": "unknown"}], "on_bad_rows": "skip"}
-    with pytest.raises(DataError, match=r"1 of 1 rows .*: mend them\.\n"):
+    with pytest.raises(DataError, match=r"1 of 1 row .*: mend it\.\n"):
         _train_on(data, tiny_base, tmp_path)
 
 
@@ -312,7 +312,7 @@ def test_an_empty_text_is_a_fault_where_a_model_cannot_be_fed_it(tiny_base: Tiny
 def test_a_set_of_which_nothing_can_be_rendered_cannot_be_skipped(tiny_base: TinyBase, tmp_path: Path) -> None:
     test = [{"messages": [{"role": "assistant", "content": "an answer to nothing"}]}]
     data = {"train": chats(6), "validation": 0, "test": test, "on_bad_rows": "skip"}
-    with pytest.raises(DataError, match="none of 1 rows can be rendered: mend them"):
+    with pytest.raises(DataError, match="none of 1 row can be rendered: mend it"):
         tw.train(base=tiny_base("llama"), data=data, output=tmp_path / "run", **SHORT)
 
 
@@ -339,7 +339,7 @@ def test_bad_rows_can_be_skipped_in_an_evaluation(tiny_base: TinyBase, tmp_path:
     with pytest.raises(DataError, match="unknown to the model"):
         tw.evaluate(run.folder, rows)
     found = tw.evaluate(run.folder, rows, on_bad_rows="skip")
-    assert found["rows"] == 6 and "1 rows cannot be used and are skipped: rows[6]: label" in found["notices"][-1]
+    assert found["rows"] == 6 and "1 row cannot be used and is skipped: rows[6]: label" in found["notices"][-1]
     with pytest.raises(RecipeError, match=r"evaluation\.pattern"):
         tw.evaluate(run.folder, rows, evaluation={"pattern": "a"}, on_bad_rows="skip")
 

@@ -22,7 +22,7 @@ from tunewright.data.records import load_records
 from tunewright.data.texts import HALF, check_texts, is_whole
 from tunewright.engine.device import pick_device
 from tunewright.engine.job import Watcher
-from tunewright.errors import BaseModelError, DataError, TunewrightError
+from tunewright.errors import BaseModelError, DataError, TunewrightError, counted
 from tunewright.evaluation.config import EvaluationConfig
 from tunewright.evaluation.evaluate import evaluate as measure
 from tunewright.evaluation.evaluate import refuse_idle_evaluation
@@ -174,7 +174,9 @@ def evaluate(
     scores, samples = measure(model, encoded.examples, records.records, asked)
     skipped = [*records.bad_rows, *encoded.faults]
     notices = [*records.doubts, *model.notices, *encoded.overlength.notices()]
-    notices += [f"{len(skipped)} rows cannot be used and are skipped: {'; '.join(skipped[:3])} …"] if skipped else []
+    if skipped:
+        unused = counted(len(skipped), "row cannot be used and is skipped", "rows cannot be used and are skipped")
+        notices.append(f"{unused}: {'; '.join(skipped[:3])}{' …' if len(skipped) > 3 else ''}")
     used = len(records.records) - len(encoded.faults)
     return {"scores": scores.to_dict(), "samples": samples, "rows": used, "notices": notices}
 

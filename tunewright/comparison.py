@@ -12,7 +12,7 @@ from tunewright.api import plain
 from tunewright.data.config import DataConfig, Location
 from tunewright.data.records import Records, load_records
 from tunewright.data.rows import read_rows
-from tunewright.errors import DataError, RecipeError
+from tunewright.errors import DataError, RecipeError, counted
 from tunewright.evaluation.contrast import Both, document, met, sentence, where_worse
 from tunewright.evaluation.contrast import in_words as told
 from tunewright.evaluation.contrast_page import write_comparison
@@ -110,7 +110,8 @@ def forgotten(
 def _left_out(name: str, records: Records, both: Both) -> list[str]:
     """A note where rows were dropped, since one of the two could not read them whole."""
     missing = len({record.source for record in records.records} - set(both.a.sources))
-    return [f"{name}: {missing} rows are too long for one of the two, and left out."] if missing else []
+    rows = counted(missing, "row is", "rows are")
+    return [f"{name}: {rows} too long for one of the two, and left out."] if missing else []
 
 
 # Rows

@@ -87,3 +87,15 @@ class TrainingDiverged(TunewrightError):
 
 class Interrupted(KeyboardInterrupt):
     """Stopped by the user after a checkpoint was written."""
+
+
+# Words that messages share
+
+
+def counted(count: int, one: str, many: str = "") -> str:
+    """`1 row`, `1,200 rows`; `many` where the plural is not the singular with an s."""
+    return f"{count:,} {one if count == 1 else many or f'{one}s'}"
+
+
+def them(count: int) -> str:
+    return "it" if count == 1 else "them"

@@ -14,7 +14,7 @@ from tunewright.data.labels import may_be_numbers
 from tunewright.data.records import Labelled, Records, load_records, split_validation
 from tunewright.engine.config import TrainingConfig
 from tunewright.engine.device import auto_batch, auto_learning_rate, pick_device, pick_precision
-from tunewright.errors import DataError, MethodError, RecipeError
+from tunewright.errors import DataError, MethodError, RecipeError, counted
 from tunewright.evaluation.evaluate import refuse_idle_evaluation, refuse_idle_pattern
 from tunewright.methods.base import Method, parameter_count
 from tunewright.objectives.supervised import Supervised, class_weights
@@ -58,7 +58,8 @@ def read_rows(data: DataConfig, seed: int) -> Rows:
     train, validation = found.pop("train"), found.pop("validation", None)
     if isinstance(data.validation, float | int) and data.validation > 0:
         train, validation = split_validation(train, data.validation, seed)
-        notices.append(f"{len(validation.records)} of the training rows are held out for validation.")
+        held_out = counted(len(validation.records), "of the training rows is", "of the training rows are")
+        notices.append(f"{held_out} held out for validation.")
     for name, records in [("validation", validation), *found.items()]:
         if records and records.kind != train.kind:
             raise DataError(
@@ -138,7 +139,8 @@ def prepare(recipe: Recipe, start: Path, rank: int = 0) -> Prepared:
         notices += [f"{name}: {notice}" for notice in found.overlength.notices()]
         skipped = len(found.faults) + len(rows.sets()[name].faults)
         if skipped:
-            notices.append(f"{name}: {skipped} rows cannot be used and are skipped; see bad_rows/{name}.jsonl.")
+            unused = counted(skipped, "row cannot be used and is skipped", "rows cannot be used and are skipped")
+            notices.append(f"{name}: {unused}; see bad_rows/{name}.jsonl.")
     _refuse_idle(recipe, model)
     _weigh_classes(recipe, task, encoded["train"].examples)
     if model.new_tokens and not recipe.method.trains_new_tokens:

@@ -86,7 +86,7 @@ def test_predict_needs_a_classifier(invoke: Invoke, talker: Path) -> None:
         ({"labels": ["a", "b"], "probabilities": {"a": 0.9, "b": 0.6, "c": 0.1}}, ["a, b", "90.0 %, 60.0 %"]),
         ({"labels": [], "probabilities": {"a": 0.1}}, ["(none)"]),
         ({"value": 3.14159}, ["Value", "3.142"]),
-        ({"label": "a", "probabilities": {"a": 1.0}, "truncated": True}, ["100.0 %", "1 of 1 texts are longer"]),
+        ({"label": "a", "probabilities": {"a": 1.0}, "truncated": True}, ["100.0 %", "1 of 1 text is longer"]),
     ],
 )
 def test_every_kind_of_answer(

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tunewright.errors import DataError, RecipeError
+from tunewright.errors import DataError, RecipeError, counted, them
 
 
 def read_texts(given: Sequence[str], file: str | None, column: str) -> list[str]:
@@ -48,8 +48,9 @@ def _from_column(path: Path, column: str) -> list[str]:
     faults = [str(fault) for fault in read.faults]
     faults += [_without(row.source, row.values, column) for row in read.rows if not _is_text(row.values.get(column))]
     if faults:
+        rows = counted(len(faults), "row")
         raise DataError(
-            f"{len(faults)} rows of {path} cannot be used. Mend them, or name the column of the text (--column):",
+            f"{rows} of {path} cannot be used. Mend {them(len(faults))}, or name the column of the text (--column):",
             faults,
         )
     return [row.values[column] for row in read.rows]

@@ -10,6 +10,7 @@ import typer
 from tunewright.cli._app import AsJson, Device, app
 from tunewright.cli._console import out, say, show, table
 from tunewright.cli.use import pairs
+from tunewright.errors import counted
 
 Document = dict[str, Any]
 
@@ -127,7 +128,8 @@ def _show_flipped(name: str, one: Mapping[str, Any]) -> None:
         flipped = one["flipped"][way]
         if flipped["shown"]:
             show()
-            show(f"{name}: {flipped['rows']} rows are {way} with B, the first {len(flipped['shown'])}")
+            how_many = counted(flipped["rows"], "row is", "rows are")
+            show(f"{name}: {how_many} {way} with B, the first {len(flipped['shown'])}")
             rows = [
                 (row_name(row["source"]), row["input"], row["reference"] or "", row["a"], row["b"])
                 for row in flipped["shown"]

@@ -12,6 +12,7 @@ from tunewright.cli._app import AsJson, app
 from tunewright.cli._console import out, show, table
 from tunewright.cli._progress import say_trained
 from tunewright.cli._scores import primary, show_result
+from tunewright.errors import counted
 
 if TYPE_CHECKING:
     from tunewright.folder import Run
@@ -87,9 +88,10 @@ def _show_info(run: Run, info: Mapping[str, Any]) -> None:
 
     say_trained(info["parameters"], f"{info['task']} with {_options(info['method'])} on {info['base']}", out())
     for name, found in info["data"].items():
-        show(f"{name}: {found['rows']:,} rows, {found['tokens']:,} tokens, from {found['location']}")
+        sizes = f"{counted(found['rows'], 'row')}, {counted(found['tokens'], 'token')}"
+        show(f"{name}: {sizes}, from {found['location']}")
     timing = f", {duration(info['timings']['seconds'])}" if info.get("timings") else ""
-    steps = f", {info['steps']:,} steps" if info.get("steps") else ""
+    steps = f", {counted(info['steps'], 'step')}" if info.get("steps") else ""
     show(f"{run.status}: {moment(info['started'])} UTC{steps}{timing}")
     if info.get("weights"):
         show(f"Kept: {info['weights']}")

@@ -13,7 +13,7 @@ from tunewright.cli._app import AsJson, Device, Where, app
 from tunewright.cli._console import out, say, show, table
 from tunewright.cli._scores import alone
 from tunewright.cli._texts import read_texts
-from tunewright.errors import RecipeError
+from tunewright.errors import RecipeError, counted
 
 Document = dict[str, Any]
 
@@ -47,7 +47,9 @@ def _show_predictions(answers: Sequence[Mapping[str, Any]]) -> None:
     out().print(table(shown, [row[: len(shown)] for row in rows], clip=("Text", "Label")))
     cut = sum(bool(answer.get("truncated")) for answer in answers)
     if cut:
-        say(f"{cut} of {len(answers)} texts are longer than the model can read, and were cut.")
+        texts = counted(len(answers), "text")
+        longer = counted(cut, f"of {texts} is longer", f"of {texts} are longer")
+        say(f"{longer} than the model can read, and cut off there.")
 
 
 def _answer(answer: Mapping[str, Any]) -> tuple[str, str]:

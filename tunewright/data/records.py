@@ -13,7 +13,7 @@ from tunewright.data.formats import FORMATS, detect
 from tunewright.data.kinds import KINDS, Completion, Conversation, Document, Label, Labelled, Record
 from tunewright.data.labels import check_number, form_of, settle
 from tunewright.data.rows import Fault, Row, canonical_json, content_hash, read_rows
-from tunewright.errors import DataError
+from tunewright.errors import DataError, counted, them
 
 __all__ = [
     "Completion",
@@ -87,8 +87,8 @@ def _refuse_idle(kind: str, config: DataConfig) -> None:
 
 
 def _verdict(bad: int, total: int, name: str) -> str:
-    remedy = "mend them" if bad == total else "mend them, or set data.on_bad_rows: skip"
-    return f"{bad} of {total} rows of {name} cannot be used: {remedy}."
+    otherwise = "" if bad == total else ", or set data.on_bad_rows: skip"
+    return f"{bad:,} of {counted(total, 'row')} of {name} cannot be used: mend {them(bad)}{otherwise}."
 
 
 # Columns and format

@@ -20,7 +20,7 @@ from tunewright.data.kinds import Completion, Conversation, Document, Record
 from tunewright.data.messages import Message
 from tunewright.data.rendered import Fitted, Rendered, fit
 from tunewright.data.templates import ensure_chat_template, leading_tokens
-from tunewright.errors import DataError
+from tunewright.errors import DataError, counted, them
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -85,7 +85,8 @@ class Renderer:
         if faults is not None:
             faults += found
         elif found:
-            raise DataError(f"{len(found)} of {len(records)} rows cannot be rendered: mend or remove them.", found)
+            rows = f"{len(found):,} of {counted(len(records), 'row')}"
+            raise DataError(f"{rows} cannot be rendered: mend or remove {them(len(found))}.", found)
         return rendered
 
     def prompt(self, messages_or_text: list[Message] | str, tools: list[Any] | None = None) -> list[int]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from tunewright.data.config import Overlength
-from tunewright.errors import DataError
+from tunewright.errors import DataError, counted
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,10 @@ def fit(rendered: Sequence[Rendered], max_length: int, policy: Overlength) -> Fi
 
 
 def _fail(rendered: Sequence[Rendered], too_long: list[Rendered], max_length: int) -> Fitted:
+    rows = counted(len(rendered), "row")
+    longer = counted(len(too_long), f"of {rows} is longer", f"of {rows} are longer")
     raise DataError(
-        f"{len(too_long)} of {len(rendered)} rows are longer than {max_length} tokens: raise data.max_length, "
-        "or set data.overlength to truncate, drop or split.",
+        f"{longer} than {max_length} tokens: raise data.max_length, or set data.overlength to truncate, drop or split.",
         [f"{one.source}: {len(one.tokens)} tokens" for one in too_long],
     )
 

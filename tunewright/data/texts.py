@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from tunewright.errors import DataError
+from tunewright.errors import DataError, counted, them
 
 HALF = "holds half of a character (a lone surrogate \\ud…)"
 
@@ -24,7 +24,8 @@ def check_texts(texts: Sequence[Any]) -> None:
     """Raises DataError that names each text that cannot be read; a text may be a pair of texts."""
     faults = [f"texts[{index}] {fault}" for index, text in enumerate(texts) if (fault := _fault(text))]
     if faults:
-        raise DataError(f"{len(faults)} of {len(texts)} texts cannot be read: mend or remove them.", faults)
+        cannot = f"{len(faults):,} of {counted(len(texts), 'text')} cannot be read"
+        raise DataError(f"{cannot}: mend or remove {them(len(faults))}.", faults)
 
 
 def _fault(text: Any) -> str | None:

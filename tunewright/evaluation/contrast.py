@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tunewright.errors import counted
 from tunewright.evaluation.calibration import calibration
 from tunewright.evaluation.evaluate import answer
 from tunewright.evaluation.formats import difference_of, interval_of, metric_name, number, value_of
@@ -196,7 +197,7 @@ def in_words(name: str, found: Mapping[str, Any]) -> str:
     a, b, changed = (Metric.from_dict(found[key]) for key in ("a", "b", "difference"))
     if not changed.is_defined:
         return f"{metric_name(metric)} on {name} is undefined."
-    rows = f"{number(found['rows'])} row{'' if found['rows'] == 1 else 's'}"
+    rows = counted(found["rows"], "row")
     figures = f"from {value_of(metric, a.value)} to {value_of(metric, b.value)}: {difference_of(metric, changed)}"
     return f"{metric_name(metric)} on {name} went {figures}, {_chance(p)}, {rows}."
 

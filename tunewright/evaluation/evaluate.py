@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tunewright.data.batches import Example
 from tunewright.data.kinds import Completion, Conversation, Labelled
 from tunewright.data.messages import text_of
-from tunewright.errors import RecipeError
+from tunewright.errors import RecipeError, counted
 from tunewright.evaluation import metrics
 from tunewright.evaluation.config import EvaluationConfig
 from tunewright.evaluation.scores import Scores
@@ -37,7 +37,7 @@ def evaluate(
         return scores, _classified(predictions, records, model, config.samples)
     scores, samples = _with_generation(scores, partial(generate, model), asked, config)
     if len(asked) < len(records):
-        note = f"Generated answers are measured on {len(asked)} of {len(records)} rows."
+        note = f"Generated answers are measured on {len(asked):,} of {counted(len(records), 'row')}."
         scores = replace(scores, notes=(*scores.notes, note))
     return scores, samples[: config.samples]
 
@@ -92,7 +92,7 @@ def _with_generation(
     generated = metrics.generation(outputs, [reference for _, reference in pairs], ended, config.pattern)
     endless = len(ended) - sum(ended)
     note = (
-        f"{endless} of {len(ended)} answers did not end within {config.max_new_tokens} tokens: "
+        f"{endless:,} of {counted(len(ended), 'answer')} did not end within {config.max_new_tokens} tokens: "
         "if they should, raise evaluation.max_new_tokens, or train longer."
     )
     merged = Scores(

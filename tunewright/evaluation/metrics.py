@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tunewright.errors import RecipeError, TunewrightError
+from tunewright.errors import RecipeError, TunewrightError, counted
 from tunewright.evaluation.scores import LOWER_IS_BETTER, Array, Metric, Scores, bootstrap, mean, proportion
 
 __all__ = ["Metric", "Scores", "classification", "generation", "likelihood", "multi_label", "regression"]
@@ -188,8 +188,8 @@ def _finite(numbers: npt.ArrayLike) -> Array:
     bad = np.flatnonzero(~finite_N)
     if len(bad):
         raise TunewrightError(
-            f"the model's output is not finite for {len(bad)} of {len(array)} rows, first row {bad[0] + 1}; "
-            "lower the learning rate, or compute in a wider number format"
+            f"the model's output is not finite for {len(bad):,} of {counted(len(array), 'row')}, first row "
+            f"{bad[0] + 1}; lower the learning rate, or compute in a wider number format"
         )
     return array
 
@@ -294,7 +294,8 @@ def _pattern_match(outputs: Sequence[str], references: Sequence[str], pattern: s
     compiled = re.compile(pattern)
     pairs = [(_last_find(compiled, out), want) for out, want in zip(outputs, wanted, strict=True) if want is not None]
     missing = len(references) - len(pairs)
-    note = f"The pattern {pattern!r} finds nothing in {missing} of {len(references)} references: rows not counted."
+    where = f"{missing:,} of {counted(len(references), 'reference')}"
+    note = f"The pattern {pattern!r} finds nothing in {where}: rows not counted."
     return proportion([found == want for found, want in pairs]), (note,) if missing else ()
 
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from tunewright.evaluation.formats import interval_of, metric_name, number, value_of
+from tunewright.errors import counted
+from tunewright.evaluation.formats import interval_of, metric_name, value_of
 from tunewright.evaluation.scores import LOWER_IS_BETTER, Metric, Scores
 
 FIRST = {"test": 0, "validation": 1}
@@ -137,4 +138,4 @@ def _only_after(compared: Comparison, after: Metric) -> str:
 
 
 def _rows(metric: Metric) -> str:
-    return f"{number(metric.n)} row{'' if metric.n == 1 else 's'}"
+    return counted(metric.n, "row")

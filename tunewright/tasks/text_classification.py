@@ -14,7 +14,7 @@ from tunewright.data.config import DataConfig
 from tunewright.data.kinds import Labelled
 from tunewright.data.labels import name_of
 from tunewright.data.rendered import Rendered, fit
-from tunewright.errors import BaseModelError, DataError
+from tunewright.errors import BaseModelError, DataError, counted, them
 from tunewright.tasks._pretrained import load_config, load_tokenizer, load_weights, max_length, without_weights
 from tunewright.tasks.base import Batch, Encoded, Likelihood, Model, Predictions, Task, in_batches
 
@@ -141,10 +141,11 @@ class TextClassification(Task):
         fitting = [record for record, reason in zip(records, reasons, strict=True) if not reason]
         if faults and not (skip and fitting):
             own = "numbers" if self.kind == "regression" else ", ".join(self.labels[:20])
-            remedy = "mend them, or set data.on_bad_rows: skip" if fitting else "mend them"
-            raise DataError(
-                f"{len(faults)} of {len(records)} rows do not fit the model, whose labels are {own}: {remedy}.", faults
-            )
+            otherwise = ", or set data.on_bad_rows: skip" if fitting else ""
+            rows = counted(len(records), "row")
+            misfits = counted(len(faults), f"of {rows} does not", f"of {rows} do not")
+            remedy = f"mend {them(len(faults))}{otherwise}"
+            raise DataError(f"{misfits} fit the model, whose labels are {own}: {remedy}.", faults)
         return fitting, faults
 
     def _misfit(self, label: Any, classes: set[str]) -> str | None:

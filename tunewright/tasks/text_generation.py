@@ -13,7 +13,7 @@ from tunewright.data.kinds import KINDS, Conversation
 from tunewright.data.render import Renderer
 from tunewright.data.rendered import fit
 from tunewright.data.templates import ensure_chat_template
-from tunewright.errors import BaseModelError, DataError
+from tunewright.errors import BaseModelError, DataError, counted, them
 from tunewright.tasks._pretrained import (
     context_length,
     load_config,
@@ -75,7 +75,9 @@ class TextGeneration(Task):
         skip = data.on_bad_rows == "skip"
         rendered = Renderer(model.processor, data.loss_on).render_all(records, faults if skip else None)
         if faults and not rendered:
-            raise DataError(f"none of {len(records)} rows can be rendered: mend them.", faults)
+            raise DataError(
+                f"none of {counted(len(records), 'row')} can be rendered: mend {them(len(records))}.", faults
+            )
         limit = max_length(model, data.max_length)
         kind = KINDS[type(records[0])] if records else "text"
         fitted = fit(rendered, limit, data.overlength_for(kind))
