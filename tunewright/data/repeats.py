@@ -51,7 +51,7 @@ def find_repeats(sets: Mapping[str, Records]) -> dict[str, Any]:
         whose text stands there before with another label; `leaks`: for each other set, rows that were trained on,
         word for word (`exact`) or nearly (`near`); `sampled`: whether only a part was compared for near ones.
     """
-    train = [(record, text(record)) for record in sets["train"].records]
+    train = _texts(sets["train"])
     index = _Index(train)
     others = {name: records for name, records in sets.items() if name != "train"}
     return {
@@ -59,7 +59,7 @@ def find_repeats(sets: Mapping[str, Records]) -> dict[str, Any]:
             "exact": _repeats(train, _earlier(train)).to_dict(),
             "near": _repeats(train, index.near).to_dict(),
         },
-        "contradictions": _repeats(train, _contradicted(sets["train"].records)).to_dict(),
+        "contradictions": _repeats(train, _contradicted(train)).to_dict(),
         "leaks": {name: _leaks(records, index) for name, records in others.items()},
         "sampled": any(len(records.records) > MOST_ROWS for records in sets.values()),
     }
@@ -76,9 +76,13 @@ def text(record: Record) -> str:
     return record.text
 
 
+def _texts(records: Records) -> Texts:
+    return [(record, normal(text(record))) for record in records.records]
+
+
 def _leaks(records: Records, index: _Index) -> dict[str, Any]:
-    rows = [(record, text(record)) for record in records.records]
-    exact = [(i, index.exact[plain], 1.0) for i, (_, one) in enumerate(rows) if (plain := normal(one)) in index.exact]
+    rows = _texts(records)
+    exact = [(i, index.exact[one], 1.0) for i, (_, one) in enumerate(rows) if one in index.exact]
     known = {i for i, _, _ in exact}
     near = [found for found in index.like(rows) if found[0] not in known]
     return {"exact": _repeats(rows, exact, index.rows).to_dict(), "near": _repeats(rows, near, index.rows).to_dict()}
@@ -90,9 +94,9 @@ def normal(content: str) -> str:
 
 
 def pieces(content: str) -> frozenset[str]:
-    """The pieces of five characters of a text; of a shorter one itself."""
-    plain = normal(content[:LONGEST])
-    return frozenset(plain[i : i + PIECE] for i in range(max(1, len(plain) - PIECE + 1)))
+    """The pieces of five characters of a normal text; of a shorter one itself."""
+    looked_at = content[:LONGEST]
+    return frozenset(looked_at[i : i + PIECE] for i in range(max(1, len(looked_at) - PIECE + 1)))
 
 
 def similarity(one: frozenset[str], other: frozenset[str]) -> float:
@@ -100,6 +104,7 @@ def similarity(one: frozenset[str], other: frozenset[str]) -> float:
 
 
 Texts = Sequence[tuple[Record, str]]
+"""Rows and their normal texts."""
 Found = tuple[int, int, float]
 """A row's number, that of the row it repeats, and how alike they are."""
 
@@ -116,11 +121,11 @@ class _Index:
         self.rows = rows
         self.exact: dict[str, int] = {}
         for i, (_, one) in enumerate(rows):
-            self.exact.setdefault(normal(one), i)
+            self.exact.setdefault(one, i)
         self.lsh = MinHashLSH(threshold=CANDIDATES, num_perm=SKETCH)
         self.near: list[Found] = []
         for i, found, sketch in _sketches(rows):
-            if self.exact[normal(rows[i][1])] == i:
+            if self.exact[rows[i][1]] == i:
                 self.near += self._most_alike(i, found, sketch)
                 self.lsh.insert(i, sketch)
 
@@ -150,17 +155,17 @@ def _earlier(rows: Texts) -> Iterator[Found]:
     """Rows that stand word for word above, with the same label if they have one."""
     seen: dict[tuple[str, str], int] = {}
     for i, (record, one) in enumerate(rows):
-        first = seen.setdefault((normal(one), repr(getattr(record, "label", None))), i)
+        first = seen.setdefault((one, repr(getattr(record, "label", None))), i)
         if first != i:
             yield i, first, 1.0
 
 
-def _contradicted(records: Sequence[Record]) -> Iterator[Found]:
+def _contradicted(rows: Texts) -> Iterator[Found]:
     """Rows whose text stands above with another label."""
     first: dict[str, tuple[int, str]] = {}
-    for i, record in enumerate(records):
+    for i, (record, one) in enumerate(rows):
         if isinstance(record, Labelled):
-            j, label = first.setdefault(normal(text(record)), (i, repr(record.label)))
+            j, label = first.setdefault(one, (i, repr(record.label)))
             if label != repr(record.label):
                 yield i, j, 1.0
 

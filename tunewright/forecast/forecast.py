@@ -17,7 +17,6 @@ from tunewright.evaluation.evaluate import question_of, rows_to_ask
 from tunewright.forecast.costs import Passes, Rate, fit
 from tunewright.forecast.meter import Cost, available
 from tunewright.forecast.probe import (
-    PREDICTED,
     Probe,
     Steps,
     evaluation_work,
@@ -152,7 +151,7 @@ def _answers(prepared: Prepared, job: Job) -> Answers:
     budget = micro_batch_tokens(job.config, device)
     probes = probe_answers(model, [*sets, job.validation], budget, job.precision, device)
     rates = Rates.of(probes)
-    seconds = [rates.spend(evaluation_work(examples, PREDICTED)) for examples in sets] if names else []
+    seconds = [rates.spend(evaluation_work(examples)) for examples in sets] if names else []
     costs = [probe.cost for probe in probes]
     for name in names:
         scored = probe_scores(model, prepared.examples(name), device)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from tunewright.data.batches import Example, micro_batches, split_by_tokens
+from tunewright.data.batches import Example, micro_batches
 from tunewright.engine import checkpoint
 from tunewright.engine.device import computing
 from tunewright.engine.job import Job
@@ -21,13 +21,12 @@ from tunewright.evaluation.metrics import generation
 from tunewright.evaluation.paired import subset
 from tunewright.forecast.costs import Passes, passes, spread_out
 from tunewright.forecast.meter import Cost, measured
-from tunewright.tasks.base import Model, in_batches
+from tunewright.tasks.base import PASS, Model, in_batches
 
 SECONDS = 5.0  # on the clock, for the steps; at least three are taken, whatever they need
 LEAST, MOST = 3, 12
 STILL = 1e-12
 WRITTEN = 2**28  # bytes of a checkpoint that are written to see how long all of it will take
-PREDICTED = 4096  # positions of a pass in `predict`
 TOKENS = 4  # that are generated to see how long a token takes
 
 
@@ -136,7 +135,7 @@ def probe_answers(
     shortest = [int(np.argmin(lengths))]
     between = sorted(in_batches(examples, budget // 2), key=size)
     predict(shortest)  # pays for what all others use
-    return [predict(b) for b in (shortest, between[len(between) // 2], max(in_batches(examples, PREDICTED), key=size))]
+    return [predict(b) for b in (shortest, between[len(between) // 2], max(in_batches(examples), key=size))]
 
 
 def probe_scores(model: Model, examples: Sequence[Example], device: Any) -> Cost:
@@ -190,8 +189,6 @@ def probe_checkpoint(step: Step) -> tuple[Cost, int]:
     return Cost(cost.seconds * share, cost.cpu_seconds * share, cost.peak), total
 
 
-def evaluation_work(examples: Sequence[Example], budget: int) -> Passes:
+def evaluation_work(examples: Sequence[Example], budget: int = PASS) -> Passes:
     """The passes that all rows of a set need."""
-    lengths = [e.length for e in examples]
-    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    return passes(split_by_tokens(order, lengths, budget), lengths)
+    return passes(in_batches(examples, budget), [e.length for e in examples])

@@ -141,7 +141,7 @@ class Task(ABC):
         """The negative log-likelihood at every position with weight, by the model's own head."""
 
     @abstractmethod
-    def predict(self, model: Model, examples: Sequence[Example], batch_tokens: int = 4096) -> Predictions:
+    def predict(self, model: Model, examples: Sequence[Example]) -> Predictions:
         """What the model answers on encoded rows, in their order, without gradients."""
 
     @abstractmethod
@@ -173,7 +173,11 @@ class Encoded:
     faults: list[str] = field(default_factory=list)
 
 
-def in_batches(examples: Sequence[Example], budget: int) -> Iterator[list[int]]:
+PASS = 4096
+"""Positions of a forward pass that answers rows, without gradients."""
+
+
+def in_batches(examples: Sequence[Example], budget: int = PASS) -> Iterator[list[int]]:
     """Row numbers in groups of similar length that each fit `budget` positions."""
     lengths = [e.length for e in examples]
     return split_by_tokens(sorted(range(len(lengths)), key=lambda i: -lengths[i]), lengths, budget)

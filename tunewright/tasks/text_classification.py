@@ -225,8 +225,8 @@ class TextClassification(Task):
         padded_BT = ids_BT.masked_fill(mask_BT == 0, module.config.pad_token_id)  # type: ignore[union-attr, arg-type]
         return module(**{**batch.inputs, "input_ids": padded_BT}).logits.float()
 
-    def predict(self, model: Model, examples: Sequence[Example], batch_tokens: int = 4096) -> Predictions:
-        output_NC = self._outputs(model, examples, len(self.labels), batch_tokens, self._probabilities)
+    def predict(self, model: Model, examples: Sequence[Example]) -> Predictions:
+        output_NC = self._outputs(model, examples, len(self.labels), self._probabilities)
         gold = [self._softened(e).target for e in examples] if _mixed(examples) else [e.target for e in examples]
         stacked = np.stack(gold) if gold else np.zeros((0, 1), dtype=np.int64)
         if stacked.dtype == np.int64:
@@ -240,23 +240,18 @@ class TextClassification(Task):
         inside = [layer for name in self.head(module) for layer in module.get_submodule(name).modules()]
         return next((layer for layer in reversed(inside) if isinstance(layer, nn.Linear)), None)
 
-    def features(self, model: Model, examples: Sequence[Example], batch_tokens: int = 4096) -> np.ndarray:
+    def features(self, model: Model, examples: Sequence[Example]) -> np.ndarray:
         """What enters the last layer, [N, H]: it hands that through, so that pooling stays the model's own."""
         layer = self.last_layer(model.module)
         assert layer is not None
         handle = layer.register_forward_hook(lambda _, inputs, output: inputs[0])
         try:
-            return self._outputs(model, examples, layer.in_features, batch_tokens, lambda features_BH: features_BH)
+            return self._outputs(model, examples, layer.in_features, lambda features_BH: features_BH)
         finally:
             handle.remove()
 
     def _outputs(
-        self,
-        model: Model,
-        examples: Sequence[Example],
-        width: int,
-        batch_tokens: int,
-        finish: Callable[[Tensor], Tensor],
+        self, model: Model, examples: Sequence[Example], width: int, finish: Callable[[Tensor], Tensor]
     ) -> np.ndarray:
         """What the model puts out for each row in eval mode, in double precision and finished, [N, width]."""
         import torch
@@ -265,7 +260,7 @@ class TextClassification(Task):
         output_NC = np.zeros((len(examples), width), dtype=np.float64)
         model.module.eval()
         with torch.inference_mode():
-            for rows in in_batches(examples, batch_tokens):
+            for rows in in_batches(examples):
                 logits_BC = self.logits(model.module, self.collate([examples[i] for i in rows]).to(device)).double()
                 output_NC[rows] = finish(logits_BC).cpu().numpy()
         return output_NC

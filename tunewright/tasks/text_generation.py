@@ -124,14 +124,14 @@ class TextGeneration(Task):
             router_balance(module, output.router_logits, batch) if router else None,
         )
 
-    def predict(self, model: Model, examples: Sequence[Example], batch_tokens: int = 4096) -> Predictions:
+    def predict(self, model: Model, examples: Sequence[Example]) -> Predictions:
         import torch
 
         device = next(model.module.parameters()).device
         nll_N, count_N, correct_N = np.zeros(len(examples)), np.zeros(len(examples)), np.zeros(len(examples))
         model.module.eval()
         with torch.inference_mode():
-            for rows in in_batches(examples, batch_tokens):
+            for rows in in_batches(examples):
                 batch = self.collate([examples[i] for i in rows]).to(device)
                 scored = self.nll(model.module, batch)
                 assert scored.correct_BT is not None
