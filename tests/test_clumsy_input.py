@@ -13,7 +13,7 @@ import pytest
 import tunewright as tw
 from tests.tiny import chats, completions, labelled
 from tunewright.errors import DataError, OutputError, RecipeError
-from tunewright.tasks.text_classification import natural_order
+from tunewright.tasks._classification import natural_order
 
 TinyBase = Callable[..., str]
 SHORT: dict[str, Any] = {
