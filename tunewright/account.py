@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from tunewright.data.batches import Example
-from tunewright.data.records import Labelled, Records
+from tunewright.data.kinds import Classified
+from tunewright.data.records import Records
 from tunewright.methods.base import trained_count, trained_groups
 from tunewright.prepare import Prepared
-from tunewright.tasks.base import Encoded, Model
+from tunewright.tasks.base import Encoded
 
 
 def describe_parameters(module: Any, total: int) -> dict[str, Any]:
@@ -52,29 +51,8 @@ def write_bad_rows(prepared: Prepared, folder: Path) -> None:
 
 def preview(prepared: Prepared, count: int = 3) -> list[dict[str, Any]]:
     """The first rows as the model sees them: pieces of text, each with the loss weight it carries."""
-    examples = prepared.examples("train")[:count]
-    return [{"source": e.source, "pieces": _pieces(prepared.model, e)} for e in examples]
-
-
-def _pieces(model: Model, example: Example) -> list[tuple[str, float]]:
-    """Neighbouring tokens of the same weight joined, so that a character of several tokens stays whole."""
-    ids = example.inputs["input_ids"]
-    if len(example.target) != len(ids):
-        return [(model.processor.decode(ids), 0.0), (f" → {_answer(model, example)}", float(example.weight.max()))]
-    tokens, weights = [int(ids[0]), *example.target.tolist()], [0.0, *example.weight.tolist()]
-    starts = [0, *(i for i in range(1, len(tokens)) if weights[i] != weights[i - 1]), len(tokens)]
-    return [(model.processor.decode(tokens[a:b]), weights[a]) for a, b in pairwise(starts)]
-
-
-def _answer(model: Model, example: Example) -> str:
-    """What a classifier should answer, in words."""
-    target, labels = example.target, getattr(model.task, "labels", [])
-    if target.dtype.kind != "f":
-        return str(labels[int(target[0])])
-    if getattr(model.task, "kind", "") == "regression":
-        return f"{target[0]:g}"
-    likely = [name for name, share in zip(labels, target, strict=True) if share > 0.5]
-    return ", ".join(likely) or labels[int(target.argmax())]
+    model, examples = prepared.model, prepared.examples("train")[:count]
+    return [{"source": e.source, "pieces": model.task.pieces(model, e)} for e in examples]
 
 
 def _lengths(encoded: Encoded) -> dict[str, Any]:
@@ -93,7 +71,7 @@ def _lengths(encoded: Encoded) -> dict[str, Any]:
 
 
 def _labels(records: Records) -> dict[str, Any]:
-    labels = [r.label for r in records.records if isinstance(r, Labelled)]
+    labels = [r.label for r in records.records if isinstance(r, Classified)]
     counts = Counter(name for label in labels for name in _names(label))
     return {"label_counts": dict(sorted(counts.items()))} if counts else {}
 

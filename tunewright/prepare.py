@@ -10,8 +10,9 @@ from typing import Any
 from tunewright.artifacts.load import infer_task, load_start
 from tunewright.data.batches import Example
 from tunewright.data.config import DataConfig
+from tunewright.data.kinds import Classified
 from tunewright.data.labels import may_be_numbers
-from tunewright.data.records import Labelled, Records, load_records, split_validation
+from tunewright.data.records import Records, load_records, split_validation
 from tunewright.engine.config import TrainingConfig
 from tunewright.engine.device import auto_batch, auto_learning_rate, pick_device, pick_precision
 from tunewright.errors import DataError, MethodError, RecipeError, counted
@@ -81,7 +82,7 @@ def choose_task(recipe: Recipe, rows: Records) -> tuple[Task, list[str]]:
             f"task: {name} reads {' or '.join(chosen.data_kinds)} rows, and these are {rows.kind} rows. "
             "Change task, or say with data.format and data.columns how the rows are meant."
         )
-    labels = [r.label for r in rows.records if isinstance(r, Labelled) and isinstance(r.label, str)]
+    labels = [r.label for r in rows.records if isinstance(r, Classified) and isinstance(r.label, str)]
     if recipe.data.labels == "auto" and may_be_numbers(labels):
         notices.append("Labels: whole numbers are read as classes. To regress on them set data.labels: numbers.")
     return (chosen.from_records(rows.records) if hasattr(chosen, "from_records") else chosen()), notices
@@ -221,7 +222,7 @@ def decide(training: TrainingConfig, method: Method, model: Model, rows: int, va
 
 
 def hidden_size(model: Model) -> int:
-    return int(model.module.config.get_text_config().hidden_size)
+    return int(model.task.width(model.module))
 
 
 def _refuse_idle(recipe: Recipe, model: Model) -> None:

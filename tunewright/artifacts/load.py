@@ -116,6 +116,8 @@ def infer_task(base: str) -> str:
         return "text-generation"
     if any(name.endswith("ForSequenceClassification") for name in architectures):
         return "text-classification"
+    if any(name.endswith("ForImageClassification") for name in architectures):
+        return "image-classification"
     raise BaseModelError(
         f"{base} does not tell what it is for ({', '.join(architectures) or 'no architecture'}). Give the task."
     )

@@ -108,7 +108,7 @@ def _question(record: Record) -> Conversation | str:
     """What is asked: a conversation without its last answer, a prompt, the first words of a text."""
     if isinstance(record, Conversation):
         return Conversation(record.messages[:-1], record.tools, record.source)
-    return record.prompt if isinstance(record, Completion) else record.text[: len(record.text) // 2]
+    return record.prompt if isinstance(record, Completion) else record.text[: len(record.text) // 2]  # type: ignore[union-attr]
 
 
 def _served(model: Model, question: Conversation | str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -20,14 +21,15 @@ class Example:
     """One encoded row.
 
     Attributes:
-        inputs: the model's arguments without the batch dimension, e.g. `input_ids` [T].
+        inputs: the model's arguments without the batch dimension, e.g. `input_ids` [T]; arrays, or what numpy can make
+            one of when it is needed.
         target: what the model should answer: token ids [T], a class index [1], or a distribution, labels or value [C].
         weight: the loss weight of each position [T], [1] or [C]; 0 means that nothing is computed there.
         source: where the row came from, "train.jsonl:17".
         length: positions that the row costs; rows of similar length share a batch.
     """
 
-    inputs: dict[str, np.ndarray]
+    inputs: dict[str, Any]
     target: np.ndarray
     weight: np.ndarray
     source: str

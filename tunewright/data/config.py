@@ -38,9 +38,9 @@ class DataConfig(BaseModel):
         description="rows for the final evaluation: one set, or several by name",
         json_schema_extra=LOCAL,
     )
-    format: Literal["auto", "chat", "prompt_completion", "alpaca", "sharegpt", "text", "classification"] = Field(
-        "auto", description="what a row looks like; auto: found from its columns"
-    )
+    format: Literal[
+        "auto", "chat", "prompt_completion", "alpaca", "sharegpt", "text", "classification", "image", "image_file"
+    ] = Field("auto", description="what a row looks like; auto: found from its columns")
     columns: dict[str, str] = Field(
         default_factory=dict, description="standard column name -> name in the file, e.g. {text: review, label: stars}"
     )

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from tunewright.data.functions import tools_of
-from tunewright.data.kinds import Completion, Conversation, Document, Labelled, Record
+from tunewright.data.kinds import Completion, Conversation, Document, Labelled, LabelledImage, Record
 from tunewright.data.labels import check_label
 from tunewright.data.messages import check_messages, check_weight, untrained
+from tunewright.data.pictures import COLUMNS, Picture
 from tunewright.errors import DataError
 
 Values = dict[str, Any]
@@ -122,14 +123,25 @@ def _prompt_completion_chat(values: Values, source: str) -> Conversation:
 
 
 def _classification(values: Values, source: str) -> Labelled:
-    label, pair, weight = values.get("label"), values.get("text_pair"), values.get("weight")
-    return Labelled(
-        text=_text(values, "text"),
-        label=None if label in (None, "") else check_label(label),
-        source=source,
-        text_pair=None if pair is None else _text(values, "text_pair"),
-        weight=1.0 if weight is None else check_weight(_number(weight), "weight"),
-    )
+    pair = None if values.get("text_pair") is None else _text(values, "text_pair")
+    return Labelled(_text(values, "text"), _label(values), source, pair, _weight(values))
+
+
+def _image(values: Values, source: str) -> LabelledImage:
+    column = next(name for name in COLUMNS if name in values)
+    if not isinstance(values[column], Picture):
+        raise DataError(f"{column} must be a path, or the bytes of an image, not {type(values[column]).__name__}")
+    return LabelledImage(values[column], _label(values), source, _weight(values))
+
+
+def _label(values: Values) -> Any:
+    label = values.get("label")
+    return None if label in (None, "") else check_label(label)
+
+
+def _weight(values: Values) -> float:
+    weight = values.get("weight")
+    return 1.0 if weight is None else check_weight(_number(weight), "weight")
 
 
 def _number(value: Any) -> Any:
@@ -160,4 +172,6 @@ FORMATS: dict[str, Format] = {
     "prompt_completion": Format(("prompt", "completion"), ("tools", "functions"), _prompt_completion),
     "classification": Format(("text", "label"), ("text_pair", "weight"), _classification),
     "text": Format(("text",), (), _document),
+    "image": Format(("image", "label"), ("weight",), _image),
+    "image_file": Format(("file_name", "label"), ("weight",), _image),
 }

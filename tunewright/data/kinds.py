@@ -1,9 +1,11 @@
-"""The four kinds of record that a row of text can become."""
+"""The kinds of record that a row can become."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
+
+from tunewright.data.pictures import Picture
 
 Label = str | float | list[str] | dict[str, float] | None
 """A class name; a number to regress on; the names of all classes that apply; a probability for each class; unknown."""
@@ -35,8 +37,16 @@ class Document:
     source: str
 
 
+class Classified:
+    """A row with a label, and a weight in the loss."""
+
+    label: Label
+    source: str
+    weight: float
+
+
 @dataclass(frozen=True)
-class Labelled:
+class Labelled(Classified):
     """A text, or a pair of texts, with its label and its weight in the loss."""
 
     text: str
@@ -46,11 +56,22 @@ class Labelled:
     weight: float = 1.0
 
 
-Record = Conversation | Completion | Document | Labelled
+@dataclass(frozen=True)
+class LabelledImage(Classified):
+    """An image with its label and its weight in the loss."""
+
+    image: Picture
+    label: Label
+    source: str
+    weight: float = 1.0
+
+
+Record = Conversation | Completion | Document | Labelled | LabelledImage
 
 KINDS: dict[type, str] = {
     Conversation: "chat",
     Completion: "prompt_completion",
     Document: "text",
     Labelled: "classification",
+    LabelledImage: "image",
 }

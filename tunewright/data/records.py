@@ -6,12 +6,14 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from tunewright.data.config import DataConfig, Location, Reading
 from tunewright.data.formats import FORMATS, detect
-from tunewright.data.kinds import KINDS, Completion, Conversation, Document, Label, Labelled, Record
+from tunewright.data.kinds import KINDS, Classified, Completion, Conversation, Document, Label, Labelled, Record
 from tunewright.data.labels import check_number, form_of, settle
+from tunewright.data.pictures import located
 from tunewright.data.rows import Fault, Row, canonical_json, content_hash, read_rows
 from tunewright.errors import DataError, counted, them
 
@@ -32,7 +34,7 @@ MAX_VALIDATION_ROWS = 1000
 
 @dataclass(frozen=True)
 class Records:
-    """The usable rows of one location: all of one kind ("chat", "prompt_completion", "text" or "classification")."""
+    """The usable rows of one location: all of one kind, one of `KINDS`."""
 
     records: list[Record]
     kind: str
@@ -64,7 +66,7 @@ def load_records(location: Location, config: DataConfig, *, require_label: bool 
     """
     name = location if isinstance(location, str) else "rows"
     read = read_rows(location)
-    rows = _renamed(read.rows, config.columns)
+    rows = _with_pictures(_renamed(read.rows, config.columns), location)
     format = _format_of(rows, config, require_label)
     records, faults = _build_all(rows, format, config, require_label)
     faults = read.faults + faults
@@ -72,13 +74,17 @@ def load_records(location: Location, config: DataConfig, *, require_label: bool 
         raise DataError(_verdict(len(faults), len(faults) + len(records), name), [str(fault) for fault in faults])
     kind = KINDS[type(records[0])]
     _refuse_idle(kind, config)
-    return Records(records, kind, name, content_hash(read.rows), faults, read.doubts)
+    return Records(records, kind, name, content_hash(rows), faults, read.doubts)
 
 
 def _refuse_idle(kind: str, config: DataConfig) -> None:
     """An option that rows of this kind have no use for is an error, not an option without effect."""
-    idle = ["special_tokens"] if config.special_tokens and kind == "classification" else []
-    idle += ["labels"] if config.labels != "auto" and kind != "classification" else []
+    labelled = kind in ("classification", "image")
+    idle = ["special_tokens"] if config.special_tokens and labelled else []
+    idle += ["labels"] if config.labels != "auto" and not labelled else []
+    if kind == "image":
+        idle += ["max_length"] if config.max_length is not None else []
+        idle += ["overlength"] if config.overlength != "auto" else []
     if kind != "chat":
         idle += ["chat_template"] if config.chat_template is not None else []
         idle += ["loss_on"] if config.loss_on != "all" else []
@@ -103,6 +109,13 @@ def _renamed(rows: list[Row], columns: dict[str, str]) -> list[Row]:
         raise DataError(f"data.columns names {', '.join(missing)}; the columns found are {', '.join(found)}.")
     standard = {column: name for name, column in columns.items()}
     return [Row({standard.get(key, key): value for key, value in row.values.items()}, row.source) for row in rows]
+
+
+def _with_pictures(rows: list[Row], location: Location) -> list[Row]:
+    """Rows with their images; a path is relative to the folder of the file that names it."""
+    folder = Path(location) if isinstance(location, str) else Path()
+    folder = folder.parent if folder.is_file() else folder if folder.is_dir() else Path()
+    return [Row(located(row.values, folder), row.source) for row in rows]
 
 
 def _columns(rows: Iterable[Row]) -> list[str]:
@@ -168,9 +181,9 @@ def _build(row: Row, format: str, config: DataConfig, require_label: bool) -> Re
     if missing := _missing(row, format):
         raise DataError(f"no column {', '.join(missing)}")
     record = FORMATS[format].build(row.values, row.source)
-    if require_label and isinstance(record, Labelled) and record.label is None:
+    if require_label and isinstance(record, Classified) and record.label is None:
         raise DataError("no label")
-    if isinstance(record, Labelled) and config.labels == "numbers":
+    if isinstance(record, Classified) and config.labels == "numbers":
         check_number(record.label)
     return record
 
@@ -178,7 +191,7 @@ def _build(row: Row, format: str, config: DataConfig, require_label: bool) -> Re
 def _check_same_kind(record: Record, first: Record) -> None:
     if type(record) is not type(first):
         raise DataError(f"this row is {KINDS[type(record)]}, the file's first is {KINDS[type(first)]}")
-    if isinstance(record, Labelled) and isinstance(first, Labelled):
+    if isinstance(record, Classified) and isinstance(first, Classified):
         _check_same_label_form(record.label, first.label)
 
 
@@ -188,7 +201,7 @@ def _check_same_label_form(label: Any, first: Any) -> None:
 
 
 def _with_settled_labels(records: list[Record], reading: Reading) -> list[Record]:
-    labelled = [record for record in records if isinstance(record, Labelled)]
+    labelled: list[Any] = [record for record in records if isinstance(record, Classified)]
     labels = settle([record.label for record in labelled], reading)
     return [replace(record, label=label) for record, label in zip(labelled, labels, strict=True)] or records
 

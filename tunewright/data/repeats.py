@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from tunewright.data.kinds import Completion, Conversation, Labelled, Record
+from tunewright.data.kinds import Classified, Completion, Conversation, Labelled, LabelledImage, Record
 from tunewright.data.messages import text_of
 from tunewright.data.records import Records
 
@@ -73,6 +73,8 @@ def text(record: Record) -> str:
         return f"{record.prompt}\n{record.completion}"
     if isinstance(record, Conversation):
         return "\n".join(text_of(message) for message in record.messages if message["role"] != "system")
+    if isinstance(record, LabelledImage):
+        return record.image.sha256
     return record.text
 
 
@@ -164,7 +166,7 @@ def _contradicted(rows: Texts) -> Iterator[Found]:
     """Rows whose text stands above with another label."""
     first: dict[str, tuple[int, str]] = {}
     for i, (record, one) in enumerate(rows):
-        if isinstance(record, Labelled):
+        if isinstance(record, Classified):
             j, label = first.setdefault(one, (i, repr(record.label)))
             if label != repr(record.label):
                 yield i, j, 1.0

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tunewright.data.config import Location
+from tunewright.data.pictures import Picture, classes_in, image_folder
 from tunewright.data.tables import Entry, read_table
 from tunewright.data.texts import HALF, is_whole
 from tunewright.errors import DataError
@@ -71,11 +72,13 @@ def content_hash(rows: Iterable[Row]) -> str:
 
 
 def canonical_json(value: Any) -> bytes:
-    """JSON with sorted keys and no spaces. Bytes enter by their hash, other foreign values by their text."""
+    """JSON with sorted keys and no spaces. Bytes and images enter by their hash, other foreign values by their text."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), default=_foreign).encode()
 
 
 def _foreign(value: Any) -> str:
+    if isinstance(value, Picture):
+        return value.sha256
     return hashlib.sha256(value).hexdigest() if isinstance(value, bytes) else str(value)
 
 
@@ -261,6 +264,8 @@ def _read_folder(folder: Path, split: str | None) -> Rows:
     if any((folder / name).exists() for name in SAVED_DATASET):
         return _read_saved_dataset(folder, split)
     files = sorted(path for path in folder.iterdir() if path.suffix.lower() in READERS)
+    if not any(path.stem == "metadata" for path in files) and (classes := classes_in(folder)):
+        return _read_images(folder, split, classes)
     files = [path for path in files if split is None or _split_in(path) == split]
     if not files:
         of_split = f" of the split {split}" if split else ""
@@ -272,6 +277,17 @@ def _read_folder(folder: Path, split: str | None) -> Rows:
         )
     reads = [_read_file(path) for path in files]
     return Rows([row for read in reads for row in read.rows], [fault for read in reads for fault in read.faults])
+
+
+def _read_images(folder: Path, split: str | None, classes: Sequence[str]) -> Rows:
+    """Images in a folder for each class, or in such folders in a folder for each split."""
+    splits = [name for name in classes if SPLIT.fullmatch(name.lower())]
+    if split is None and splits:
+        raise DataError(f"{folder} holds the splits {', '.join(splits)}: name one, as {folder}:{splits[0]}.")
+    if split is not None and split not in splits:
+        raise DataError(f"{folder} has no split {split}: it holds {', '.join(classes)}.")
+    found = image_folder(folder / split if split else folder)
+    return Rows([Row({"image": str(path.absolute()), "label": name}, str(path)) for path, name in found], [])
 
 
 def _belong_together(files: list[Path]) -> bool:
@@ -297,8 +313,17 @@ def _dataset_rows(dataset: Any, name: str, split: str | None) -> Rows:
         if split not in dataset:
             raise DataError(f"{name} has the splits {', '.join(dataset)}: name one, e.g. {name}:{next(iter(dataset))}.")
         dataset, name = dataset[split], f"{name}:{split}"
-    rows = _with_class_names(dataset, dataset.features.to_dict())
+    rows = _with_class_names(_undecoded(dataset), dataset.features.to_dict())
     return _sort_out(rows, lambda index: f"{name}:row {index + 1}")
+
+
+def _undecoded(dataset: Any) -> Any:
+    """Images as the bytes of their files: they are decoded, and checked, as those of any other source."""
+    from datasets import Image
+
+    for name in [name for name, feature in dataset.features.items() if isinstance(feature, Image)]:
+        dataset = dataset.cast_column(name, Image(decode=False))
+    return dataset
 
 
 # The hub

@@ -9,7 +9,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from tunewright.data.batches import Example
-from tunewright.data.kinds import Completion, Conversation, Labelled
+from tunewright.data.kinds import Classified, Completion, Conversation, Labelled, LabelledImage
 from tunewright.data.messages import text_of
 from tunewright.errors import RecipeError, counted
 from tunewright.evaluation import metrics
@@ -134,6 +134,8 @@ def in_words(record: Any) -> tuple[str, str | None]:
     """What a row asks, and its right answer; a plain text has none."""
     if isinstance(record, Labelled):
         return record.text, _label(record.label)
+    if isinstance(record, LabelledImage):
+        return str(record.image), _label(record.label)
     if isinstance(record, Completion | Conversation):
         question, reference = question_of(record)
         return _shown(question), reference
@@ -142,12 +144,13 @@ def in_words(record: Any) -> tuple[str, str | None]:
 
 def _classified(predictions: Predictions, records: Sequence[Any], model: Model, count: int) -> list[dict[str, Any]]:
     """The first rows of a set, with what was predicted."""
-    by_source = {record.source: record for record in records if isinstance(record, Labelled)}
+    by_source = {record.source: record for record in records if isinstance(record, Classified)}
     labels = getattr(model.task, "labels", [])
     found = [(i, by_source[source]) for i, source in enumerate(predictions.sources) if source in by_source]
     return [
-        {"source": r.source, "input": r.text, "reference": _label(r.label), "output": answer(predictions, i, labels)}
+        {"source": r.source, "input": asked, "reference": reference, "output": answer(predictions, i, labels)}
         for i, r in found[:count]
+        for asked, reference in [in_words(r)]
     ]
 
 

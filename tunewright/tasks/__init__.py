@@ -5,7 +5,11 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-MODULES = {"text-generation": "text_generation", "text-classification": "text_classification"}
+MODULES = {
+    "text-generation": "text_generation",
+    "text-classification": "text_classification",
+    "image-classification": "image_classification",
+}
 
 
 def task_class(name: str) -> Any:

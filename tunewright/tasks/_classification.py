@@ -87,6 +87,10 @@ class Classification(Task):
         """Tokenizer or image processor of a base, and what of it the configuration must know."""
 
     @abstractmethod
+    def asked(self, model: Model, example: Example) -> str:
+        """What a row asks, in words."""
+
+    @abstractmethod
     def logits(self, module: nn.Module, batch: Batch) -> Tensor:
         """[B, C], in fp32."""
 
@@ -157,7 +161,7 @@ class Classification(Task):
             return not isinstance(label, list | dict) and natural_order(str(label))[0] == 0
         return self.kind == "multi_label" or not isinstance(label, list)
 
-    def example(self, inputs: dict[str, np.ndarray], record: Any, length: int) -> Example:
+    def example(self, inputs: dict[str, Any], record: Any, length: int) -> Example:
         """An encoded row with its target; one without a label has no weight."""
         target = self.target(record.label)
         width = len(target) if self.kind == "multi_label" else 1
@@ -189,6 +193,19 @@ class Classification(Task):
             sequence=torch.arange(len(examples))[:, None].expand_as(weight),
             sources=tuple(e.source for e in examples),
         )
+
+    def pieces(self, model: Model, example: Example) -> list[tuple[str, float]]:
+        return [(self.asked(model, example), 0.0), (f" → {self._answer(example)}", float(example.weight.max()))]
+
+    def _answer(self, example: Example) -> str:
+        """What should be answered, in words."""
+        target = example.target
+        if target.dtype.kind != "f":
+            return self.labels[int(target[0])]
+        if self.kind == "regression":
+            return f"{target[0]:g}"
+        likely = [name for name, share in zip(self.labels, target, strict=True) if share > 0.5]
+        return ", ".join(likely) or self.labels[int(target.argmax())]
 
     @abstractmethod
     def inputs(self, examples: Sequence[Example]) -> dict[str, Tensor]:

@@ -43,6 +43,20 @@ def load_tokenizer(base: str) -> Any:
     return tokenizer
 
 
+def load_image_processor(base: str) -> Any:
+    """What makes pixels of images as the base knows them, with Pillow: the same whether torchvision is there or not."""
+    from transformers import AutoImageProcessor
+
+    with quiet():
+        try:
+            return AutoImageProcessor.from_pretrained(base, trust_remote_code=False, backend="pil")
+        except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+            raise BaseModelError(
+                f"{base} does not say how images are prepared for it ({_first_line(error)}). Put its "
+                "preprocessor_config.json beside the weights."
+            ) from error
+
+
 def load_weights(auto_class: Any, base: str, config: Any, **options: Any) -> tuple[Any, dict[str, set[str]]]:
     """A model with its weights, and the account of what was missing or did not fit, by parameter name."""
     from safetensors import SafetensorError

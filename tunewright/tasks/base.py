@@ -145,6 +145,14 @@ class Task(ABC):
         """What the model answers on encoded rows, in their order, without gradients."""
 
     @abstractmethod
+    def pieces(self, model: Model, example: Example) -> list[tuple[str, float]]:
+        """An encoded row in words: pieces of what the model is fed and should answer, each with its loss weight."""
+
+    def width(self, module: nn.Module) -> int:
+        """The width of the trunk, that learning rates follow."""
+        return int(module.config.get_text_config().hidden_size)  # type: ignore[union-attr, operator]
+
+    @abstractmethod
     def head(self, module: nn.Module) -> list[str]:
         """Names of the modules that make the task head, before any method has wrapped the model."""
 

@@ -68,6 +68,9 @@ class TextClassification(Classification):
         arrays = {name: np.asarray(value, dtype=np.int64) for name, value in inputs.items()}
         return self.example(arrays, record, len(arrays["input_ids"]))
 
+    def asked(self, model: Model, example: Example) -> str:
+        return str(model.processor.decode(example.inputs["input_ids"]))
+
     def inputs(self, examples: Sequence[Example]) -> dict[str, Tensor]:
         import torch
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -141,6 +142,13 @@ class TextGeneration(Task):
         return Predictions(
             "likelihood", [e.source for e in examples], nll_N=nll_N, count_N=count_N, correct_N=correct_N
         )
+
+    def pieces(self, model: Model, example: Example) -> list[tuple[str, float]]:
+        """Neighbouring tokens of the same weight are joined, so that a character of several tokens stays whole."""
+        tokens = [int(example.inputs["input_ids"][0]), *example.target.tolist()]
+        weights = [0.0, *example.weight.tolist()]
+        starts = [0, *(i for i in range(1, len(tokens)) if weights[i] != weights[i - 1]), len(tokens)]
+        return [(model.processor.decode(tokens[a:b]), weights[a]) for a, b in pairwise(starts)]
 
     def routes(self, module: nn.Module) -> bool:
         return hasattr(module.config.get_text_config(), "num_experts_per_tok")  # type: ignore[union-attr, operator]

@@ -1,0 +1,148 @@
+"""Images: where they lie, and how they become upright RGB pixels."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tunewright.errors import DataError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+COLUMNS = ("image", "file_name")
+"""Columns that hold an image: itself, or the path of its file."""
+ADVICE = "mend it, or remove the row"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image: the path of a file, or the bytes of one."""
+
+    place: Path | None = None
+    content: bytes | None = None
+
+    def read(self) -> bytes:
+        """The bytes of its file. Raises DataError where there is none."""
+        if self.content is not None:
+            return self.content
+        assert self.place is not None
+        try:
+            return self.place.read_bytes()
+        except OSError as error:
+            raise DataError(f"{self.place} cannot be read ({error.strerror or error})") from error
+
+    def __str__(self) -> str:
+        return str(self.place) if self.place else f"an image of {len(self.content or b''):,} bytes"
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of its bytes, so that the same image is the same wherever it lies; of its path where there are none."""
+        try:
+            return hashlib.sha256(self.read()).hexdigest()
+        except DataError:
+            return hashlib.sha256(str(self.place).encode()).hexdigest()
+
+    def pixels(self) -> Image:
+        """Upright RGB pixels; what is transparent becomes white, 16 bits become 8.
+
+        Raises:
+            DataError: it is no image, is cut short, is a decompression bomb, or has pixels of another kind.
+        """
+        return decode(self.read())
+
+
+def decode(content: bytes) -> Image:
+    """The pixels of an image file's bytes: see `Picture.pixels`."""
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        try:
+            image = Image.open(BytesIO(content))
+            image.load()
+            return _in_rgb(ImageOps.exif_transpose(image))
+        except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+            limit = Image.MAX_IMAGE_PIXELS
+            raise DataError(
+                f"the image has more than {limit:,} pixels (a decompression bomb?): make it smaller"
+            ) from error
+        except UnidentifiedImageError as error:
+            raise DataError(f"this is no image that can be read: {ADVICE}") from error
+        except (OSError, SyntaxError, ValueError, EOFError) as error:  # what Pillow raises for broken files
+            raise DataError(f"the image is broken ({error}): {ADVICE}") from error
+
+
+def _in_rgb(image: Image) -> Image:
+    from PIL import Image
+
+    if image.mode == "F":
+        raise DataError("the image has floating-point pixels, of no known range: save it with 8 or 16 bits")
+    if image.mode.startswith("I"):
+        image = _in_8_bits(image)
+    if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _in_8_bits(image: Image) -> Image:
+    """Pillow itself would clip 16 bits to 255."""
+    import numpy as np
+    from PIL import Image
+
+    values = np.asarray(image).astype(np.float64)
+    if values.min() < 0 or values.max() > 65535:
+        raise DataError("the image has more than 16 bits a pixel: save it with 8 or 16")
+    return Image.fromarray(np.round(values / 257).astype(np.uint8))
+
+
+def located(values: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """A row with a `Picture` in place of each image: a path (relative to `folder`), bytes, or what libraries make."""
+    found = {column: _picture(values[column], folder) for column in COLUMNS if column in values}
+    return {**values, **found} if found else values
+
+
+def _picture(value: Any, folder: Path) -> Any:
+    """The picture that a value means; the value itself where it means none."""
+    if isinstance(value, bytes):
+        return Picture(content=value)
+    if isinstance(value, dict) and isinstance(value.get("bytes"), bytes):  # a column of images in Parquet
+        return Picture(content=value["bytes"])
+    if isinstance(value, dict) and isinstance(value.get("path"), str):
+        value = value["path"]
+    if isinstance(value, str | Path) and str(value).strip():
+        return Picture(place=folder / Path(value).expanduser())
+    if hasattr(value, "save") and hasattr(value, "mode"):  # an image of Pillow's
+        written = BytesIO()
+        value.save(written, "TIFF" if value.mode in ("CMYK", "YCbCr", "LAB", "HSV", "F") else "PNG")
+        return Picture(content=written.getvalue())
+    return value
+
+
+def image_folder(folder: Path) -> Iterator[tuple[Path, str]]:
+    """The images of a folder with a folder for each class, and their classes; none where it is not one."""
+    for place in _visible(folder):
+        if place.is_dir():
+            yield from ((path, place.name) for path in sorted(_images_in(place)))
+
+
+def classes_in(folder: Path) -> Sequence[str]:
+    """The folders in a folder that hold images, at any depth."""
+    return [place.name for place in _visible(folder) if place.is_dir() and any(_images_in(place))]
+
+
+def _images_in(folder: Path) -> Iterator[Path]:
+    return (path for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS)
+
+
+def _visible(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))

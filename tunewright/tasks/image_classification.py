@@ -1,0 +1,113 @@
+"""`image-classification`: a convolutional network or vision transformer with a task head."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from tunewright.data.batches import Example
+from tunewright.data.config import DataConfig
+from tunewright.data.kinds import LabelledImage
+from tunewright.data.pictures import Picture
+from tunewright.data.rendered import Fitted
+from tunewright.errors import DataError
+from tunewright.tasks._classification import Classification
+from tunewright.tasks._pretrained import load_image_processor
+from tunewright.tasks.base import Batch, Encoded, Model, Predictions
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+PATCH = 8
+"""An image costs as many positions as it has patches of 8 × 8 pixels."""
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """An image as the model is fed it, [3, H, W] in fp32: computed each time that it is asked for as an array."""
+
+    picture: Picture
+    processor: Any
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        prepared: np.ndarray = self.processor(self.picture.pixels(), return_tensors="np")["pixel_values"][0]
+        return prepared.astype(dtype or np.float32)
+
+
+class ImageClassification(Classification):
+    """A label for an image.
+
+    Args:
+        labels: the class names; None keeps those of the base.
+        kind: `single_label` (softmax), `multi_label` (a sigmoid a class) or `regression`.
+    """
+
+    name: ClassVar[str] = "image-classification"
+    auto_class: ClassVar[str] = "AutoModelForImageClassification"
+    architecture: ClassVar[str] = "ForImageClassification"
+    data_kinds: ClassVar[tuple[str, ...]] = ("image",)
+    unit: ClassVar[str] = "patches"
+
+    def processor(self, base: str, config: Any) -> Any:
+        return load_image_processor(base)
+
+    def unreadable(self, model: Model, record: Any) -> str | None:
+        try:
+            record.image.pixels()
+        except DataError as error:
+            return str(error)
+        return None
+
+    def encode(self, model: Model, records: Sequence[Any], data: Any) -> Encoded:
+        """Images stay files until a step needs them; each is decoded here once, to be sure that it can be."""
+        usable, faults = self.usable(model, records, skip=data.on_bad_rows == "skip")
+        pixels = [Pixels(record.image, model.processor) for record in usable]
+        length = _positions(pixels)
+        examples = [self.example({"pixel_values": p}, r, length) for p, r in zip(pixels, usable, strict=True)]
+        return Encoded(examples, length, Fitted([]), faults)
+
+    def inputs(self, examples: Sequence[Example]) -> dict[str, Tensor]:
+        import torch
+
+        arrays = {name: np.stack([np.asarray(e.inputs[name]) for e in examples]) for name in examples[0].inputs}
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+    def width(self, module: nn.Module) -> int:
+        """What enters the head: architectures have several names for it, and some have none."""
+        config: Any = module.config
+        named = [getattr(config, name, None) for name in ("hidden_size", "hidden_sizes", "hidden_dim")]
+        sizes = next((size for size in named if size), None)
+        if sizes is None:
+            sizes = [p.shape[1] for name, p in module.named_parameters() if p.ndim == 2 and ".lora_" not in name]
+        return int(sizes[-1] if isinstance(sizes, list) else sizes)
+
+    def logits(self, module: nn.Module, batch: Batch) -> Tensor:
+        return module(**batch.inputs).logits.float()
+
+    def classify(self, model: Model, images: Sequence[str | Path]) -> tuple[Predictions, list[str]]:
+        """Probabilities of each class (or a value) for each image file, [N, C]; nothing is ever cut to fit."""
+        records = [LabelledImage(Picture(place=Path(image)), None, str(image)) for image in images]
+        return self.predict(model, self.encode(model, records, DataConfig(train="-")).examples), []
+
+    def asked(self, model: Model, example: Example) -> str:
+        return example.source
+
+
+def _positions(pixels: Sequence[Pixels]) -> int:
+    """What one image costs. Raises DataError where the processor makes images of several sizes."""
+    shapes = {np.asarray(p).shape for p in pixels[:8]}
+    if len(shapes) > 1:
+        sizes = ", ".join(sorted(f"{w} × {h}" for _, h, w in shapes))
+        raise DataError(
+            f"images are of several sizes as the model would be fed them ({sizes}): its preprocessor_config.json "
+            "must resize or crop to one."
+        )
+    _, height, width = next(iter(shapes), (3, 0, 0))
+    return max(1, -(-height // PATCH) * -(-width // PATCH))
+
+
+TASK = ImageClassification
