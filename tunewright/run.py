@@ -47,7 +47,7 @@ def execute(recipe: Recipe, folder: Path, watchers: Sequence[Watcher] = (), resu
         record = Record(folder, processes.first)
         prepared, step = _prepare(recipe, record, processes, resume, made)
         if resume:
-            _go_on(prepared, record)
+            _go_on(prepared, record, step.passed)
         else:
             record.begin(prepared.recipe, describe(prepared))
             if processes.first:
@@ -195,12 +195,12 @@ def describe(prepared: Prepared) -> dict[str, Any]:
     }
 
 
-def _go_on(prepared: Prepared, record: Record) -> None:
-    """Say that the run is under way again, and whether elsewhere."""
+def _go_on(prepared: Prepared, record: Record, passed: Sequence[str]) -> None:
+    """Say that the run is under way again, whether elsewhere, and which damaged checkpoints were passed over."""
     info, place = record.info, _place(prepared)
     changed = differences(*({**found["versions"], **found["machine"]} for found in (info, place)))
     notice = f"Resumed elsewhere, so that weights can differ by rounding ({'; '.join(changed)})."
-    notices = [*info["notices"], *([notice] if changed else [])]
+    notices = [*info["notices"], *([notice] if changed else []), *passed]
     record.update(status="running", finished=None, error=None, notices=notices, **place)
 
 

@@ -56,7 +56,7 @@ def ready(job: Job, resume: bool = False) -> Step:
     step = Step(job, TrainState(job.model, job.method, job.config, job.precision))
     folder = job.folder / "checkpoints"
     if resume and checkpoint.steps(folder):
-        *saved, step.notices = checkpoint.newest(folder)
+        *saved, step.passed = checkpoint.newest(folder)
         step.state.load(*saved)
     return step
 
@@ -88,11 +88,17 @@ def train(step: Step) -> Outcome:
 
 
 class Step:
-    """One step of the optimizer, in as many forward passes as memory wants."""
+    """One step of the optimizer, in as many forward passes as memory wants.
+
+    Attributes:
+        passed: the damaged checkpoints that were passed over to go on, in words.
+        notices: what else there is to say when the run has ended.
+    """
 
     def __init__(self, job: Job, state: TrainState) -> None:
         self.job, self.state = job, state
         self.budget = micro_batch_tokens(job.config, job.device)
+        self.passed: list[str] = []
         self.notices: list[str] = []
 
     def take(self) -> dict[str, Any]:
