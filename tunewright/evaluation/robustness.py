@@ -167,7 +167,9 @@ def sentence(found: Mapping[str, Any]) -> str:
 def _told(found: Mapping[str, Any], name: str) -> str:
     at = found["alphas"].index(found["chosen"]["alpha"])
     change = Metric.from_dict(found["against_tuned"][name][at])
-    return difference_of(found["metric"], change, "" if change.low > 0 or change.high < 0 else ", cannot tell")
+    if not change.is_defined:
+        return "undefined"
+    return difference_of(found["metric"], change) + ("" if change.excludes(0) else ", cannot tell")
 
 
 def table(found: Mapping[str, Any]) -> tuple[list[str], list[tuple[str, list[Metric], str]]]:
