@@ -30,6 +30,11 @@ def primary(predictions: Predictions) -> Metric:
     return bootstrap(statistic(predictions), len(predictions.sources))
 
 
+def value(predictions: Predictions) -> float:
+    """The primary metric without its interval, which takes a thousand times as long."""
+    return statistic(predictions)(np.arange(len(predictions.sources)))
+
+
 def difference(one: Predictions, other: Predictions) -> Metric:
     """The primary metric of `one` minus that of `other`, on the same rows, with the paired bootstrap's interval."""
     assert one.sources == other.sources, "paired predictions are of the same rows"
@@ -45,11 +50,11 @@ def chance(one: Predictions, other: Predictions) -> float:
     one way every resample lies on one side, so it is never below 2·0.5ⁿ either: had each of the n rows gone either way
     by chance, that is how often all would have gone the same way. With fewer than six rows nothing is below 0.05.
     """
-    n, mine, theirs = len(one.sources), statistic(one), statistic(other)
-    if math.isnan(mine(np.arange(n)) - theirs(np.arange(n))):
+    if math.isnan(value(one) - value(other)):
         return math.nan
     if one.kind == "single_label":
         return mcnemar(correct(one), correct(other))
+    n, mine, theirs = len(one.sources), statistic(one), statistic(other)
     found = resampled(lambda rows: mine(rows) - theirs(rows), n)
     beyond = min((found <= 0).sum(), (found >= 0).sum())
     return min(1.0, max(2 * (beyond + 1) / (len(found) + 1), 2 * 0.5**n))
