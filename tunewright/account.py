@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -11,6 +12,7 @@ from typing import Any
 
 from tunewright.data.batches import Example
 from tunewright.data.records import Labelled, Records
+from tunewright.errors import DataError
 from tunewright.methods.base import trained_count, trained_groups
 from tunewright.prepare import Prepared
 from tunewright.tasks.base import Encoded, Model
@@ -36,6 +38,13 @@ def describe_data(prepared: Prepared) -> dict[str, Any]:
         }
         for name, records in prepared.rows.sets().items()
     }
+
+
+def refuse_changed(sets: Mapping[str, Records], data: Mapping[str, Any], advice: str) -> None:
+    """Raise DataError where rows are not those that run.json's `data` tells of; `advice` is what to do then."""
+    for name, records in sets.items():
+        if records.sha256 != data.get(name, {}).get("sha256"):
+            raise DataError(f"The rows of {name} ({records.location}) have changed since the training. {advice}")
 
 
 def write_bad_rows(prepared: Prepared, folder: Path) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tunewright.account import refuse_changed
 from tunewright.api import plain
 from tunewright.data.config import DataConfig, Location
 from tunewright.data.records import Records, load_records
@@ -139,11 +140,7 @@ def _shared_sets(a: Side, b: Side) -> tuple[dict[str, Records], DataConfig]:
         raise DataError(f"{a.name} and {b.name} share no test set. Name the rows to compare them on with --data.")
     config = runs[0].recipe.data.model_copy(update={"special_tokens": []})  # the models have these already
     sets = {name: load_records(config.test_sets()[name], config) for name in shared}
-    for name, records in sets.items():
-        if records.sha256 != hashes[0][name]:
-            raise DataError(
-                f"The rows of {name} ({records.location}) have changed since the runs. Name some with --data."
-            )
+    refuse_changed(sets, runs[0].info["data"], "Name some with --data.")
     return sets, config
 
 

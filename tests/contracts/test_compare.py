@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 import tunewright as tw
 from tests.runs import recipe
 from tests.tiny import chats, completions, labelled, words
-from tunewright.errors import BaseModelError, DataError, MethodError, RecipeError
+from tunewright.errors import BaseModelError, DataError, MethodError, RecipeError, TunewrightError
 from tunewright.sides import parse_point
 
 NUMBERS = [{"text": words(i, 3 + i % 4), "label": i / 7} for i in range(12)]
@@ -131,6 +133,17 @@ def turn(names: list[str]) -> list[str]:
 
 
 # What is refused
+
+
+@pytest.mark.parametrize("case", ["completions", "classes"])
+def test_a_model_that_answers_nan_passes_no_gate(case: str, ran: Any, tmp_path: Path) -> None:
+    run = ran(case)
+    broken = Path(shutil.copytree(tw.export(run, "merged", tmp_path / "merged"), tmp_path / "broken"))
+    file = broken / "model.safetensors"
+    save_file({n: torch.full_like(t, float("nan")) for n, t in load_file(file).items()}, file, {"format": "pt"})
+    for sides, said in (((run, broken), "B"), ((broken, run), "A")):
+        with pytest.raises(TunewrightError, match=f"test: the output of {said} is not finite for 12 of 12 rows"):
+            tw.compare(*sides, CASES[case][1], require="not-worse")
 
 
 def test_other_classes_kinds_and_tasks_are_refused(ran: Any) -> None:
