@@ -19,7 +19,7 @@ from tunewright.artifacts import foreign
 from tunewright.artifacts.foreign import Answers
 from tunewright.artifacts.load import load, weights_folder
 from tunewright.artifacts.questions import HeldOut, built_in, make_questions
-from tunewright.artifacts.save import refuse_place
+from tunewright.artifacts.save import beside, refuse_place
 from tunewright.artifacts.targets import TARGETS
 from tunewright.artifacts.verify import Comparison, Limits, compare, limits_for
 from tunewright.errors import OutputError, RecipeError, VerificationError
@@ -52,27 +52,24 @@ def export(
     chosen = TARGETS[target]
     precision = precision or chosen.precisions[0]
     refuse_place(folder)
+    _refuse_unverified(folder)
     weights = weights_folder(where)
     chosen.check(weights, precision)
     model = load(where)
     held_out = held_out or built_in(model)
     questions = {**make_questions(model, held_out), "device": chosen.device(precision)}
     judge = _judge(model, questions, limits_for(target, precision, model.task.routes(model.module)))
-    draft = folder.with_name(f".{folder.name}.draft")
-    shutil.rmtree(draft, ignore_errors=True)
     try:
-        draft.mkdir(parents=True)
-        chosen.write(model, precision, draft, weights)
-        del model  # the export needs the memory
-        said = {"target": target, "precision": precision, "rows_from": held_out.source}
-        verification = {**said, **_verify(target, draft, questions, judge)}
-        text = json.dumps(verification, indent=2, ensure_ascii=False)
-        (draft / VERIFICATION).write_text(text + "\n", encoding="utf-8")
-        return _settle(draft, folder, verification)
+        with beside(folder) as draft:
+            chosen.write(model, precision, draft, weights)
+            del model  # the export needs the memory
+            said = {"target": target, "precision": precision, "rows_from": held_out.source}
+            verification = {**said, **_verify(target, draft, questions, judge)}
+            text = json.dumps(verification, indent=2, ensure_ascii=False)
+            (draft / VERIFICATION).write_text(text + "\n", encoding="utf-8")
+            return _settle(draft, folder, verification)
     except OSError as error:
         raise OutputError(f"{folder} could not be written: {error}") from error
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
 
 
 def read_verification(folder: Path) -> dict[str, Any]:
@@ -136,7 +133,7 @@ def _settle(draft: Path, folder: Path, verification: Mapping[str, Any]) -> Path:
         if folder.exists():
             folder.rmdir()  # it is empty
         return draft.rename(folder)
-    left = folder.with_name(f"{folder.name}.unverified")
+    left = _unverified(folder)
     shutil.rmtree(left, ignore_errors=True)
     draft.rename(left)
     failures = "\n".join(f"  {line}" for line in verification["failures"])
@@ -144,6 +141,24 @@ def _settle(draft: Path, folder: Path, verification: Mapping[str, Any]) -> Path:
         f"The export does not behave like the trained model. It is left as {left}, marked unverified:\n{failures}",
         verification,
     )
+
+
+def _unverified(folder: Path) -> Path:
+    """Where an export is left that does not behave like the trained model."""
+    return folder.with_name(f"{folder.name}.unverified")
+
+
+def _refuse_unverified(folder: Path) -> None:
+    """An earlier failure makes way for a new one, but nothing else does. Raises OutputError."""
+    left = _unverified(folder)
+    try:
+        ours = read_verification(left)["verified"] is False
+    except (OSError, ValueError, TypeError, KeyError):
+        ours = left.is_dir() and not any(left.iterdir())
+    if left.exists() and not ours:
+        raise OutputError(
+            f"{left} is in use, and an export to {folder} would be left there if it failed. Name another folder."
+        )
 
 
 def _last_line(text: str) -> str:
