@@ -55,6 +55,14 @@ def refuse_place(folder: Path) -> None:
         raise OutputError(f"{folder} cannot be made: {place} is no folder that can be written to. Name another place.")
 
 
+def refuse_file(path: Path) -> None:
+    """Raises OutputError where a file cannot be written. Asked before the work that it is to tell of."""
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder. Name a file in it.")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise OutputError(f"{path} cannot be written: {path.parent} is no folder that can be written to.")
+
+
 def card(model: Model, method: Method) -> Card:
     task = model.task
     whole = method.saved_as == "transformers"

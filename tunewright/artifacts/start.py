@@ -110,12 +110,26 @@ class Start:
 def start_of(run: str | Path) -> Start:
     """Where a run, or an adapter that somebody else trained, began. Raises BaseModelError for a whole model."""
     folder, weights = Path(run).expanduser(), weights_folder(run)
-    info = json.loads((folder / "run.json").read_text(encoding="utf-8")) if weights != folder.absolute() else {}
+    record = folder / "run.json"
+    info = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
     if not info and not is_adapter(weights):
-        raise BaseModelError(f"{run} is no run: from its weights alone nobody can tell what they started from.")
+        raise BaseModelError(
+            f"{run} is no run and no adapter's folder, so nothing says where its weights began. Check the path."
+        )
     base = info.get("base") or card_of_adapter(weights).base
     merged = folder / "start" / "base"
     return Start(folder / "start", weights, str(merged) if merged.is_dir() else base, tuple(info.get("new", ())))
+
+
+def parse_point(name: str) -> tuple[str, float]:
+    """`RUN@0.5` as a run and α; any other name, and any path that there is, as itself and 1."""
+    where, found, alpha = name.rpartition("@")
+    if not found or Path(name).expanduser().exists():
+        return name, 1.0
+    try:
+        return where, float(alpha)
+    except ValueError:
+        return name, 1.0
 
 
 def keep_adapter(model: Model, folder: Path) -> None:
