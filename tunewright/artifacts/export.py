@@ -15,14 +15,18 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
+
 from tunewright.artifacts import foreign
 from tunewright.artifacts.foreign import Answers
+from tunewright.artifacts.interpolate import write_point
 from tunewright.artifacts.load import load, weights_folder
 from tunewright.artifacts.questions import HeldOut, built_in, make_questions
 from tunewright.artifacts.save import beside, refuse_place
+from tunewright.artifacts.start import parse_point
 from tunewright.artifacts.targets import TARGETS
 from tunewright.artifacts.verify import Comparison, Limits, compare, limits_for
-from tunewright.errors import OutputError, RecipeError, VerificationError
+from tunewright.errors import DAMAGED, BaseModelError, OutputError, RecipeError, VerificationError
 from tunewright.methods._peft import layers_off
 from tunewright.tasks.base import Model
 
@@ -32,7 +36,7 @@ VERIFICATION = "verification.json"
 def export(
     where: str | Path, target: str, folder: Path, precision: str | None = None, held_out: HeldOut | None = None
 ) -> Path:
-    """Write a run or adapter to `folder` in another form, and compare it with the trained model.
+    """Write a run, an adapter or a point `RUN@0.5` to `folder` in another form, and compare it with the trained model.
 
     The trained model answers first, in fp32, as the run saved it. The export is written beside, run in a fresh process
     by the libraries of its users, and renamed to `folder` if it answers alike; `verification.json` in it has the
@@ -49,10 +53,18 @@ def export(
     """
     if target not in TARGETS:
         raise RecipeError(f"{target} is no export target. Known: {', '.join(TARGETS)}.")
-    chosen = TARGETS[target]
-    precision = precision or chosen.precisions[0]
     refuse_place(folder)
     _refuse_unverified(folder)
+    run, alpha = parse_point(str(where))
+    if alpha == 1:
+        return _export(run, target, folder, precision, held_out)
+    with beside(folder) as place:
+        return _export(write_point(run, alpha, place / "point"), target, folder, precision, held_out)
+
+
+def _export(where: str | Path, target: str, folder: Path, precision: str | None, held_out: HeldOut | None) -> Path:
+    chosen = TARGETS[target]
+    precision = precision or chosen.precisions[0]
     weights = weights_folder(where)
     chosen.check(weights, precision)
     model = load(where)
@@ -104,6 +116,8 @@ def _judge(model: Model, questions: Mapping[str, Any], limits: Limits) -> Callab
     """Ask the trained model, and give what compares the export's answers with its own."""
     reader = foreign.Torch(model.module, model.processor, questions["stop"])
     trained = foreign.answers(reader, questions, questions["prompts"])
+    if not all(np.isfinite(logits).all() for logits in trained.logits):
+        raise BaseModelError(DAMAGED)
     untuned = None
     if hasattr(model.module, "peft_config"):
         with layers_off(model):
