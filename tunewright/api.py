@@ -34,7 +34,7 @@ from tunewright.folder import Run, new_folder, open_run
 from tunewright.launch import launch
 from tunewright.methods.base import parameter_count
 from tunewright.prepare import read_rows
-from tunewright.recipe import Recipe, checked, make_recipe, read_document
+from tunewright.recipe import Recipe, checked, located, make_recipe, read_document
 from tunewright.tasks import task_class
 from tunewright.tasks.base import Model
 
@@ -70,10 +70,10 @@ def train(
 
 
 def composed(recipe: Recipe | Mapping[str, Any] | str | Path | None, fields: Mapping[str, Any]) -> Recipe:
-    """A recipe as it is, or made of a document or the file of one, with further keys on top."""
+    """A recipe as it is, or made of a document or the file of one, with further keys on top; with absolute paths."""
     if isinstance(recipe, str | Path):
         recipe = read_document(Path(recipe))
-    return recipe if isinstance(recipe, Recipe) else make_recipe(plain({**(recipe or {}), **fields}))
+    return located(recipe if isinstance(recipe, Recipe) else make_recipe(plain({**(recipe or {}), **fields})))
 
 
 def resume(where: str | Path, *, watchers: Sequence[Watcher] = ()) -> Run:
