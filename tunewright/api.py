@@ -30,7 +30,7 @@ from tunewright.errors import DAMAGED, BaseModelError, DataError, TunewrightErro
 from tunewright.evaluation.config import EvaluationConfig
 from tunewright.evaluation.evaluate import evaluate as measure
 from tunewright.evaluation.evaluate import refuse_idle_evaluation
-from tunewright.folder import Run, new_folder, open_run
+from tunewright.folder import Run, new_folder, open_run, refuse_lost
 from tunewright.launch import launch
 from tunewright.methods.base import parameter_count
 from tunewright.prepare import read_rows
@@ -79,11 +79,15 @@ def composed(recipe: Recipe | Mapping[str, Any] | str | Path | None, fields: Map
 def resume(where: str | Path, *, watchers: Sequence[Watcher] = ()) -> Run:
     """Go on with a run from its last checkpoint; it ends as it would have without the interruption.
 
-    A run without a checkpoint begins again; a finished one is given back as it is.
+    A run without a checkpoint begins again; a finished one is given back as it is, and its model, where that is gone,
+    is written again from the last checkpoint.
+
+    Raises CheckpointError where a finished run has neither model nor checkpoints.
     """
     run = open_run(where)
-    if run.info["status"] == "finished":
+    if run.done:
         return run
+    refuse_lost(run)
     return launch(run.recipe, run.folder, watchers, resume=True)
 
 

@@ -147,7 +147,7 @@ def _finish(prepared: Prepared, outcome: Outcome, record: Record) -> None:
         steps=outcome.steps,
         weights=outcome.weights,
         best=outcome.best,
-        notices=[*record.info["notices"], *outcome.notices],
+        notices=list(dict.fromkeys([*record.info["notices"], *outcome.notices])),
         evaluation=measure(prepared, record.info.get("evaluation", {}), "after"),
     )
 
