@@ -14,6 +14,7 @@ from typing import Any
 from tunewright.account import describe_data, describe_parameters, preview, write_bad_rows
 from tunewright.artifacts.save import save
 from tunewright.artifacts.start import Start, keep_adapter
+from tunewright.data.rows import absolute
 from tunewright.engine.device import computing, micro_batch_tokens
 from tunewright.engine.job import Job, Watcher
 from tunewright.engine.log import peak_memory
@@ -26,7 +27,7 @@ from tunewright.evaluation.evaluate import evaluate
 from tunewright.folder import INFO, LOCK, RECIPE, Record, Run, occupied, refuse_used
 from tunewright.head_first import refuse_idle, train_head
 from tunewright.prepare import Prepared, prepare
-from tunewright.recipe import Recipe, differences, lasting
+from tunewright.recipe import PLACES, Recipe, differences, lasting, located
 
 PACKAGES = ("tunewright", "torch", "transformers", "peft", "tokenizers", "numpy")
 
@@ -146,7 +147,7 @@ def _finish(prepared: Prepared, outcome: Outcome, record: Record) -> None:
         steps=outcome.steps,
         weights=outcome.weights,
         best=outcome.best,
-        notices=[*record.info["notices"], *outcome.notices],
+        notices=list(dict.fromkeys([*record.info["notices"], *outcome.notices])),
         evaluation=measure(prepared, record.info.get("evaluation", {}), "after"),
     )
 
@@ -206,7 +207,8 @@ def _go_on(prepared: Prepared, record: Record, passed: Sequence[str]) -> None:
 
 def refuse_other_recipe(recipe: Recipe, record: Record) -> None:
     """A run goes on with the recipe that it began with. Raises RecipeError that names what differs."""
-    if changed := differences(record.info["recipe"], lasting(recipe)):
+    begun = {path: absolute(value) if path in PLACES else value for path, value in record.info["recipe"].items()}
+    if changed := differences(begun, lasting(located(recipe))):
         lines = "\n  ".join([f"Put these back in {record.folder / RECIPE}, or start a new run:", *changed])
         raise RecipeError(f"A run goes on as it began. {lines}")
 

@@ -89,6 +89,8 @@ def test_wrong_options(invoke: Invoke, talker: Path, classifier: Path) -> None:
 
 
 def test_soup(invoke: Invoke, talker: Path, completer: Path, tmp_path: Path) -> None:
-    document = json.loads(invoke("soup", talker, talker, "--to", tmp_path / "soup", "--json").stdout)
+    document = json.loads(invoke("soup", talker, completer, "--to", tmp_path / "soup", "--json").stdout)
     assert document["folder"] == str(tmp_path / "soup") and (tmp_path / "soup" / "adapter_config.json").is_file()
     assert invoke("soup", talker, "--to", tmp_path / "one").exit_code == 2
+    twice = invoke("soup", talker, completer, talker / ".." / "talker", "--to", tmp_path / "twice")
+    assert twice.exit_code == 2 and "is named twice" in twice.stderr and not (tmp_path / "twice").exists()

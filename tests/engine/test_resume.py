@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ import torch
 import tunewright as tw
 from tests.runs import CONTRARY, left_behind, recipe, stop_at
 from tunewright.engine import checkpoint
-from tunewright.errors import CheckpointError, DataError, Interrupted, RecipeError
+from tunewright.errors import BaseModelError, CheckpointError, DataError, Interrupted, RecipeError
 
 BERT = {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.1}
 ENCODER: dict[str, Any] = {"task": "text-classification"}
@@ -302,6 +303,31 @@ def test_a_finished_run_stays_as_it_is(base: Any, tmp_path: Path) -> None:
     run = tw.train(recipe(base({}), tmp_path / "run"))
     before = left_behind(run.folder)
     assert left_behind(tw.resume(run.folder).folder) == before
+
+
+@pytest.mark.parametrize("changes", [{}, {"training": {"ema": 0.9, "patience": 1, "epochs": 3}}])
+def test_a_model_that_is_gone_is_written_again(changes: dict[str, Any], base: Any, tmp_path: Path) -> None:
+    run = tw.train(recipe(base({}), tmp_path / "run", **changes))
+    before, info = left_behind(run.folder), run.info
+    shutil.rmtree(run.folder / "model")
+    with pytest.raises(BaseModelError, match=r"model/ of the finished run .* is gone.*tunewright resume"):
+        tw.load(run.folder)
+    again = tw.resume(run.folder)
+    assert left_behind(again.folder) == before
+    assert {**again.info, **dict.fromkeys(PASSING)} == {**info, **dict.fromkeys(PASSING)}
+
+
+PASSING = ("finished", "timings", "peak_memory")
+
+
+def test_weights_that_are_lost_are_not_trained_again_unasked(base: Any, tmp_path: Path) -> None:
+    run = tw.train(recipe(base({}), tmp_path / "run"))
+    for name in ("model", "checkpoints"):
+        shutil.rmtree(run.folder / name)
+    before = run.info
+    with pytest.raises(CheckpointError, match=r"weights are lost.*tunewright train .*recipe\.yaml"):
+        tw.resume(run.folder)
+    assert run.info == before
 
 
 def test_timings_are_kept_apart(base: Any, tmp_path: Path) -> None:

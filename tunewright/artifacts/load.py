@@ -84,6 +84,11 @@ def weights_folder(where: str | Path) -> Path:
             if info.get("seeds"):
                 raise BaseModelError(f"{folder} has a run for each seed: name one of them, such as {folder}/seed-*.")
             status = info.get("status", "unknown")
+            if status == "finished":
+                raise BaseModelError(
+                    f"The model/ of the finished run {folder} is gone. To write it again from the run's last "
+                    f"checkpoint: tunewright resume {folder}"
+                )
             raise BaseModelError(
                 f"The run {folder} has no model yet (it is {status}). Finish it: tunewright resume {folder}"
             )

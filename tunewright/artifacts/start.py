@@ -35,12 +35,14 @@ class Start:
         weights: the folder of the tuned weights.
         base: the folder or hub name of the base.
         new: the modules that the base did not have, which are no part of a path unless `head_first` trained them.
+        head_first: whether it did, and the head at the start is to be found.
     """
 
     folder: Path
     weights: Path
     base: str
     new: tuple[str, ...]
+    head_first: bool = False
 
     @property
     def head(self) -> dict[str, Tensor]:
@@ -79,6 +81,11 @@ class Start:
         head = self.head
         new = () if self.adapter else (*self.new, *model.new)
         missing = [name for name in new if not any(key.startswith(f"{name}.") for key in head)]
+        if missing and self.head_first:
+            raise MethodError(
+                f"{self.folder / HEAD} is missing: the head as it was when the run began. Put it back from a copy of "
+                "the run; without it there is no path from its start to its end."
+            )
         if missing:
             raise MethodError(
                 f"This run's head ({missing[0]}) began at random, so there is no path from the base to it. Train again "
@@ -110,12 +117,28 @@ class Start:
 def start_of(run: str | Path) -> Start:
     """Where a run, or an adapter that somebody else trained, began. Raises BaseModelError for a whole model."""
     folder, weights = Path(run).expanduser(), weights_folder(run)
-    info = json.loads((folder / "run.json").read_text(encoding="utf-8")) if weights != folder.absolute() else {}
+    record = folder / "run.json"
+    info = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
     if not info and not is_adapter(weights):
-        raise BaseModelError(f"{run} is no run: from its weights alone nobody can tell what they started from.")
+        raise BaseModelError(
+            f"{run} is no run and no adapter's folder, so nothing says where its weights began. Check the path."
+        )
     base = info.get("base") or card_of_adapter(weights).base
     merged = folder / "start" / "base"
-    return Start(folder / "start", weights, str(merged) if merged.is_dir() else base, tuple(info.get("new", ())))
+    base = str(merged) if merged.is_dir() else base
+    head_first = bool(info.get("recipe", {}).get("training.head_first"))
+    return Start(folder / "start", weights, base, tuple(info.get("new", ())), head_first)
+
+
+def parse_point(name: str) -> tuple[str, float]:
+    """`RUN@0.5` as a run and α; any other name, and any path that there is, as itself and 1."""
+    where, found, alpha = name.rpartition("@")
+    if not found or Path(name).expanduser().exists():
+        return name, 1.0
+    try:
+        return where, float(alpha)
+    except ValueError:
+        return name, 1.0
 
 
 def keep_adapter(model: Model, folder: Path) -> None:

@@ -132,7 +132,7 @@ def _show_evaluation(found: Mapping[str, Any]) -> None:
 
 @app.command()
 def export(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="A run or an adapter's folder.")],
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run, an adapter's folder, or RUN@0.5: a point at α.")],
     folder: Annotated[str, typer.Argument(metavar="DIR", help="New folder to write to.")],
     to: Annotated[
         str,
