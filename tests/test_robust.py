@@ -206,7 +206,9 @@ def test_rows_that_changed_since_are_refused(tiny_base: Any, tmp_path: Path) -> 
     file.write_text("".join(json.dumps(row) + "\n" for row in completions(8)))
     run = tw.train(recipe(tiny_base("llama"), tmp_path / "r", data={"test": str(file)}, training=QUICK))
     file.write_text("".join(json.dumps(row) + "\n" for row in completions(7)))
-    with pytest.raises(DataError, match=r"rows of test \(.*\) have changed since the training\. Put them back"):
+    with pytest.raises(
+        DataError, match=r"rows of test \(.*\) are not those that the training began with\. Put them back"
+    ):
         tw.interpolate(run.folder, alphas="0,1")
 
 

@@ -44,7 +44,9 @@ def refuse_changed(sets: Mapping[str, Records], data: Mapping[str, Any], advice:
     """Raise DataError where rows are not those that run.json's `data` tells of; `advice` is what to do then."""
     for name, records in sets.items():
         if records.sha256 != data.get(name, {}).get("sha256"):
-            raise DataError(f"The rows of {name} ({records.location}) have changed since the training. {advice}")
+            raise DataError(
+                f"The rows of {name} ({records.location}) are not those that the training began with. {advice}"
+            )
 
 
 def write_bad_rows(prepared: Prepared, folder: Path) -> None:

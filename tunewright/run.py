@@ -11,7 +11,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from tunewright.account import describe_data, describe_parameters, preview, write_bad_rows
+from tunewright.account import describe_data, describe_parameters, preview, refuse_changed, write_bad_rows
+from tunewright.artifacts.fingerprint import fingerprint, refuse_other_weights
 from tunewright.artifacts.save import save
 from tunewright.artifacts.start import Start, keep_adapter
 from tunewright.data.rows import absolute
@@ -22,7 +23,7 @@ from tunewright.engine.loop import Outcome, Step, ready
 from tunewright.engine.loop import train as run_loop
 from tunewright.engine.processes import Processes, join
 from tunewright.engine.track import tracker
-from tunewright.errors import DataError, OutputError, RecipeError
+from tunewright.errors import OutputError, RecipeError
 from tunewright.evaluation.evaluate import evaluate
 from tunewright.folder import INFO, LOCK, RECIPE, Record, Run, occupied, refuse_used
 from tunewright.head_first import refuse_idle, train_head
@@ -96,9 +97,10 @@ def _ready(recipe: Recipe, record: Record, processes: Processes, resume: bool) -
     """All that is read, checked and loaded before the first step. Whatever refuses the recipe does it here."""
     if resume:
         refuse_other_recipe(recipe, record)
+        refuse_other_weights(record.info["base"], record.info.get("base_sha256"), record.folder / INFO)
     prepared = prepare(recipe, record.folder / "start" / "base", processes.rank)
     if resume:
-        _refuse_other_rows(prepared, record.info)
+        refuse_changed(prepared.rows.sets(), record.info["data"], "Start a new run.")
     return prepared, ready(make_job(prepared, record.folder, processes), resume)
 
 
@@ -183,6 +185,7 @@ def describe(prepared: Prepared) -> dict[str, Any]:
         "kind": getattr(model.task, "kind", None),
         "labels": getattr(model.task, "labels", None),
         "base": model.base,
+        "base_sha256": fingerprint(model.base),
         "new": list(model.new),
         "method": recipe.method.model_dump(mode="json"),
         "objective": recipe.objective.model_dump(mode="json"),
@@ -211,16 +214,6 @@ def refuse_other_recipe(recipe: Recipe, record: Record) -> None:
     if changed := differences(begun, lasting(located(recipe))):
         lines = "\n  ".join([f"Put these back in {record.folder / RECIPE}, or start a new run:", *changed])
         raise RecipeError(f"A run goes on as it began. {lines}")
-
-
-def _refuse_other_rows(prepared: Prepared, info: Mapping[str, Any]) -> None:
-    """A run goes on only with the data it began with. Raises DataError that names what differs."""
-    for name, now in describe_data(prepared).items():
-        before = info["data"].get(name, {})
-        if before.get("sha256") != now["sha256"]:
-            raise DataError(
-                f"The rows of {name} ({now['location']}) are not those that this run began with. Start a new run."
-            )
 
 
 def _place(prepared: Prepared) -> dict[str, dict[str, Any]]:

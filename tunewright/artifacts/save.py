@@ -10,6 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from tunewright.artifacts.card import Card
+from tunewright.artifacts.fingerprint import fingerprint
 from tunewright.errors import OutputError
 from tunewright.methods import Method
 from tunewright.tasks.base import Model
@@ -74,4 +75,5 @@ def card(model: Model, method: Method) -> Card:
         max_length=model.max_length,
         labels=getattr(task, "labels", None),
         kind=getattr(task, "kind", None),
+        base_sha256=None if whole else fingerprint(model.base),
     )

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunewright.artifacts.card import read_card
+from tunewright.artifacts.fingerprint import files_of, refuse_other_weights
 from tunewright.artifacts.load import below_adapter, card_of_adapter, is_adapter, load_adapter, weights_folder
 from tunewright.errors import BaseModelError, MethodError
 from tunewright.methods.base import plain_name
@@ -115,7 +116,10 @@ class Start:
 
 
 def start_of(run: str | Path) -> Start:
-    """Where a run, or an adapter that somebody else trained, began. Raises BaseModelError for a whole model."""
+    """Where a run, or an adapter that somebody else trained, began.
+
+    Raises BaseModelError for a whole model, and where the base has other weights now.
+    """
     folder, weights = Path(run).expanduser(), weights_folder(run)
     record = folder / "run.json"
     info = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
@@ -126,6 +130,7 @@ def start_of(run: str | Path) -> Start:
     base = info.get("base") or card_of_adapter(weights).base
     merged = folder / "start" / "base"
     base = str(merged) if merged.is_dir() else base
+    refuse_other_weights(base, info.get("base_sha256"), record)
     head_first = bool(info.get("recipe", {}).get("training.head_first"))
     return Start(folder / "start", weights, base, tuple(info.get("new", ())), head_first)
 
@@ -170,17 +175,6 @@ def state_of(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     saved = module.state_dict().keys()
     yield from module.named_parameters()
     yield from ((name, buffer) for name, buffer in module.named_buffers() if name in saved)
-
-
-def files_of(base: str) -> list[Path]:
-    """The safetensors files of a base, in its folder or where the hub's were put when it was trained."""
-    from transformers.utils import cached_file
-
-    folder = Path(base)
-    if not folder.is_dir():
-        found = cached_file(base, "config.json", local_files_only=True, _raise_exceptions_for_missing_entries=False)
-        folder = Path(found).parent if found else folder
-    return sorted(folder.glob("*.safetensors"))
 
 
 def find_tensors(base: str, wanted: Mapping[str, Tensor], module: Any) -> dict[str, tuple[Path, str]]:
