@@ -13,7 +13,7 @@ from typing import Any
 
 from tunewright.account import describe_data, describe_parameters, preview, refuse_changed, write_bad_rows
 from tunewright.artifacts.fingerprint import fingerprint, refuse_other_weights
-from tunewright.artifacts.save import save
+from tunewright.artifacts.save import clear_drafts, save
 from tunewright.artifacts.start import Start, keep_adapter
 from tunewright.data.rows import absolute
 from tunewright.engine.device import computing, micro_batch_tokens
@@ -47,6 +47,8 @@ def execute(recipe: Recipe, folder: Path, watchers: Sequence[Watcher] = (), resu
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     with occupied(folder, processes):
         record = Record(folder, processes.first)
+        if processes.first:
+            clear_drafts(folder)
         prepared, step = _prepare(recipe, record, processes, resume, made)
         if resume:
             _go_on(prepared, record, step.passed)
@@ -187,6 +189,7 @@ def describe(prepared: Prepared) -> dict[str, Any]:
         "base": model.base,
         "base_sha256": fingerprint(model.base),
         "new": list(model.new),
+        "stacked": bool(model.adapters),
         "method": recipe.method.model_dump(mode="json"),
         "objective": recipe.objective.model_dump(mode="json"),
         "recipe": lasting(recipe),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import weakref
 from collections.abc import Callable
 from functools import cache
@@ -113,8 +114,6 @@ def test_nan_at_one_end_never_reaches_the_other(name: str, ran: Any, tmp_path: P
 
 
 def copy_of(run: tw.Run, folder: Path) -> tw.Run:
-    import shutil
-
     return tw.Run(Path(shutil.copytree(run.folder, folder / "copy")))
 
 
@@ -252,6 +251,17 @@ def test_a_soup_of_one_head(ran: Any, tmp_path: Path) -> None:
         soup([one.folder, other.folder], tmp_path / "soup")
     folder = soup([one.folder, copy_of(one, tmp_path).folder], tmp_path / "same")
     assert close(logits(load(folder)), logits(one.model), 2e-5)
+
+
+def test_a_start_that_is_gone_is_not_taken_for_the_base(tiny_base: Any, tmp_path: Path) -> None:
+    """The start of a LoRA that was stacked on another is the other one, not what both lie over."""
+    first = tw.train(recipe(tiny_base("llama"), tmp_path / "first"))
+    then = tw.train(recipe(str(first.folder), tmp_path / "then"))
+    assert load(then.folder, alpha=0.5)
+    shutil.rmtree(then.folder / "start" / "adapter")
+    for alpha in (0.0, 0.5):
+        with pytest.raises(BaseModelError, match=r"start/adapter is missing"):
+            load(then.folder, alpha=alpha)
 
 
 def test_what_is_no_point(ran: Any, tiny_base: Any) -> None:

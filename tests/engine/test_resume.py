@@ -185,6 +185,14 @@ def test_a_draft_is_no_checkpoint(base: Any, tmp_path: Path) -> None:
     assert checkpoint.newest(folder)[1]["step"] == 4
 
 
+def test_what_a_killed_process_left_of_a_model_is_removed(base: Any, tmp_path: Path) -> None:
+    broken_run(base, tmp_path / "cut")
+    left = tmp_path / "cut" / ".model.x7.draft"
+    (left / "model").mkdir(parents=True)
+    tw.resume(tmp_path / "cut")
+    assert not left.exists()
+
+
 def test_without_a_checkpoint_it_begins_again(base: Any, tmp_path: Path) -> None:
     whole = tw.train(recipe(base({}), tmp_path / "whole"))
     with pytest.raises(Cut):

@@ -45,6 +45,12 @@ def beside(folder: Path) -> Iterator[Path]:
         yield draft
 
 
+def clear_drafts(folder: Path) -> None:
+    """Remove what a process that was killed left of a draft, where nobody else writes: in a run that is occupied."""
+    for left in folder.glob(".*.draft"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
 def refuse_place(folder: Path) -> None:
     """Raises OutputError where a new folder cannot be made. Asked before a model is loaded, which takes its time."""
     if folder.is_dir() and any(folder.iterdir()):

@@ -37,6 +37,7 @@ class Start:
         base: the folder or hub name of the base.
         new: the modules that the base did not have, which are no part of a path unless `head_first` trained them.
         head_first: whether it did, and the head at the start is to be found.
+        stacked: whether the run's LoRA was stacked on an earlier adapter, which is to be found.
     """
 
     folder: Path
@@ -44,6 +45,7 @@ class Start:
     base: str
     new: tuple[str, ...]
     head_first: bool = False
+    stacked: bool = False
 
     @property
     def head(self) -> dict[str, Tensor]:
@@ -54,8 +56,10 @@ class Start:
 
     @property
     def adapter(self) -> Path | None:
-        """The earlier adapter that the run's LoRA was stacked on."""
+        """The earlier adapter that the run's LoRA was stacked on. Raises BaseModelError where it is gone."""
         found = self.folder / "adapter"
+        if self.stacked and not found.is_dir():
+            raise BaseModelError(f"{found} is missing, where this run began: put it back. Without it there is no path.")
         return found if found.is_dir() else None
 
     def model(self) -> Model:
@@ -132,7 +136,8 @@ def start_of(run: str | Path) -> Start:
     base = str(merged) if merged.is_dir() else base
     refuse_other_weights(base, info.get("base_sha256"), record)
     head_first = bool(info.get("recipe", {}).get("training.head_first"))
-    return Start(folder / "start", weights, base, tuple(info.get("new", ())), head_first)
+    stacked = bool(info.get("stacked"))
+    return Start(folder / "start", weights, base, tuple(info.get("new", ())), head_first, stacked)
 
 
 def parse_point(name: str) -> tuple[str, float]:
