@@ -88,17 +88,12 @@ def train(step: Step) -> Outcome:
 
 
 class Step:
-    """One step of the optimizer, in as many forward passes as memory wants.
-
-    Attributes:
-        passed: the damaged checkpoints that were passed over to go on, in words.
-        notices: what else there is to say when the run has ended.
-    """
+    """One step of the optimizer, in as many forward passes as memory wants."""
 
     def __init__(self, job: Job, state: TrainState) -> None:
         self.job, self.state = job, state
         self.budget = micro_batch_tokens(job.config, job.device)
-        self.passed: list[str] = []
+        self.passed: list[str] = []  # damaged checkpoints that were passed over to go on, in words
         self.notices: list[str] = []
 
     def take(self) -> dict[str, Any]:
