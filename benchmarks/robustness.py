@@ -246,7 +246,8 @@ def page_of(study: str, lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     walked = [line for line in lines if "curve" in line]
     yield from (f"# {TITLES[study]}", "")
     yield f"`python -m benchmarks.robustness {study}` · {lines[-1]['date']} · {versions} · one thread."
-    yield "Figures are of test rows (accuracy in percent); α was chosen on validation rows. Differences are paired, and"
+    unit = "bits per token" if walked[0]["metric"] == "loss" else "accuracy in percent"
+    yield f"Figures are of test rows ({unit}); α was chosen on validation rows. Differences are paired, and"
     yield from ("better or worse where their 95 % interval (in brackets) excludes zero.", "")
     yield from (*over_seeds(walked), "", *curves(walked), "")
     if study == "sst2":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import transformers
 import tunewright as tw
 from tests.runs import recipe
 from tests.tiny import completions
-from tunewright.errors import RecipeError
+from tunewright.errors import MethodError, RecipeError
 
 TASK = "text-classification"
 HEAD = {"head_first": 12, "max_steps": 2, "batch": 4, "learning_rate": 0.02}
@@ -54,6 +55,13 @@ def test_an_average_begins_with_the_trained_head(method: str, tiny_base: Any, tm
     start, end = (dict(tw.load(run.folder, alpha=alpha).module.named_parameters()) for alpha in (0.0, 1.0))
     end = {name.replace("base_model.model.", "").replace(".modules_to_save.default", ""): p for name, p in end.items()}
     torch.testing.assert_close(end["classifier.weight"], start["classifier.weight"], rtol=0, atol=1e-6)
+
+
+def test_a_head_that_was_trained_first_and_is_gone_is_said_to_be(tiny_base: Any, tmp_path: Path) -> None:
+    run = tw.train(recipe(tiny_base("bert"), tmp_path / "run", task=TASK, training={**HEAD, "head_first": 1}))
+    shutil.rmtree(run.folder / "start")
+    with pytest.raises(MethodError, match=r"start/head\.safetensors is missing"):
+        tw.load(run.folder, alpha=0.5)
 
 
 @pytest.mark.parametrize(

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 import tunewright as tw
 from tests.runs import recipe
 from tests.tiny import completions, labelled
-from tunewright.errors import DataError, MethodError, RecipeError
+from tunewright import robust
+from tunewright.errors import DataError, MethodError, RecipeError, TunewrightError
 from tunewright.evaluation.scores import Metric
 from tunewright.robust import Set, parse_alphas
 
@@ -150,11 +154,105 @@ def test_what_cannot_be_interpolated(ran: Any, tiny_base: Any, tmp_path: Path) -
     run = ran("text-generation")
     with pytest.raises(DataError, match="classification rows"):
         tw.interpolate(run.folder, shifts={"far": labelled(8)})
-    with pytest.raises(RecipeError, match="has a set of that name"):
-        tw.interpolate(run.folder, shifts={"other": completions(8)})
+    for name in ("train", "validation", "test", "other"):
+        with pytest.raises(RecipeError, match=f"--shift {name}: the run's own sets are train, validation, test, other"):
+            tw.interpolate(run.folder, shifts={name: completions(8)})
+    without = ran("text-generation", tests=False)
+    with pytest.raises(RecipeError, match="--shift validation: the run's own sets are train, validation"):
+        tw.interpolate(without.folder, shifts={"validation": completions(8)})
     random_head = tw.train(recipe(tiny_base("bert"), tmp_path / "run", task="text-classification", training=QUICK))
     with pytest.raises(MethodError, match="head_first"):
         tw.interpolate(random_head.folder)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"choose": "nonsense"}, "choose: nonsense is no rule"),
+        ({"choose": 1.5}, "alpha 1.5 is not between 0"),
+        ({"alphas": "2"}, "alpha 2.0 is not between 0"),
+        ({"to": "full"}, "full is not empty"),
+        ({"batch_norm": "drop"}, "batch_norm: drop is neither"),
+        ({"shifts": {"far": completions(1)}}, "far has 1 row and needs two"),
+        ({"columns": {"prompt": "question"}}, "there are none: leave it out"),
+    ],
+)
+def test_what_can_be_refused_is_refused_before_a_model_is_loaded(
+    given: dict[str, Any], words: str, ran: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(robust, "load", lambda *_, **__: pytest.fail("a model was loaded"))
+    with pytest.raises(TunewrightError, match=words):
+        tw.interpolate(ran("text-generation").folder, **given)
+
+
+def test_a_number_that_is_chosen_is_one_of_the_points(ran: Any) -> None:
+    found = tw.interpolate(ran("text-generation").folder, alphas="0,1", choose="0.35")
+    assert found["alphas"] == [0.0, 0.35, 1.0] and found["chosen"] == {"rule": 0.35, "alpha": 0.35}
+
+
+def test_rows_that_are_dropped_do_not_count(tiny_base: Any, tmp_path: Path) -> None:
+    long = {"prompt": "fox " * 200, "completion": "."}
+    data = {"max_length": 64, "overlength": "drop"}
+    run = tw.train(recipe(tiny_base("llama"), tmp_path / "r", data=data, training=QUICK))
+    with pytest.raises(DataError, match="far has 1 row and needs two"):
+        tw.interpolate(run.folder, shifts={"far": [*completions(1), long]})
+
+
+def test_rows_that_changed_since_are_refused(tiny_base: Any, tmp_path: Path) -> None:
+    file = tmp_path / "test.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in completions(8)))
+    run = tw.train(recipe(tiny_base("llama"), tmp_path / "r", data={"test": str(file)}, training=QUICK))
+    file.write_text("".join(json.dumps(row) + "\n" for row in completions(7)))
+    with pytest.raises(
+        DataError, match=r"rows of test \(.*\) are not those that the training began with\. Put them back"
+    ):
+        tw.interpolate(run.folder, alphas="0,1")
+
+
+def test_shifts_may_name_their_columns_otherwise(ran: Any) -> None:
+    run, rows = ran("text-generation"), completions(8)
+    other = [{"question": row["prompt"], "answer": row["completion"]} for row in rows]
+    columns = {"prompt": "question", "completion": "answer"}
+    found, same = (
+        tw.interpolate(run.folder, shifts={"far": each}, columns=names, alphas="0,1")
+        for each, names in ((other, columns), (rows, None))
+    )
+    assert found["curve"] == same["curve"]
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("broken", ["model", "start"])
+def test_an_end_that_is_not_finite_is_never_chosen(task: str, broken: str, ran: Any, tmp_path: Path) -> None:
+    run = tw.Run(Path(shutil.copytree(ran(task).folder, tmp_path / "copy")))
+    file = next((run.folder / broken).glob("*.safetensors"), None)
+    if file is None:
+        pytest.skip("its start is the base's own")
+    save_file({n: torch.full_like(t, float("nan")) for n, t in load_file(file).items()}, file, {"format": "pt"})
+    found = tw.interpolate(run.folder, alphas="0,0.5,1")
+    whole = 0.0 if broken == "model" else 1.0
+    assert found["chosen"]["alpha"] == found["oracle"] == whole and set(found["choices"].values()) == {whole}
+    assert [one["value"] is None for one in found["curve"]["test"]["test"]] == [
+        broken == "start",
+        True,
+        broken == "model",
+    ]
+    assert json.loads((run.folder / "interpolation.json").read_text()) == found
+    assert "Between start and end" in run.report.read_text()
+
+
+def test_what_was_found_before_stays_where_the_picture_cannot_be_drawn(
+    ran: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
+    run = tw.Run(Path(shutil.copytree(ran("text-generation").folder, tmp_path / "copy")))
+    tw.interpolate(run.folder, alphas="0,1")
+    before = (run.folder / "interpolation.json").read_text()
+    monkeypatch.setattr(robust, "draw", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        tw.interpolate(run.folder, alphas="0,0.5,1")
+    assert (run.folder / "interpolation.json").read_text() == before
 
 
 def test_alphas() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 import time
@@ -30,6 +31,7 @@ from tunewright.errors import (
     RecipeError,
     TunewrightError,
 )
+from tunewright.recipe import located
 
 CLASSIFICATION = "text-classification"
 ANSWER_TO_NOTHING = {"messages": [{"role": "assistant", "content": "Yes."}]}
@@ -372,3 +374,51 @@ def test_a_recipe_may_be_the_file_of_one(tiny_base: Any, tmp_path: Path) -> None
 def test_a_length_beyond_the_context_is_said(tiny_base: Any, tmp_path: Path) -> None:
     run = tw.train(recipe(tiny_base("llama"), tmp_path / "run", data={"max_length": 1000}, training={"max_steps": 1}))
     assert "data.max_length: 1,000 is beyond the model's context of 256 tokens." in run.info["notices"]
+
+
+# A run is used from anywhere
+
+
+@pytest.fixture
+def at_home(tiny_base: Any, tmp_path: Path, monkeypatch: Any) -> Path:
+    """A folder with rows, a base and a run that knows them by relative paths, where its recipe was run."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "base").symlink_to(tiny_base("llama"))
+    (tmp_path / "sets").mkdir()
+    for name in ("rows.jsonl", "sets/train.jsonl", "sets/test.jsonl"):
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in completions(12)))
+    data = {"train": "rows.jsonl", "validation": "sets:train", "test": {"far": "sets/test.jsonl"}}
+    tw.train(recipe("base", Path("run"), data=data))
+    return tmp_path
+
+
+def test_a_run_is_used_from_another_folder(at_home: Path, monkeypatch: Any) -> None:
+    (at_home / "elsewhere").mkdir()
+    monkeypatch.chdir(at_home / "elsewhere")
+    data = tw.open_run("../run").recipe.data
+    assert (data.train, data.validation) == (str(at_home / "rows.jsonl"), f"{at_home / 'sets'}:train")
+    assert data.test == {"far": str(at_home / "sets" / "test.jsonl")}
+    assert tw.open_run("../run").recipe.base == str(at_home / "base")
+    tw.interpolate("../run", alphas="0:1:0.5", to="point")
+    assert tw.compare("../run", "point")["sets"]["far"]["rows"] == 12
+
+
+def test_a_relative_path_is_the_same_as_its_absolute_one(at_home: Path) -> None:
+    """Of the recipe that a run began with, or of an older run that recorded it as it was given."""
+    written, info = (at_home / "run" / "recipe.yaml"), (at_home / "run" / "run.json")
+    begun = json.loads(info.read_text())
+    for base, recorded in (("base", str(at_home / "base")), (str(at_home / "base"), "base")):
+        written.write_text(re.sub(r"(?m)^base: .*$", f"base: {base}", written.read_text()))
+        info.write_text(json.dumps({**begun, "status": "stopped", "recipe": {**begun["recipe"], "base": recorded}}))
+        assert tw.resume("run").info["status"] == "finished"
+    info.write_text(json.dumps({**begun, "recipe": {**begun["recipe"], "base": "other"}, "status": "stopped"}))
+    with pytest.raises(RecipeError, match="the run began with other"):
+        tw.resume("run")
+
+
+def test_names_on_the_hub_and_rows_stay_as_they_are(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    document = {"base": "owner/name", "data": {"train": "owner/rows:train", "validation": [{"text": "a"}]}}
+    document["data"]["chat_template"] = "plain"
+    Path("plain").touch()
+    assert located(tw.Recipe.model_validate(document)) == tw.Recipe.model_validate(document)

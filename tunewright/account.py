@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from tunewright.data.kinds import Classified
 from tunewright.data.records import Records
+from tunewright.errors import DataError
 from tunewright.methods.base import trained_count, trained_groups
 from tunewright.prepare import Prepared
 from tunewright.tasks.base import Encoded
@@ -35,6 +37,15 @@ def describe_data(prepared: Prepared) -> dict[str, Any]:
         }
         for name, records in prepared.rows.sets().items()
     }
+
+
+def refuse_changed(sets: Mapping[str, Records], data: Mapping[str, Any], advice: str) -> None:
+    """Raise DataError where rows are not those that run.json's `data` tells of; `advice` is what to do then."""
+    for name, records in sets.items():
+        if records.sha256 != data.get(name, {}).get("sha256"):
+            raise DataError(
+                f"The rows of {name} ({records.location}) are not those that the training began with. {advice}"
+            )
 
 
 def write_bad_rows(prepared: Prepared, folder: Path) -> None:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pydantic import BaseModel, Field
 
 from tunewright.account import describe_parameters
 from tunewright.artifacts.export import export as write_export
-from tunewright.artifacts.load import infer_task, load, shape_of
+from tunewright.artifacts.interpolate import load
+from tunewright.artifacts.load import infer_task, shape_of
 from tunewright.artifacts.questions import HeldOut
+from tunewright.artifacts.start import parse_point
 from tunewright.data.config import DataConfig, Location
 from tunewright.data.kinds import Conversation
 from tunewright.data.messages import check_prompt
@@ -22,15 +26,15 @@ from tunewright.data.records import load_records
 from tunewright.data.texts import HALF, check_texts, is_whole
 from tunewright.engine.device import pick_device
 from tunewright.engine.job import Watcher
-from tunewright.errors import BaseModelError, DataError, TunewrightError, counted
+from tunewright.errors import DAMAGED, BaseModelError, DataError, TunewrightError, counted
 from tunewright.evaluation.config import EvaluationConfig
 from tunewright.evaluation.evaluate import evaluate as measure
 from tunewright.evaluation.evaluate import refuse_idle_evaluation
-from tunewright.folder import Run, new_folder, open_run
+from tunewright.folder import Run, new_folder, open_run, refuse_lost
 from tunewright.launch import launch
 from tunewright.methods.base import parameter_count
 from tunewright.prepare import read_rows
-from tunewright.recipe import Recipe, checked, make_recipe, read_document
+from tunewright.recipe import Recipe, checked, located, make_recipe, read_document
 from tunewright.tasks import task_class
 from tunewright.tasks.base import Model
 
@@ -66,40 +70,47 @@ def train(
 
 
 def composed(recipe: Recipe | Mapping[str, Any] | str | Path | None, fields: Mapping[str, Any]) -> Recipe:
-    """A recipe as it is, or made of a document or the file of one, with further keys on top."""
+    """A recipe as it is, or made of a document or the file of one, with further keys on top; with absolute paths."""
     if isinstance(recipe, str | Path):
         recipe = read_document(Path(recipe))
-    return recipe if isinstance(recipe, Recipe) else make_recipe(plain({**(recipe or {}), **fields}))
+    return located(recipe if isinstance(recipe, Recipe) else make_recipe(plain({**(recipe or {}), **fields})))
 
 
 def resume(where: str | Path, *, watchers: Sequence[Watcher] = ()) -> Run:
     """Go on with a run from its last checkpoint; it ends as it would have without the interruption.
 
-    A run without a checkpoint begins again; a finished one is given back as it is.
+    A run without a checkpoint begins again; a finished one is given back as it is, and its model, where that is gone,
+    is written again from the last checkpoint.
+
+    Raises CheckpointError where a finished run has neither model nor checkpoints.
     """
     run = open_run(where)
-    if run.info["status"] == "finished":
+    if run.done:
         return run
+    refuse_lost(run)
     return launch(run.recipe, run.folder, watchers, resume=True)
 
 
 def predict(
     where: str | Path | Model, texts: str | Sequence[str | tuple[str, str]], device: str = "auto"
 ) -> list[dict[str, Any]]:
-    """Classify texts, or pairs of texts, with a run, an adapter or a model.
+    """Classify texts, or pairs of texts, with a run, an adapter, a model, or `RUN@0.5`: the point at α = 0.5.
 
     Returns, for each text: {"text", "label", "probabilities"}, or {"text", "labels", "probabilities"} for several
     labels, or {"text", "value"} for a regression; with "truncated": True where the text did not fit.
 
-    Raises BaseModelError where the model is no classifier, DataError that names each text that cannot be read.
+    Raises BaseModelError where the model is no classifier or answers NaN, DataError that names each text that cannot
+    be read.
     """
     texts = [texts] if isinstance(texts, str) else list(texts)
-    model = _loaded(where, device)
+    model = loaded(where, device)
     if not texts:
         return []
     classify = capability(model, "classify", "predict classifies. To ask a language model use: tunewright chat")
     check_texts(texts)
     predictions, truncated = classify(model, texts)
+    if not np.isfinite(predictions.output_NC).all():
+        raise BaseModelError(DAMAGED)
     cut = {int(source.split()[-1]) - 1 for source in truncated}
     labels = getattr(model.task, "labels", [])
     return [
@@ -129,14 +140,30 @@ def chat(
 
     Raises:
         RecipeError: an option is out of its range.
-        BaseModelError: the model does not generate.
+        BaseModelError: the model does not generate, or answers NaN.
         DataError: the prompt is none that it could be given.
     """
     sampling = checked(Sampling, {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed})
-    model = _loaded(where, device)
+    model = loaded(where, device)
     generate = capability(model, "generate", "chat is for language models. To classify use: tunewright predict")
     question = _question(prompt, tools, model.chats)
-    return generate(model, [question], **sampling.model_dump(), streamer=streamer)[0].text
+    with _finite(model):
+        return generate(model, [question], **sampling.model_dump(), streamer=streamer)[0].text
+
+
+@contextmanager
+def _finite(model: Model) -> Iterator[None]:
+    """Inside, logits that are not finite raise BaseModelError: the likeliest token would be one without a meaning."""
+
+    def refuse(_: Any, __: Any, logits_BTV: Any) -> None:
+        if not logits_BTV.isfinite().all():
+            raise BaseModelError(DAMAGED)
+
+    handle = model.module.get_output_embeddings().register_forward_hook(refuse)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def evaluate(
@@ -154,11 +181,12 @@ def evaluate(
     """Measure a run or a model on labelled rows: {"scores", "samples", "rows", "notices"}.
 
     Args:
+        where: a run, an adapter, a model, or `RUN@0.5`: the point at α = 0.5 between a run's start and end.
         max_length: the longest row in tokens; by default that of the run's recipe, else the model's context.
         on_bad_rows: `fail` where some cannot be used, or `skip` them; a notice then says how many they are.
     """
     data = plain(data)
-    model = replace(_loaded(where, device))  # a copy: what these rows decide is not to stay with the caller's model
+    model = replace(loaded(where, device))  # a copy: what these rows decide is not to stay with the caller's model
     reading = {"format": format, "overlength": overlength, "max_length": max_length, "on_bad_rows": on_bad_rows}
     config = checked(DataConfig, {"train": data, "columns": columns or {}, **reading})
     asked = checked(EvaluationConfig, evaluation or {})
@@ -187,6 +215,7 @@ def export(
     """Write a run in another form, and verify that it answers like the trained model: see `verification.json` in it.
 
     Args:
+        where: a run, an adapter, a model, or `RUN@0.5`: the point at α = 0.5 between a run's start and end.
         target: `peft`, `merged`, `quantized`, `onnx` or `gguf`.
         precision: fp32, bf16, fp16 (merged), int8, int4 (quantized), f16, q8_0 (gguf); by default the first of these.
         rows: what both models are asked; by default the run's test rows, else its validation rows.
@@ -201,7 +230,7 @@ def export(
 def _held_out(where: str | Path, rows: Location | None) -> HeldOut | None:
     """The rows given, or the run's own; none where they are not there any more, or where there is no run."""
     try:
-        recipe = open_run(where).recipe
+        recipe = open_run(parse_point(str(where))[0]).recipe
     except (TunewrightError, OSError):
         recipe = None
     if rows is not None:
@@ -240,8 +269,12 @@ def capability(model: Model, name: str, otherwise: str) -> Any:
     return found
 
 
-def _loaded(where: str | Path | Model, device: str) -> Model:
-    return where if isinstance(where, Model) else load(where, str(pick_device(device)))
+def loaded(where: str | Path | Model, device: str) -> Model:
+    """A model as it is, or one by its name; `RUN@0.5` is the point at α = 0.5 between the ends of a run."""
+    if isinstance(where, Model):
+        return where
+    name, alpha = parse_point(str(where))
+    return load(name, str(pick_device(device)), alpha=alpha)
 
 
 def _question(prompt: Any, tools: Any, chats: bool) -> str | Conversation:

@@ -8,19 +8,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tunewright.account import refuse_changed
 from tunewright.api import plain
+from tunewright.artifacts.save import refuse_file
 from tunewright.data.config import DataConfig, Location
 from tunewright.data.records import Records, load_records
 from tunewright.data.rows import read_rows
-from tunewright.errors import DataError, RecipeError, counted
-from tunewright.evaluation.contrast import Both, document, met, sentence, where_worse
+from tunewright.errors import DataError, RecipeError
+from tunewright.evaluation.config import EvaluationConfig
+from tunewright.evaluation.contrast import document, met, sentence, where_worse
 from tunewright.evaluation.contrast import in_words as told
 from tunewright.evaluation.contrast_page import write_comparison
 from tunewright.evaluation.evaluate import in_words
 from tunewright.folder import Run
-from tunewright.forgetting import on_general_text, on_own_answers
+from tunewright.forgetting import on_general_text, on_own_answers, refuse_idle
 from tunewright.recipe import checked
-from tunewright.sides import Side, answer, refuse_different
+from tunewright.sides import Side, answer, refuse_different, refuse_other_rows, refuse_other_tasks
 
 REQUIREMENTS = ("better", "not-worse")
 MOST_VALUES = 50
@@ -68,17 +71,26 @@ def compare(
     """
     if require not in (None, *REQUIREMENTS):
         raise RecipeError(f"require: {require} is none of {', '.join(REQUIREMENTS)}.")
-    wanted = [parse_slice(each) for each in slices]
+    checked(EvaluationConfig, {"samples": samples})
+    if to is not None:
+        refuse_file(Path(to))
+    wanted = parse_slices(slices)
     sides = Side(str(a), device), Side(str(b), device)
+    refuse_other_tasks(*sides)
     reading = {"columns": columns or {}, "format": format, "overlength": overlength}
     sets, config = _sets(sides, plain(data), reading)
-    refuse_different(*sides)
     cut = {name: _slices(wanted, records, config.test_sets()[name]) for name, records in sets.items()}
     _refuse_empty(wanted, cut)
+    elsewhere = None if general is None else _general(plain(general))
+    if elsewhere or forgetting:
+        refuse_idle(sides, forgetting)
+    for records in [*sets.values(), *([elsewhere] if elsewhere else [])]:
+        refuse_other_rows(sides, records)
+    refuse_different(*sides)  # the models are loaded here, after all that can be refused without them
     answered = {name: answer(name, sides, records, config, cut[name]) for name, records in sets.items()}
-    found = {name: document(both, samples) for name, both in answered.items()}
-    lost = forgotten(sides, sets, config, plain(general), forgetting)
-    notes = [note for name, both in answered.items() for note in _left_out(name, sets[name], both)]
+    found = {name: document(both, samples) for name, (both, _) in answered.items()}
+    lost = forgotten(sides, sets, config, elsewhere, forgetting)
+    notes = [note for _, left_out in answered.values() for note in left_out]
     notes += [note for one in found.values() for note in one["notes"]]
     result = {
         "a": str(a),
@@ -94,24 +106,16 @@ def compare(
 
 
 def forgotten(
-    sides: tuple[Side, Side], sets: Mapping[str, Records], config: DataConfig, general: Any, answers: bool
+    sides: tuple[Side, Side], sets: Mapping[str, Records], config: DataConfig, general: Records | None, answers: bool
 ) -> dict[str, Any]:
     """What was asked for of: loss on general text, and on the base's own answers to the rows of the first set."""
     found: dict[str, Any] = {}
-    if general is not None:
-        given, reading = _given_sets(general, {})
-        found["general text"] = on_general_text(sides, given["test"], reading)
+    if general:
+        found["general text"] = on_general_text(sides, general)
     if answers:
         name, records = next(iter(sets.items()))
         found["the base's own answers"] = on_own_answers(sides, name, records, config)
     return found
-
-
-def _left_out(name: str, records: Records, both: Both) -> list[str]:
-    """A note where rows were dropped, since one of the two could not read them whole."""
-    missing = len({record.source for record in records.records} - set(both.a.sources))
-    rows = counted(missing, "row is", "rows are")
-    return [f"{name}: {rows} too long for one of the two, and left out."] if missing else []
 
 
 # Rows
@@ -139,11 +143,7 @@ def _shared_sets(a: Side, b: Side) -> tuple[dict[str, Records], DataConfig]:
         raise DataError(f"{a.name} and {b.name} share no test set. Name the rows to compare them on with --data.")
     config = runs[0].recipe.data.model_copy(update={"special_tokens": []})  # the models have these already
     sets = {name: load_records(config.test_sets()[name], config) for name in shared}
-    for name, records in sets.items():
-        if records.sha256 != hashes[0][name]:
-            raise DataError(
-                f"The rows of {name} ({records.location}) have changed since the runs. Name some with --data."
-            )
+    refuse_changed(sets, runs[0].info["data"], "Name some with --data.")
     return sets, config
 
 
@@ -154,7 +154,16 @@ def _hashes(run: Run) -> dict[str, str]:
 
 def _given_sets(data: Any, reading: Mapping[str, Any]) -> tuple[dict[str, Records], DataConfig]:
     config = checked(DataConfig, {"train": "-", "test": data, **reading})
-    return {name: load_records(location, config) for name, location in config.test_sets().items()}, config
+    sets = config.test_sets()
+    if not sets or not all(sets.values()):
+        raise DataError("data is empty: name the rows to compare on, or leave it out where the runs share a test set.")
+    return {name: load_records(location, config) for name, location in sets.items()}, config
+
+
+def _general(location: Any) -> Records:
+    if not isinstance(location, str | list) or not location:
+        raise RecipeError("general: give one file, folder, hub name, or list of rows.")
+    return load_records(location, DataConfig(train=location))
 
 
 # Slices
@@ -166,6 +175,12 @@ class Slice:
 
     name: str
     pattern: re.Pattern[str] | None
+
+
+def parse_slices(given: Sequence[str]) -> list[Slice]:
+    if isinstance(given, str):
+        raise RecipeError(f"slices is a list: [{given!r}].")
+    return [parse_slice(each) for each in given]
 
 
 def parse_slice(given: str) -> Slice:

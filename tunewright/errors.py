@@ -91,6 +91,11 @@ class Interrupted(KeyboardInterrupt):
 
 # Words that messages share
 
+DAMAGED = (
+    "The model answers with numbers that are not finite (NaN): its weights are damaged, or its training diverged. Get "
+    "its files again, or train it again with a lower training.learning_rate."
+)
+
 
 def counted(count: int, one: str, many: str = "") -> str:
     """`1 row`, `1,200 rows`; `many` where the plural is not the singular with an s."""

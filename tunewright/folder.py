@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from tunewright.artifacts.load import load
+from tunewright.engine import checkpoint
 from tunewright.engine.processes import Processes
-from tunewright.errors import OutputError
+from tunewright.errors import CheckpointError, OutputError
 from tunewright.evaluation.report import write_report
 from tunewright.evaluation.seeds import seed_folder
 from tunewright.recipe import Recipe, make_recipe, read_document
@@ -39,6 +40,13 @@ class Run:
         """running, finished, stopped, failed; `killed` where run.json says running and no process holds the folder."""
         said = self.info.get("status", "unknown")
         return "killed" if said == "running" and not _held(self.folder / LOCK) else said
+
+    @property
+    def done(self) -> bool:
+        """Whether it is finished and has its model still; with `training.seeds` whether all its runs are."""
+        runs = self.runs
+        whole = all(run.done for run in runs) if runs else (self.folder / "model").is_dir()
+        return self.status == "finished" and whole
 
     @cached_property
     def model(self) -> Model:
@@ -108,6 +116,16 @@ def refuse_used(folder: Path) -> None:
     if folder.exists() and (not folder.is_dir() or any(path.name != LOCK for path in folder.iterdir())):
         hint = f" To go on with it: tunewright resume {folder}" if (folder / INFO).is_file() else ""
         raise OutputError(f"{folder} is in use. Name another output folder.{hint}")
+
+
+def refuse_lost(run: Run) -> None:
+    """Raise CheckpointError where a finished run has lost its weights: to go on would be to train it again, unasked."""
+    for one in run.runs or [run]:
+        if one.status == "finished" and not one.done and not checkpoint.steps(one.folder / "checkpoints"):
+            raise CheckpointError(
+                f"The finished run {one.folder} has neither its model/ nor its checkpoints/ any more: its weights are "
+                f"lost. To train it again: tunewright train {one.folder / RECIPE} output=NEW_FOLDER"
+            )
 
 
 @contextmanager

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from tunewright.api import capability
 from tunewright.data.config import DataConfig
 from tunewright.data.kinds import Completion, Conversation
 from tunewright.data.records import Records
@@ -20,10 +18,23 @@ MOST_ASKED, LONGEST_ANSWER = 64, 64
 """Rows that the base answers, and tokens of an answer: for a loss per token that is plenty."""
 
 
-def on_general_text(sides: tuple[Side, Side], records: Records, config: DataConfig) -> dict[str, Any]:
+def refuse_idle(sides: tuple[Side, Side], answers: bool) -> None:
+    """Raise BaseModelError where nothing can be asked: of classifiers, or of the `answers` of a base that is unknown.
+
+    It needs no weights.
+    """
+    for side in sides:
+        if not hasattr(side.task, "generate"):
+            raise BaseModelError(
+                f"{side.name} is for {side.task.name}: only language models can be asked what they have forgotten."
+            )
+    if answers and not any(side.run for side in sides):
+        raise BaseModelError("Neither of the two is a run: there is no base whose answers they could have forgotten.")
+
+
+def on_general_text(sides: tuple[Side, Side], records: Records) -> dict[str, Any]:
     """The loss of both, B's minus A's, and whether B is worse."""
-    _refuse_classifiers(sides)
-    both = answer("the general text", sides, records, config, {})
+    both, _ = answer("the general text", sides, records, DataConfig(train="-"), {})
     return _changed(measured(both.a, both.b))
 
 
@@ -33,14 +44,12 @@ def on_own_answers(sides: tuple[Side, Side], name: str, records: Records, config
     The base is where B's run began (α = 0), or A's where B is no run.
 
     Raises:
-        BaseModelError: neither is a run.
         DataError: the rows have no prompts, or the base answers nothing.
     """
-    _refuse_classifiers(sides)
     base = _base_of(sides)
     told = _answers_of(base, name, records, config)
     reading = config.model_copy(update={"loss_on": "last", "overlength": "truncate"})
-    both = answer(f"{name}, as the base answers it", sides, told, reading, {})
+    both, _ = answer(f"{name}, as the base answers it", sides, told, reading, {})
     own, _ = aligned(name, (base, sides[0]), [base.predict(base.encode(told, reading)), both.a])
     return {**_changed(measured(both.a, both.b)), "base": primary(own).to_dict()}
 
@@ -49,18 +58,11 @@ def _changed(found: dict[str, Any]) -> dict[str, Any]:
     return {**found, "change": change(found, found["p"]).value.lower()}
 
 
-def _refuse_classifiers(sides: Sequence[Side]) -> None:
-    for side in sides:
-        capability(side.model, "generate", "only language models can be asked what they have forgotten.")
-
-
 def _base_of(sides: tuple[Side, Side]) -> Side:
     """The start of B's run, or of A's."""
-    runs = [side for side in reversed(sides) if side.run]
-    if not runs:
-        raise BaseModelError("Neither of the two is a run: there is no base whose answers they could have forgotten.")
-    base = Side(f"{runs[0].where}@0", runs[0].device)
-    refuse_different(base, runs[0])
+    run = next(side for side in reversed(sides) if side.run)
+    base = Side(f"{run.where}@0", run.device)
+    refuse_different(base, run)
     return base
 
 

@@ -35,16 +35,21 @@ def train_head(job: Job, start: Start) -> Step:
     was interrupted goes on there.
     """
     trained = set(trained_parameters(job.model.module))
+    passed: list[str] = []
     if not (start.folder / HEAD).is_file():
         start.folder.mkdir(exist_ok=True)
-        train(ready(alone(job, start.folder), resume=True))
+        step = ready(alone(job, start.folder), resume=True)
+        passed = step.passed
+        train(step)
         if job.processes.first:
             keep_head(job.model, start.folder)
             shutil.rmtree(start.folder / "checkpoints", ignore_errors=True)
         job.processes.wait()
         train_only(job.model.module, trained)
     start.overlay(job.model)
-    return ready(job, resume=False)
+    step = ready(job, resume=False)
+    step.notices += passed
+    return step
 
 
 def alone(job: Job, folder: Path) -> Job:

@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from tunewright.data.config import DataConfig
+from tunewright.data.rows import absolute
 from tunewright.engine.config import TrainingConfig
 from tunewright.errors import RecipeError
 from tunewright.evaluation.config import EvaluationConfig
@@ -37,6 +38,7 @@ LONGEST_VALUE = 100  # characters that an error repeats
 
 Checked = TypeVar("Checked", bound=BaseModel)
 
+PLACES = ("base", "data.chat_template")
 ROWS = ("data.train", "data.validation", "data.test")
 CHANGING = (
     "training.device",
@@ -93,6 +95,19 @@ def make_recipe(document: Mapping[str, Any]) -> Recipe:
     if not isinstance(document, Mapping):
         raise RecipeError("A recipe is a mapping of keys (base, data, method, …), and this is something else.")
     return checked(Recipe, document)
+
+
+def located(recipe: Recipe) -> Recipe:
+    """The recipe with absolute paths in place of relative ones, so that its run can be used from any folder."""
+    data, test, template = recipe.data, recipe.data.test, recipe.data.chat_template
+    found = {
+        "train": absolute(data.train),
+        "validation": absolute(data.validation),
+        "test": {name: absolute(one) for name, one in test.items()} if isinstance(test, dict) else absolute(test),
+        "chat_template": template if template == "plain" else absolute(template),  # the word has a meaning of its own
+    }
+    changed = {name: place for name, place in found.items() if place != getattr(data, name)}
+    return recipe.model_copy(update={"base": absolute(recipe.base), "data": data.model_copy(update=changed)})
 
 
 def checked(kind: type[Checked], document: Mapping[str, Any]) -> Checked:

@@ -10,8 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from tunewright.account import refuse_changed
 from tunewright.artifacts import batch_norm as norms
 from tunewright.artifacts.interpolate import check_alpha, load, write_point
+from tunewright.artifacts.load import weights_folder
+from tunewright.artifacts.save import refuse_place
 from tunewright.artifacts.soup import soup as write_soup
 from tunewright.artifacts.targets.base import merge
 from tunewright.artifacts.unaveraged import load_unaveraged
@@ -19,12 +22,12 @@ from tunewright.data.batches import Example
 from tunewright.data.config import DataConfig, Location
 from tunewright.data.records import Records, load_records
 from tunewright.engine.device import pick_device
-from tunewright.errors import DataError, RecipeError
+from tunewright.errors import DataError, RecipeError, counted
 from tunewright.evaluation import linear_probe
 from tunewright.evaluation.paired import subset
 from tunewright.evaluation.picture import draw
 from tunewright.evaluation.report import write_report
-from tunewright.evaluation.robustness import Curve, document
+from tunewright.evaluation.robustness import Curve, document, parse_rule
 from tunewright.folder import Run, open_run
 from tunewright.prepare import Rows, read_rows
 from tunewright.tasks.base import Model
@@ -44,6 +47,7 @@ def interpolate(
     choose: str | float = "balanced",
     to: str | Path | None = None,
     batch_norm: str = "interpolate",
+    columns: Mapping[str, str] | None = None,
     device: str = "auto",
 ) -> dict[str, Any]:
     """Measure a run between its start (α = 0) and its end (α = 1), and choose α on validation rows (WiSE-FT).
@@ -55,20 +59,30 @@ def interpolate(
     Args:
         shifts: further sets by name.
         alphas: first:last:step, numbers with commas, or numbers; 0 and 1 are always among them.
-        choose: balanced, reference, or a number: see `evaluation.robustness.choose`.
+        choose: balanced, reference, or a number, which is then one of the points: see `evaluation.robustness.choose`.
         to: a new folder for the model at the chosen α.
         batch_norm: interpolate the statistics of batch norms like weights, or recompute them between the ends.
+        columns: standard column name -> name in the files of `shifts`, where these are not named as the run's rows are.
 
     Returns what `interpolation.json` in the run's folder then says; the picture lies beside it, the report has both.
 
     Raises:
         MethodError: there is no path between start and end.
-        DataError, RecipeError, OutputError: shifts, alphas, `to` or `batch_norm` cannot be used.
+        BaseModelError: the run has no model yet.
+        DataError: shifts cannot be used, or the run's own rows have changed since it was trained.
+        RecipeError, OutputError: alphas, `choose`, `to`, `batch_norm` or `columns` cannot be used.
     """
-    opened, points, place = open_run(run), parse_alphas(alphas), str(pick_device(device))
+    opened, place = open_run(run), str(pick_device(device))
+    weights_folder(opened.folder)  # what can be refused is refused before anything is read or loaded
+    points, rule = _points(alphas, choose)
+    if batch_norm not in BATCH_NORM:
+        raise RecipeError(f"batch_norm: {batch_norm} is neither interpolate nor recompute.")
+    if to is not None:
+        refuse_place(Path(to))
     recipe = opened.recipe
     rows = read_rows(recipe.data, recipe.training.seed)
-    measure = _Measure(_sets(rows, recipe.data, shifts or {}), recipe.data)
+    refuse_changed(rows.sets(), opened.info["data"], "Put them back, or train anew.")
+    measure = _Measure(_sets(rows, _reading(recipe.data, columns or {}, shifts or {}), shifts or {}), recipe.data)
     settle = _settling(opened, rows, batch_norm)
     curve = Curve(
         alphas=points,
@@ -77,11 +91,11 @@ def interpolate(
         start_is="linear probe" if recipe.training.head_first else "base",
         others={name: measure(model) for name, model in _others(opened, rows, measure, place)},
     )
-    found = {**document(curve, choose), "batch_norm": batch_norm if settle else None}
+    found = {**document(curve, rule), "batch_norm": batch_norm if settle else None}
     if to is not None:
         found["folder"] = str(write_point(opened.folder, found["chosen"]["alpha"], Path(to), settle))
-    (opened.folder / FOUND).write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     draw(found, opened.folder / "interpolation")
+    (opened.folder / FOUND).write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     write_report(opened.folder)
     return found
 
@@ -89,6 +103,12 @@ def interpolate(
 def soup(runs: Sequence[str | Path], folder: str | Path) -> Path:
     """Write the mean of several runs that began alike to a new folder (model soups, arXiv 2203.05482)."""
     return write_soup(runs, Path(folder))
+
+
+def _points(alphas: str | Sequence[float], choose: str | float) -> tuple[list[float], str | float]:
+    """The points to measure, with the one that is chosen as a number; and the rule. Raises RecipeError."""
+    points, rule = parse_alphas(alphas), parse_rule(choose)
+    return (points if isinstance(rule, str) else parse_alphas([*points, rule])), rule
 
 
 def parse_alphas(given: str | Sequence[float]) -> list[float]:
@@ -124,13 +144,28 @@ class Set:
         yield "validation", np.sort(order[: count // 2])
         yield "test", np.sort(order[count // 2 :])
 
+    def refuse_few(self, name: str, count: int) -> None:
+        """Raises DataError where there is no row for each half."""
+        if not self.half and count < 2:
+            raise DataError(
+                f"{name} has {counted(count, 'row')} and needs two: one half of them chooses α, the other is measured. "
+                "Give more rows."
+            )
+
+
+def _reading(data: DataConfig, columns: Mapping[str, str], shifts: Mapping[str, Location]) -> DataConfig:
+    """How shifts are read: as the run's rows, but for the names of their columns. Raises RecipeError."""
+    if columns and not shifts:
+        raise RecipeError("columns says how the rows of --shift are read, and there are none: leave it out.")
+    return data.model_copy(update={"columns": dict(columns)}) if columns else data
+
 
 def _sets(rows: Rows, data: DataConfig, shifts: Mapping[str, Location]) -> dict[str, list[Set]]:
     """The reference first, then the shifts. Raises DataError for rows that the run's task does not read."""
-    tests = dict(rows.tests)
+    tests, own = dict(rows.tests), dict.fromkeys(("train", "validation", *rows.tests))
     for name, location in shifts.items():
-        if name in tests:
-            raise RecipeError(f"--shift {name}: the run has a set of that name. Name the shift otherwise.")
+        if name in own:
+            raise RecipeError(f"--shift {name}: the run's own sets are {', '.join(own)}. Name the shift otherwise.")
         tests[name] = load_records(location, data)
         if tests[name].kind != rows.train.kind:
             raise DataError(f"{name} holds {tests[name].kind} rows, the run was trained on {rows.train.kind} rows.")
@@ -150,13 +185,21 @@ class _Measure:
     def __init__(self, sets: Mapping[str, Sequence[Set]], data: DataConfig) -> None:
         self.sets, self.data = sets, data
         self.encoded: dict[str, list[list[Example]]] = {}
+        for name, part in self._parts():
+            if data.overlength_for(part.rows.kind) != "split":  # else one text may make several rows
+                part.refuse_few(name, len(part.rows.records))
 
     def __call__(self, model: Model) -> dict[str, dict[str, Any]]:
         """By set and half."""
         if not self.encoded:
-            for name, parts in self.sets.items():
-                self.encoded[name] = [model.task.encode(model, p.rows.records, self.data).examples for p in parts]
+            for name, part in self._parts():
+                examples = model.task.encode(model, part.rows.records, self.data).examples
+                part.refuse_few(name, len(examples))
+                self.encoded.setdefault(name, []).append(examples)
         return {name: self._halves(model, name) for name in self.sets}
+
+    def _parts(self) -> Iterator[tuple[str, Set]]:
+        return ((name, part) for name, parts in self.sets.items() for part in parts)
 
     @property
     def reference(self) -> str:
@@ -199,9 +242,7 @@ def _point(run: Run, place: str, alpha: float, settle: Settle | None) -> Model:
 
 
 def _settling(run: Run, rows: Rows, batch_norm: str) -> Settle | None:
-    """What makes a point between the ends ready; None where that is nothing. Raises RecipeError."""
-    if batch_norm not in BATCH_NORM:
-        raise RecipeError(f"batch_norm: {batch_norm} is neither interpolate nor recompute.")
+    """What makes a point between the ends ready; None where that is nothing. Raises RecipeError without batch norms."""
     if batch_norm == "interpolate":
         return None
     start = load(run.folder, alpha=0.0)

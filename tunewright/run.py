@@ -11,9 +11,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from tunewright.account import describe_data, describe_parameters, preview, write_bad_rows
-from tunewright.artifacts.save import save
+from tunewright.account import describe_data, describe_parameters, preview, refuse_changed, write_bad_rows
+from tunewright.artifacts.fingerprint import fingerprint, refuse_other_weights
+from tunewright.artifacts.save import clear_drafts, save
 from tunewright.artifacts.start import Start, keep_adapter
+from tunewright.data.rows import absolute
 from tunewright.engine.device import computing, micro_batch_tokens
 from tunewright.engine.job import Job, Watcher
 from tunewright.engine.log import peak_memory
@@ -21,12 +23,12 @@ from tunewright.engine.loop import Outcome, Step, ready
 from tunewright.engine.loop import train as run_loop
 from tunewright.engine.processes import Processes, join
 from tunewright.engine.track import tracker
-from tunewright.errors import DataError, OutputError, RecipeError
+from tunewright.errors import OutputError, RecipeError
 from tunewright.evaluation.evaluate import evaluate
 from tunewright.folder import INFO, LOCK, RECIPE, Record, Run, occupied, refuse_used
 from tunewright.head_first import refuse_idle, train_head
 from tunewright.prepare import Prepared, prepare
-from tunewright.recipe import Recipe, differences, lasting
+from tunewright.recipe import PLACES, Recipe, differences, lasting, located
 
 PACKAGES = ("tunewright", "torch", "transformers", "peft", "tokenizers", "numpy")
 
@@ -45,9 +47,11 @@ def execute(recipe: Recipe, folder: Path, watchers: Sequence[Watcher] = (), resu
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     with occupied(folder, processes):
         record = Record(folder, processes.first)
+        if processes.first:
+            clear_drafts(folder)
         prepared, step = _prepare(recipe, record, processes, resume, made)
         if resume:
-            _go_on(prepared, record)
+            _go_on(prepared, record, step.passed)
         else:
             record.begin(prepared.recipe, describe(prepared))
             if processes.first:
@@ -95,9 +99,10 @@ def _ready(recipe: Recipe, record: Record, processes: Processes, resume: bool) -
     """All that is read, checked and loaded before the first step. Whatever refuses the recipe does it here."""
     if resume:
         refuse_other_recipe(recipe, record)
+        refuse_other_weights(record.info["base"], record.info.get("base_sha256"), record.folder / INFO)
     prepared = prepare(recipe, record.folder / "start" / "base", processes.rank)
     if resume:
-        _refuse_other_rows(prepared, record.info)
+        refuse_changed(prepared.rows.sets(), record.info["data"], "Start a new run.")
     return prepared, ready(make_job(prepared, record.folder, processes), resume)
 
 
@@ -146,7 +151,7 @@ def _finish(prepared: Prepared, outcome: Outcome, record: Record) -> None:
         steps=outcome.steps,
         weights=outcome.weights,
         best=outcome.best,
-        notices=[*record.info["notices"], *outcome.notices],
+        notices=list(dict.fromkeys([*record.info["notices"], *outcome.notices])),
         evaluation=measure(prepared, record.info.get("evaluation", {}), "after"),
     )
 
@@ -182,7 +187,9 @@ def describe(prepared: Prepared) -> dict[str, Any]:
         "kind": getattr(model.task, "kind", None),
         "labels": getattr(model.task, "labels", None),
         "base": model.base,
+        "base_sha256": fingerprint(model.base),
         "new": list(model.new),
+        "stacked": bool(model.adapters),
         "method": recipe.method.model_dump(mode="json"),
         "objective": recipe.objective.model_dump(mode="json"),
         "recipe": lasting(recipe),
@@ -195,30 +202,21 @@ def describe(prepared: Prepared) -> dict[str, Any]:
     }
 
 
-def _go_on(prepared: Prepared, record: Record) -> None:
-    """Say that the run is under way again, and whether elsewhere."""
+def _go_on(prepared: Prepared, record: Record, passed: Sequence[str]) -> None:
+    """Say that the run is under way again, whether elsewhere, and which damaged checkpoints were passed over."""
     info, place = record.info, _place(prepared)
     changed = differences(*({**found["versions"], **found["machine"]} for found in (info, place)))
     notice = f"Resumed elsewhere, so that weights can differ by rounding ({'; '.join(changed)})."
-    notices = [*info["notices"], *([notice] if changed else [])]
+    notices = [*info["notices"], *([notice] if changed else []), *passed]
     record.update(status="running", finished=None, error=None, notices=notices, **place)
 
 
 def refuse_other_recipe(recipe: Recipe, record: Record) -> None:
     """A run goes on with the recipe that it began with. Raises RecipeError that names what differs."""
-    if changed := differences(record.info["recipe"], lasting(recipe)):
+    begun = {path: absolute(value) if path in PLACES else value for path, value in record.info["recipe"].items()}
+    if changed := differences(begun, lasting(located(recipe))):
         lines = "\n  ".join([f"Put these back in {record.folder / RECIPE}, or start a new run:", *changed])
         raise RecipeError(f"A run goes on as it began. {lines}")
-
-
-def _refuse_other_rows(prepared: Prepared, info: Mapping[str, Any]) -> None:
-    """A run goes on only with the data it began with. Raises DataError that names what differs."""
-    for name, now in describe_data(prepared).items():
-        before = info["data"].get(name, {})
-        if before.get("sha256") != now["sha256"]:
-            raise DataError(
-                f"The rows of {name} ({now['location']}) are not those that this run began with. Start a new run."
-            )
 
 
 def _place(prepared: Prepared) -> dict[str, dict[str, Any]]:

@@ -4,41 +4,50 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tunewright.api import capability
-from tunewright.artifacts.interpolate import load
+from tunewright.artifacts.interpolate import check_alpha, load
+from tunewright.artifacts.load import infer_task
+from tunewright.artifacts.start import parse_point
 from tunewright.data.config import DataConfig
 from tunewright.data.records import Records
 from tunewright.engine.device import pick_device
-from tunewright.errors import BaseModelError, DataError
+from tunewright.errors import BaseModelError, DataError, counted
 from tunewright.evaluation.contrast import Both
 from tunewright.evaluation.evaluate import in_words
 from tunewright.evaluation.paired import subset
 from tunewright.folder import INFO, Run
+from tunewright.tasks import task_class
 from tunewright.tasks._pretrained import max_length
-from tunewright.tasks.base import Model, Predictions
+from tunewright.tasks.base import Model, Predictions, Task
 
 
 class Side:
-    """One of the two: its run if it has one, and its model, which is on the device only while it answers."""
+    """One of the two: its run if it has one, and its model, which is on the device only while it answers.
+
+    `task` is known before `model` is loaded, so that whatever cannot be compared is refused first.
+    """
 
     def __init__(self, name: str, device: str) -> None:
         self.name, self.device = name, str(pick_device(device))
         self.where, self.alpha = parse_point(name)
         folder = Path(self.where).expanduser()
+        check_alpha(self.alpha)
         self.run = Run(folder) if (folder / INFO).is_file() else None
-        self.model: Model = load(self.where, alpha=self.alpha)
+        self.task: type[Task] = task_class(infer_task(self.where))
+
+    @cached_property
+    def model(self) -> Model:
+        return load(self.where, alpha=self.alpha)
 
     def encode(self, records: Records, config: DataConfig) -> list[Any]:
         """Rows as the model reads them, by its own chat template where it has one."""
         task, processor = self.model.task, self.model.processor
-        if records.kind not in task.data_kinds:
-            kinds = " or ".join(task.data_kinds)
-            raise DataError(f"{records.location} holds {records.kind} rows; {self.name} needs {kinds} rows.")
         if hasattr(task, "prepare"):
             own = {"chat_template": None} if processor.chat_template else {}
             task.prepare(self.model, config.model_copy(update=own), records.kind)
@@ -59,27 +68,33 @@ class Side:
         return [answer.text for answer in answers]
 
 
-def parse_point(name: str) -> tuple[str, float]:
-    """`RUN@0.5` as a run and α; any other name as itself and 1."""
-    where, found, alpha = name.rpartition("@")
-    if not found or Path(name).expanduser().exists():
-        return name, 1.0
-    try:
-        return where, float(alpha)
-    except ValueError:
-        return name, 1.0
+def refuse_other_rows(sides: Sequence[Side], records: Records) -> None:
+    """Raise DataError where the rows are none that the sides' task reads."""
+    for side in sides:
+        if records.kind not in side.task.data_kinds:
+            kinds = " or ".join(side.task.data_kinds)
+            raise DataError(f"{records.location} holds {records.kind} rows; {side.name} needs {kinds} rows.")
+
+
+def refuse_other_tasks(a: Side, b: Side) -> None:
+    """Raise BaseModelError where the two are for different tasks, which is known before they are loaded."""
+    _refuse_unequal(a, b, "task", a.task.name, b.task.name)
 
 
 def refuse_different(a: Side, b: Side) -> None:
-    """Raise BaseModelError where the two do not answer the same question."""
-    for what in ("name", "kind", "labels"):
-        one, other = (getattr(side.model.task, what, None) for side in (a, b))
-        if (sorted(one) != sorted(other)) if what == "labels" and one and other else one != other:
-            word = {"name": "task", "kind": "kind of answer", "labels": "classes"}[what]
-            raise BaseModelError(
-                f"{a.name} and {b.name} cannot be compared: the {word} of the first: {_said(one)}; of the second: "
-                f"{_said(other)}."
-            )
+    """Raise BaseModelError where two models of one task do not answer the same question."""
+    for what, word in (("kind", "kind of answer"), ("labels", "classes")):
+        _refuse_unequal(a, b, word, *(getattr(side.model.task, what, None) for side in (a, b)))
+
+
+def _refuse_unequal(a: Side, b: Side, word: str, one: Any, other: Any) -> None:
+    """Lists in another order are equal."""
+    both_lists = isinstance(one, list) and isinstance(other, list)
+    if (sorted(one) != sorted(other)) if both_lists else one != other:
+        raise BaseModelError(
+            f"{a.name} and {b.name} cannot be compared: the {word} of the first: {_said(one)}; of the second: "
+            f"{_said(other)}."
+        )
 
 
 def _said(value: Any) -> str:
@@ -88,15 +103,25 @@ def _said(value: Any) -> str:
 
 def answer(
     name: str, sides: tuple[Side, Side], records: Records, config: DataConfig, slices: Mapping[str, set[str]]
-) -> Both:
-    """The predictions of both on one set, on the rows that neither had to drop."""
+) -> tuple[Both, list[str]]:
+    """The predictions of both on one set, on the rows that neither had to drop; and a note where some were dropped."""
     if records.kind != "classification":  # windows of one length, so that both read the same tokens
         limit = min(max_length(side.model, config.max_length) for side in sides)
         config = config.model_copy(update={"max_length": limit})
-    a, b = aligned(name, sides, [side.predict(side.encode(records, config)) for side in sides])
+    predicted = [side.predict(side.encode(records, config)) for side in sides]
+    a, b = aligned(name, sides, predicted)
     rows = {label: np.flatnonzero([source in each for source in a.sources]) for label, each in slices.items()}
     words = {record.source: in_words(record) for record in records.records}
-    return Both(name, a, b, getattr(sides[0].model.task, "labels", []), words, rows)
+    both = Both(name, a, b, getattr(sides[0].model.task, "labels", []), words, rows)
+    return both, _left_out(name, records, predicted)
+
+
+def _left_out(name: str, records: Records, predicted: Sequence[Predictions]) -> list[str]:
+    """A note where rows were dropped, since a model could not read them whole."""
+    a, b = ({record.source for record in records.records} - set(one.sources) for one in predicted)
+    rows = counted(len(a | b), "row is", "rows are")
+    whom = "both" if a == b else "one of the two"
+    return [f"{name}: {rows} too long for {whom}, and left out."] if a | b else []
 
 
 def aligned(name: str, sides: tuple[Side, Side], found: Sequence[Predictions]) -> tuple[Predictions, Predictions]:

@@ -24,7 +24,7 @@ from tunewright.artifacts.targets import TARGETS
 from tunewright.artifacts.targets import gguf as gguf_target
 from tunewright.artifacts.verify import Comparison
 from tunewright.data.render import Renderer
-from tunewright.errors import BaseModelError, DataError, MissingExtra, RecipeError, VerificationError
+from tunewright.errors import BaseModelError, DataError, MissingExtra, OutputError, RecipeError, VerificationError
 
 FRESH = exporting.in_a_fresh_process  # as it is before conftest replaces it
 
@@ -213,6 +213,29 @@ def test_a_first_failure_makes_way_for_a_second(talker: tw.Run, damaged: Any, tm
     for _ in range(2):
         with pytest.raises(VerificationError):
             tw.export(talker.folder, "peft", tmp_path / "out")
+
+
+def test_what_lies_beside_an_export_stays(talker: tw.Run, damaged: Any, tmp_path: Path) -> None:
+    damaged("peft", scale)
+    mine = [tmp_path / "out.unverified" / "mine.txt", tmp_path / ".other.draft" / "mine.txt"]
+    for path in mine:
+        path.parent.mkdir()
+        path.touch()
+    with pytest.raises(OutputError, match=r"out\.unverified is in use"):
+        tw.export(talker.folder, "peft", tmp_path / "out")
+    with pytest.raises(VerificationError):
+        tw.export(talker.folder, "peft", tmp_path / "other")
+    assert all(path.is_file() for path in mine)
+    assert {path.name for path in tmp_path.iterdir()} == {"out.unverified", ".other.draft", "other.unverified"}
+
+
+@pytest.mark.parametrize("folder", [".", "sub/.."])
+def test_an_export_does_not_take_the_place_of_the_folder_one_is_in(
+    folder: str, talker: tw.Run, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(OutputError, match="Name a new folder"):
+        tw.export(talker.folder, "peft", folder)
 
 
 @pytest.mark.parametrize(

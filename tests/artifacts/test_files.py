@@ -40,6 +40,13 @@ def test_a_model_replaces_the_one_before_as_a_whole(tiny_base: Any, tmp_path: Pa
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
+def test_a_folder_that_is_called_as_a_draft_might_be_stays(tiny_base: Any, tmp_path: Path) -> None:
+    (tmp_path / ".model.draft").mkdir()
+    save(load(tiny_base("llama")), Full(), tmp_path / "model")
+    assert {path.name for path in tmp_path.iterdir()} == {"model", ".model.draft"}
+    assert (tmp_path / "model").stat().st_mode == (tmp_path / ".model.draft").stat().st_mode, "others may read it too"
+
+
 def test_the_card_says_what_weights_do_not(tiny_base: Any, tmp_path: Path) -> None:
     seen = journey(tiny_base("bert"), CLASSIFICATION, {"type": "lora"}, tmp_path)
     card = read_card(seen.folder)

@@ -45,6 +45,11 @@ def test_version(invoke: Invoke) -> None:
     assert invoke("--version").stdout == f"tunewright {__version__}\n"
 
 
+def test_python_runs_it_as_a_module() -> None:
+    done = subprocess.run([sys.executable, "-m", "tunewright", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"tunewright {__version__}\n"
+
+
 @pytest.mark.parametrize("arguments", [["predict"], ["predict", "x", "--bogus"], ["runs", "a", "b"], ["nothing"]])
 def test_wrong_options_exit_with_2_in_both_forms(invoke: Invoke, arguments: list[str]) -> None:
     plain, as_json = invoke(*arguments), invoke(*arguments, "--json")

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.cli.conftest import Invoke, trained
+from tests.cli.conftest import TICKETS, Invoke, trained, write_jsonl
 from tunewright import api
 from tunewright.cli.train import compose
 from tunewright.errors import Interrupted, RecipeError
@@ -180,3 +180,12 @@ def test_ctrl_c_writes_a_checkpoint_to_continue_from(invoke: Invoke, encoder: st
     assert process.returncode == 130 and "tunewright resume out" in error["message"]
     assert open_run("out").info["status"] == "stopped"
     assert json.loads(invoke("resume", "out", "--json").stdout)["steps"] == 120
+
+
+def test_resume_takes_paths_as_they_were_given(invoke: Invoke, encoder: str, tmp_path: Path) -> None:
+    Path("base").symlink_to(encoder)
+    write_jsonl(Path("rows.jsonl"), TICKETS)
+    trained(Path("run"), "base", Path("rows.jsonl"))
+    given = ["--base", "base", "--data", "rows.jsonl", "training.max_steps=2", "data.validation=0.25"]
+    done = invoke("train", *given, "--output", "run", "--resume")
+    assert done.exit_code == 0, done.output

@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 import tunewright as tw
 from tests.runs import recipe
 from tests.tiny import chats, completions, labelled, words
-from tunewright.errors import BaseModelError, DataError, MethodError, RecipeError
-from tunewright.sides import parse_point
+from tunewright.artifacts.start import parse_point
+from tunewright.errors import BaseModelError, DataError, MethodError, OutputError, RecipeError, TunewrightError
 
 NUMBERS = [{"text": words(i, 3 + i % 4), "label": i / 7} for i in range(12)]
 SEVERAL = [{"text": words(i, 3 + i % 4), "label": [["a"], ["b", "c"], []][i % 3]} for i in range(12)]
@@ -133,6 +135,17 @@ def turn(names: list[str]) -> list[str]:
 # What is refused
 
 
+@pytest.mark.parametrize("case", ["completions", "classes"])
+def test_a_model_that_answers_nan_passes_no_gate(case: str, ran: Any, tmp_path: Path) -> None:
+    run = ran(case)
+    broken = Path(shutil.copytree(tw.export(run, "merged", tmp_path / "merged"), tmp_path / "broken"))
+    file = broken / "model.safetensors"
+    save_file({n: torch.full_like(t, float("nan")) for n, t in load_file(file).items()}, file, {"format": "pt"})
+    for sides, said in (((run, broken), "B"), ((broken, run), "A")):
+        with pytest.raises(TunewrightError, match=f"test: the output of {said} is not finite for 12 of 12 rows"):
+            tw.compare(*sides, CASES[case][1], require="not-worse")
+
+
 def test_other_classes_kinds_and_tasks_are_refused(ran: Any) -> None:
     rows = labelled(12)
     for case, words_ in (("several", "the kind of answer"), ("completions", "the task")):
@@ -213,6 +226,46 @@ def test_windows_are_those_of_the_shorter_model(tiny_base: Any, tmp_path: Path) 
     assert one["rows"] > 12 and one["a"] == other["b"] and one["b"] == other["a"]
 
 
+@pytest.mark.parametrize(
+    ("asked", "error", "said"),
+    [
+        ({"to": "nowhere/page.html"}, OutputError, "nowhere is no folder"),
+        ({"to": "."}, OutputError, "is a folder"),
+        ({"samples": -1}, RecipeError, "samples"),
+        ({"slices": "column=language"}, RecipeError, "slices is a list"),
+        ({"slices": ["column=tongue"]}, DataError, "columns found are"),
+        ({"slices": ["none=zebra"]}, RecipeError, "finds nothing"),
+        ({"data": {}}, DataError, "data is empty"),
+        ({"data": ""}, DataError, "data is empty"),
+        ({"data": "nowhere.jsonl"}, DataError, "nowhere.jsonl does not exist"),
+        ({"data": labelled(4)}, DataError, "holds classification rows"),
+        ({"general": labelled(4)}, DataError, "holds classification rows"),
+        ({"general": ""}, RecipeError, "general: give one file"),
+        ({"b": "{base}", "data": completions(4), "a": "{base}", "forgetting": True}, BaseModelError, "is a run"),
+        ({"b": "{classes}", "data": completions(4)}, BaseModelError, "the task of the first"),
+        ({"b": "{run}@2"}, RecipeError, "not between 0"),
+    ],
+)
+def test_what_can_be_refused_is_refused_before_the_models_are_loaded(
+    asked: dict[str, Any], error: type[Exception], said: str, ran: Any, tiny_base: Any, monkeypatch: Any
+) -> None:
+    places = {"run": ran("completions"), "classes": ran("classes"), "base": tiny_base("llama")}
+    a, b = (asked.pop(side, "{run}").format(**places) for side in "ab")
+    monkeypatch.setattr("tunewright.sides.load", lambda *_, **__: pytest.fail("a model is loaded"))
+    with pytest.raises(error, match=said):
+        tw.compare(a, b, **asked)
+
+
+def test_a_point_of_what_is_no_run_is_refused(tiny_base: Any) -> None:
+    for name in ("nowhere", tiny_base("llama"), "owner/name"):
+        with pytest.raises(BaseModelError, match="no run and no adapter's folder"):
+            tw.load(name, alpha=0.5)
+    with pytest.raises(TunewrightError, match="nowhere"):
+        tw.compare("nowhere@0.5", tiny_base("llama"), completions(4))
+    with pytest.raises(RecipeError, match=r"alpha is a number between 0 and 1, not '0\.5'"):
+        tw.load(tiny_base("llama"), alpha="0.5")  # type: ignore[arg-type]
+
+
 # Forgetting
 
 
@@ -267,6 +320,8 @@ def test_rows_that_one_of_the_two_drops_are_left_out_and_said(ran: Any, tiny_bas
     found = tw.compare(ran("classes"), short.folder, labelled(12), overlength="drop")
     left = found["sets"]["test"]["rows"]
     assert 0 < left < 12 and f"test: {12 - left} rows are too long for one of the two" in found["notes"][0]
+    found = tw.compare(short.folder, short.folder, labelled(12), overlength="drop")
+    assert "rows are too long for both" in found["notes"][0]
 
 
 def test_earlier_turns_are_not_the_bases_own_answers(ran: Any) -> None:

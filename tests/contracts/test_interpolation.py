@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import weakref
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import tunewright as tw
@@ -111,8 +114,6 @@ def test_nan_at_one_end_never_reaches_the_other(name: str, ran: Any, tmp_path: P
 
 
 def copy_of(run: tw.Run, folder: Path) -> tw.Run:
-    import shutil
-
     return tw.Run(Path(shutil.copytree(run.folder, folder / "copy")))
 
 
@@ -127,11 +128,12 @@ def test_a_head_that_began_at_random_has_no_path(name: str, tiny_base: Any, tmp_
 
 def test_the_head_learns_alone_first(ran: Any, tiny_base: Any) -> None:
     run = ran("text-classification", "full")
-    start, base = load(run.folder, alpha=0.0), load(tiny_base("bert"), task="text-classification") if False else None
     lines = [json.loads(line) for line in (run.folder / "start" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3]
     losses = [line["validation"]["loss"] for line in lines if "validation" in line]
-    assert losses and start.module is not None and base is None
+    start, base = load(run.folder, alpha=0.0), run.model.task.load(tiny_base("bert"))
+    moved = {n for n, p in start.module.named_parameters() if not torch.equal(p, base.module.get_parameter(n))}
+    assert losses and moved == set(start_of(run.folder).head), "the trunk is still the base's"
 
 
 @pytest.mark.parametrize("then", ["lora", "rslora", "full", "dora"])
@@ -186,6 +188,35 @@ def test_reading_in_a_stream_equals_loading_the_base(kind: str, tiny_base: Any, 
     assert bool(find_tensors(start.base, rest, module)) == (kind != "mixtral"), "fused experts have other names on disk"
 
 
+def test_the_start_is_never_in_memory_as_a_whole(ran: Any, monkeypatch: Any) -> None:
+    """Of the start's tensors two are alive at once at most: the one that is blended and the one that is read."""
+    run = ran("text-generation", "full")
+    seen: list[weakref.ref[torch.Tensor]] = []
+    alive: list[int] = []
+
+    class Watched:
+        def __init__(self, *arguments: Any, **named: Any) -> None:
+            self.file = safe_open(*arguments, **named)
+
+        def __enter__(self) -> Any:
+            return self
+
+        def __exit__(self, *_: object) -> None: ...
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.file, name)
+
+        def get_tensor(self, key: str) -> torch.Tensor:
+            tensor = self.file.get_tensor(key)
+            seen.append(weakref.ref(tensor))
+            alive.append(sum(each() is not None for each in seen))
+            return tensor
+
+    monkeypatch.setattr("safetensors.safe_open", Watched)
+    model = load(run.folder, alpha=0.5)
+    assert len(alive) == len(dict(state_of(model.module))) and max(alive) == 2
+
+
 # Points as folders, and soups
 
 
@@ -218,8 +249,19 @@ def test_a_soup_of_one_head(ran: Any, tmp_path: Path) -> None:
     one, other = ran("text-classification", "lora"), ran("text-classification", "lora", seed=1)
     with pytest.raises(BaseModelError, match="did not begin alike"):
         soup([one.folder, other.folder], tmp_path / "soup")
-    folder = soup([one.folder, one.folder], tmp_path / "same")
+    folder = soup([one.folder, copy_of(one, tmp_path).folder], tmp_path / "same")
     assert close(logits(load(folder)), logits(one.model), 2e-5)
+
+
+def test_a_start_that_is_gone_is_not_taken_for_the_base(tiny_base: Any, tmp_path: Path) -> None:
+    """The start of a LoRA that was stacked on another is the other one, not what both lie over."""
+    first = tw.train(recipe(tiny_base("llama"), tmp_path / "first"))
+    then = tw.train(recipe(str(first.folder), tmp_path / "then"))
+    assert load(then.folder, alpha=0.5)
+    shutil.rmtree(then.folder / "start" / "adapter")
+    for alpha in (0.0, 0.5):
+        with pytest.raises(BaseModelError, match=r"start/adapter is missing"):
+            load(then.folder, alpha=alpha)
 
 
 def test_what_is_no_point(ran: Any, tiny_base: Any) -> None:

@@ -17,9 +17,10 @@ import pytest
 
 import tunewright as tw
 from tests.runs import CONTRARY, left_behind, recipe
+from tunewright.engine import checkpoint
 from tunewright.folder import INFO
 
-KILLS = 17  # of each case: 51 in all
+KILLS = 17  # of each case, of runs that have begun: 51 in all
 BERT = {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.1}
 OFTEN = {"checkpoint_every": 1, "micro_batch_tokens": 24}  # accumulation, and a checkpoint in every other instant
 CASES: dict[str, dict[str, Any]] = {
@@ -52,6 +53,43 @@ def killed(folder: Path, document: Any, after: float) -> bool:
     return child.exitcode != 0
 
 
+def killed_while_writing(folder: Path, document: Any, call: int) -> None:
+    """A child that ends itself at a call of `checkpoint._sync`: the fourth for each checkpoint is after its naming."""
+
+    def work() -> None:
+        left, real = [call], checkpoint._sync
+
+        def sync(path: Path) -> None:
+            left[0] -= 1
+            if not left[0]:
+                os.kill(os.getpid(), signal.SIGKILL)
+            real(path)
+
+        checkpoint._sync = sync
+        train_or_resume(folder, document)
+
+    child = multiprocessing.get_context("fork").Process(target=work)
+    child.start()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
+
+
+def test_a_run_that_is_killed_while_a_checkpoint_is_written(tiny_base: Any, tmp_path: Path) -> None:
+    """Before each of its files is safe, before it has its name, and after; then again as it goes on."""
+    base = tiny_base("llama", attention_dropout=0.1)
+    whole = tw.train(recipe(base, tmp_path / "whole", **CASES["lora"]))
+    for call in range(1, 5):
+        folder = tmp_path / f"run-{call}"
+        document = recipe(base, folder, **CASES["lora"])
+        for again in range(2):
+            killed_while_writing(folder, document, call + 4 * again)
+            place = folder / "checkpoints"
+            assert bool(list(place.glob(".step-*.draft"))) == (call < 4)
+            assert again or bool(checkpoint.steps(place)) == (call == 4)
+        tw.resume(folder)
+        assert left_behind(folder) == left_behind(whole.folder)
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_a_run_that_is_killed_at_any_instant_ends_as_if_it_had_not_been(
     name: str, tiny_base: Any, tmp_path: Path
@@ -66,7 +104,7 @@ def test_a_run_that_is_killed_at_any_instant_ends_as_if_it_had_not_been(
         folder = tmp_path / f"run-{attempts}"
         document = recipe(base, folder, **changes)
         while killed(folder, document, draw.uniform(0.02, length)):
-            kills += 1
+            kills += (folder / INFO).exists()
             if not (folder / INFO).exists():  # killed before the first word: nothing but an empty folder may be left
                 assert all(path.name in (".lock", "start") or path.name.startswith(".") for path in folder.glob("*"))
                 break

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from importlib.metadata import version
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import tunewright as tw
 from tests.runs import CONTRARY, left_behind, recipe, stop_at
 from tunewright.engine import checkpoint
-from tunewright.errors import DataError, Interrupted, RecipeError
+from tunewright.errors import BaseModelError, CheckpointError, DataError, Interrupted, RecipeError
 
 BERT = {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.1}
 ENCODER: dict[str, Any] = {"task": "text-classification"}
@@ -127,7 +130,7 @@ def broken_run(base: Any, folder: Path, **training: Any) -> Path:
     return folder / "checkpoints"
 
 
-@pytest.mark.parametrize("damage", ["a byte", "cut short", "no numbers", "half-written numbers"])
+@pytest.mark.parametrize("damage", ["a byte", "cut short", "no numbers", "half-written numbers", "another number"])
 def test_a_damaged_checkpoint_is_passed_over(damage: str, base: Any, tmp_path: Path) -> None:
     whole = tw.train(recipe(base({}), tmp_path / "whole", training={"checkpoint_every": 2}))
     newest = broken_run(base, tmp_path / "cut") / "step-6"
@@ -140,17 +143,54 @@ def test_a_damaged_checkpoint_is_passed_over(damage: str, base: Any, tmp_path: P
         tensors.write_bytes(tensors.read_bytes()[:100])
     elif damage == "no numbers":
         numbers.unlink()
+    elif damage == "another number":
+        numbers.write_text(numbers.read_text().replace('"step": 6', '"step": 7'))
     else:
         numbers.write_text(numbers.read_text()[:20])
-    run = tw.resume(tmp_path / "cut")
+    said: list[str] = []
+    run = tw.resume(tmp_path / "cut", watchers=[lambda line: said.extend(line.get("started", {}).get("notices", ()))])
     assert left_behind(run.folder) == left_behind(whole.folder)
-    assert any("damaged" in notice for notice in run.info["notices"])
+    assert [notice for notice in run.info["notices"] if "step-6 is damaged" in notice and "before it is used" in notice]
+    assert [notice for notice in said if "step-6 is damaged" in notice], "said before training goes on"
+
+
+def test_no_flipped_bit_is_taken_for_a_checkpoint(tmp_path: Path) -> None:
+    """In neither of its files, unless it reads the same: 1 and 1.0, or a space more."""
+    numbers = {"best": {"step": 2, "loss": 4.75}, "stale": 0, "optimizer": {"w": {"step": 2}}, "scaler": {}}
+    folder = checkpoint.write(tmp_path, 2, {"w": torch.arange(3.0)}, numbers)
+    whole = checkpoint.read(folder)[1]
+    for path in folder.iterdir():
+        content = path.read_bytes()
+        for place, bit in product(range(len(content)), range(8)):
+            path.write_bytes(content[:place] + bytes([content[place] ^ (1 << bit)]) + content[place + 1 :])
+            try:
+                assert checkpoint.read(folder)[1] == whole, (path.name, place, bit)
+            except CheckpointError:
+                continue
+        path.write_bytes(content)
+
+
+def test_where_no_checkpoint_is_whole_the_way_on_is_named(base: Any, tmp_path: Path) -> None:
+    folder = broken_run(base, tmp_path / "cut")
+    for numbers in folder.glob("*/state.json"):
+        numbers.write_text("{}")
+    with pytest.raises(CheckpointError, match=r"step-6 is damaged.*step-4 is damaged.*new folder") as found:
+        tw.resume(tmp_path / "cut")
+    assert "before it is used" not in str(found.value)
 
 
 def test_a_draft_is_no_checkpoint(base: Any, tmp_path: Path) -> None:
     folder = broken_run(base, tmp_path / "cut")
     (folder / "step-6").rename(folder / ".step-6.draft")
     assert checkpoint.newest(folder)[1]["step"] == 4
+
+
+def test_what_a_killed_process_left_of_a_model_is_removed(base: Any, tmp_path: Path) -> None:
+    broken_run(base, tmp_path / "cut")
+    left = tmp_path / "cut" / ".model.x7.draft"
+    (left / "model").mkdir(parents=True)
+    tw.resume(tmp_path / "cut")
+    assert not left.exists()
 
 
 def test_without_a_checkpoint_it_begins_again(base: Any, tmp_path: Path) -> None:
@@ -271,6 +311,31 @@ def test_a_finished_run_stays_as_it_is(base: Any, tmp_path: Path) -> None:
     run = tw.train(recipe(base({}), tmp_path / "run"))
     before = left_behind(run.folder)
     assert left_behind(tw.resume(run.folder).folder) == before
+
+
+@pytest.mark.parametrize("changes", [{}, {"training": {"ema": 0.9, "patience": 1, "epochs": 3}}])
+def test_a_model_that_is_gone_is_written_again(changes: dict[str, Any], base: Any, tmp_path: Path) -> None:
+    run = tw.train(recipe(base({}), tmp_path / "run", **changes))
+    before, info = left_behind(run.folder), run.info
+    shutil.rmtree(run.folder / "model")
+    with pytest.raises(BaseModelError, match=r"model/ of the finished run .* is gone.*tunewright resume"):
+        tw.load(run.folder)
+    again = tw.resume(run.folder)
+    assert left_behind(again.folder) == before
+    assert {**again.info, **dict.fromkeys(PASSING)} == {**info, **dict.fromkeys(PASSING)}
+
+
+PASSING = ("finished", "timings", "peak_memory")
+
+
+def test_weights_that_are_lost_are_not_trained_again_unasked(base: Any, tmp_path: Path) -> None:
+    run = tw.train(recipe(base({}), tmp_path / "run"))
+    for name in ("model", "checkpoints"):
+        shutil.rmtree(run.folder / name)
+    before = run.info
+    with pytest.raises(CheckpointError, match=r"weights are lost.*tunewright train .*recipe\.yaml"):
+        tw.resume(run.folder)
+    assert run.info == before
 
 
 def test_timings_are_kept_apart(base: Any, tmp_path: Path) -> None:

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
+from tunewright.errors import TunewrightError
 from tunewright.evaluation.calibration import calibration, confidence, error_of
-from tunewright.evaluation.contrast import Both, document, met, sentence, where_worse
-from tunewright.evaluation.paired import chance, difference, holm, mcnemar, recall
+from tunewright.evaluation.contrast import Both, calibration_figures, document, met, sentence, where_worse
+from tunewright.evaluation.paired import chance, difference, holm, mcnemar, primary, recall
 from tunewright.tasks.base import Predictions
 
 LABELS = ["bug", "praise"]
@@ -75,6 +76,38 @@ def test_the_chance_of_no_difference_is_uniform(random: np.random.Generator) -> 
         noise = random.normal(3, 1, (2, 80))
         found.append(chance(*(read(nll, np.ones(80)) for nll in noise)))
     assert np.mean(np.array(found) < 0.05) < 0.11 and 0.4 < np.mean(found) < 0.6
+
+
+def few(kind: str, rows: int) -> tuple[Predictions, Predictions]:
+    """A and B, where B is better on every row."""
+    sources, ones = [f"r:{i}" for i in range(rows)], np.ones(rows)
+    if kind == "likelihood":
+        return read(3 * ones, ones), read(2 * ones, ones)
+    if kind == "regression":
+        gold_N1 = np.arange(rows)[:, None] + 1.0
+        a, b = (Predictions(kind, sources, output_NC=gold_N1 + off, gold=gold_N1) for off in (0.9, 0.1))
+        return a, b
+    gold_NC = np.ones((rows, 2))
+    a, b = (Predictions(kind, sources, output_NC=gold_NC * [0.9, p], gold=gold_NC) for p in (0.1, 0.9))
+    return a, b
+
+
+@pytest.mark.parametrize("kind", ["likelihood", "regression", "multi_label"])
+def test_few_rows_say_no_more_than_a_coin(kind: str) -> None:
+    """All resamples of one to five rows that changed one way lie on one side, and still may be chance."""
+    for rows in range(2 if kind == "regression" else 1, 8):
+        p = chance(*few(kind, rows))
+        assert p == pytest.approx(max(2 * 0.5**rows, 2 / 1001), rel=1e-3)
+        assert (said(*few(kind, rows))["change"] == "better") == (rows >= 6)
+
+
+def test_a_single_row_has_no_interval() -> None:
+    one = said(*few("likelihood", 1))
+    assert one["difference"] == {"value": -1, "low": None, "high": None, "n": 1} and one["change"] == "cannot tell"
+    assert sentence(("a", "b"), {"test": one}).endswith("Loss on test went from 3.00 to 2.00: −1, p 1, 1 row.")
+    sure = said(*flips(0, 1))
+    assert sure["difference"]["low"] is None and sure["a"]["high"] < 1, "an accuracy has Wilson's"
+    assert calibration_figures(sure["calibration"]) == ("80.0 %", "20.0 %", "−60 points")
 
 
 def test_holm_by_hand() -> None:
@@ -207,6 +240,8 @@ def test_where_it_is_worse() -> None:
         ("cannot tell", "better", False, True),
         ("better", "worse", False, False),
         ("worse", "better", False, False),
+        ("not measured", "cannot tell", False, False),
+        ("better", "not measured", False, False),
     ],
 )
 def test_what_is_required(first: str, second: str, better: bool, not_worse: bool) -> None:
@@ -219,3 +254,15 @@ def test_undefined_is_not_measured() -> None:
     found = {"test": said(constant, constant)}
     assert found["test"]["change"] == "not measured" and found["test"]["p"] is None
     assert "R² on test is undefined." in sentence(("a", "b"), found)
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_a_broken_model_is_refused(broken: float) -> None:
+    """`argmax` takes NaN for the likeliest class: such a model could be better on the rows of class 0."""
+    whole, gold = classified([0, 1, 1]), np.zeros(3, dtype=np.int64)
+    half = Predictions("single_label", whole.sources, output_NC=np.array([[0.9, 0.1], [broken] * 2, [0, 1]]), gold=gold)
+    assert np.isnan(chance(whole, half)) and not primary(half).is_defined
+    with pytest.raises(TunewrightError, match=r"test: the output of B is not finite for 1 of 3 rows, first r:1"):
+        Both("test", whole, half)
+    with pytest.raises(TunewrightError, match=r"the output of A is not finite for 2 of 2 rows"):
+        Both("test", read([broken] * 2, [1, 1]), read([1, 1], [1, 1]))

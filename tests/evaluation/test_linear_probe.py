@@ -118,3 +118,11 @@ def test_a_class_without_rows_is_never_answered(kind: str, tiny_base: Any) -> No
 
 def test_a_language_model_has_none(tiny_base: Any) -> None:
     assert not put_probe(task_class("text-generation")().load(tiny_base("llama")), [], [])
+
+
+def test_a_broken_model_has_no_probe(tiny_base: Any) -> None:
+    model = classifier(tiny_base("bert"))
+    train = examples_of(model, labelled(30))
+    with torch.no_grad():
+        model.module.get_input_embeddings().weight.fill_(float("nan"))
+    assert not put_probe(model, train, [])

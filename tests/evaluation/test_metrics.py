@@ -243,7 +243,7 @@ def test_shares_stay_in_order_and_between_0_and_1(rows: tuple[list[list[float]],
         metrics.multi_label(probabilities, np.eye(3)[gold], LABELS),
     ):
         for name, metric in scores.metrics.items():
-            if metric.is_defined:
+            if metric.has_interval:
                 assert 0 <= metric.low <= metric.value <= metric.high, name
                 assert name == "loss" or metric.high <= 1, name
         assert_json_round_trip(scores)
@@ -256,7 +256,7 @@ def test_regression_stays_in_order_and_in_bounds(pairs: list[tuple[int, int]]) -
     bounds = {"r2": (-math.inf, 1), "mse": (0, math.inf), "mae": (0, math.inf), "pearson": (-1, 1), "spearman": (-1, 1)}
     for name, metric in scores.metrics.items():
         lowest, highest = bounds[name]
-        if metric.is_defined:
+        if metric.has_interval:
             assert lowest <= metric.low <= metric.value <= metric.high <= highest, name
     assert_json_round_trip(scores)
 

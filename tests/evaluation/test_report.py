@@ -15,7 +15,7 @@ from tunewright.errors import OutputError
 from tunewright.evaluation import charts, formats, sections
 from tunewright.evaluation.loading import snippets
 from tunewright.evaluation.report import read_run, write_report
-from tunewright.evaluation.scores import Metric, Scores
+from tunewright.evaluation.scores import Metric, Scores, mean
 from tunewright.evaluation.verdict import Change, Comparison, comparisons, verdict
 
 HOSTILE = "</style></script><script>alert('1')</script><img src=x onerror=alert(2)>\" onload=\"alert(3)"
@@ -372,6 +372,18 @@ def test_verdict_in_words() -> None:
     )
     assert sentence({"other": unclear, "test": likelihood}).startswith("Loss on test"), "the test set comes first"
     assert "nothing was measured before the training" in sentence({"test": {"after": scores(0.9, 0.8, 1.0)}})
+
+
+def test_a_single_row_has_no_interval_and_no_verdict() -> None:
+    one = {
+        when: Scores({"loss": mean([value])}, "loss", False).to_dict()
+        for when, value in (("before", 3.1), ("after", 2.0))
+    }
+    found = verdict({"status": "finished", "evaluation": {"test": one}}, 1)
+    assert (found.label, found.sentence) == (
+        "Cannot tell", "Loss on test went from 3.10 to 2.00 (1 row): cannot tell apart at this size."
+    )  # fmt: skip
+    assert formats.with_interval("loss", mean([3.1])) == "3.10"
 
 
 # ---- Small parts ----

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from tunewright.errors import RecipeError
+from tunewright.errors import DataError, RecipeError
 from tunewright.evaluation.paired import correct, difference, ensemble, primary, statistic, subset
 from tunewright.evaluation.picture import draw
-from tunewright.evaluation.robustness import Curve, choose, document, sentence, table
+from tunewright.evaluation.robustness import Curve, best, choose, document, parse_rule, sentence, table
 from tunewright.tasks.base import Predictions
 
 ROWS = 200
@@ -50,10 +51,10 @@ def test_alpha_is_chosen_on_validation_alone() -> None:
     one = curve(answers, **ACCURATE)
     assert choose(one, "balanced") == 0.5  # .90 + (.70 + .80) / 2 against .50 + .70 and .90 + .55
     assert choose(one, "reference") == 0.5  # the smallest of those that are as good
-    assert choose(one, "balanced", "test") == 1.0
-    assert choose(one, 0.25) == 0.25 and choose(one, "1") == 1.0
+    assert best(one, "balanced", "test") == 1.0
+    assert choose(one, 0.25) == 0.25 and parse_rule("1") == 1.0 and parse_rule("reference") == "reference"
     with pytest.raises(RecipeError, match="balanced, reference, or a number"):
-        choose(one, "best")
+        parse_rule("best")
 
 
 def test_a_loss_is_better_where_it_is_lower() -> None:
@@ -83,8 +84,6 @@ def test_what_is_reported() -> None:
     assert set(found["baselines"]) == {"ensemble"}
     told = sentence(found)
     assert "α = 0.5" in told and "test: −10 points [" in told and "near: +25 points [" in told
-    with pytest.raises(RecipeError, match="not one of the alphas"):
-        document(curve(answers, **ACCURATE), 0.3)
 
 
 def test_the_mean_of_shifts_is_surer_than_each() -> None:
@@ -117,6 +116,81 @@ def test_the_picture(sets: Any, tmp_path: Path) -> None:
     svg = (tmp_path / "curve.svg").read_text()
     assert svg.startswith("<?xml") and (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
     draw(document(curve(answers, **sets), "balanced"), tmp_path / "again")
+
+
+# Undefined
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize("make", [answers, likelihoods])
+def test_a_point_that_is_not_finite_is_the_worst(make: Any) -> None:
+    """`argmax` takes NaN for the largest; a classifier that says NaN would even be right about class 0."""
+    one = curve(broken(make), test=[(0.5, 0.5), (0.6, 0.6), (NAN, NAN)], far=[(0.5, 0.5), (0.6, 0.6), (NAN, NAN)])
+    right = 0.5 if make is answers else 0.0
+    assert [best(one, "balanced", half) for half in ("validation", "test")] == [right, right]
+    assert choose(one, "reference") == right
+    found = document(one, "balanced")
+    assert found["oracle"] == right and found["over_shifts"][2]["mean"]["value"] is None
+    assert "test: undefined; far: undefined" in sentence(document(one, 0.5))
+
+
+def broken(make: Any) -> Any:
+    """As `make`, and NaN in every row where its figure is NaN."""
+
+    def made(figure: float) -> Predictions:
+        if not np.isnan(figure):
+            return make(figure)
+        whole = make(0.5)
+        return replace(whole, **{name: np.full_like(getattr(whole, name), NAN) for name in ("output_NC", "nll_N")
+                                 if getattr(whole, name) is not None})  # fmt: skip
+
+    return made
+
+
+def test_where_nothing_is_defined_nothing_is_chosen() -> None:
+    one = curve(broken(answers), test=[(NAN, 0.5), (NAN, 0.6), (NAN, 0.7)])
+    for rule in ("balanced", "reference"):
+        with pytest.raises(DataError, match="Accuracy is undefined on the validation rows at every α"):
+            choose(one, rule)
+    found = document(one, 0.5)
+    assert found["choices"] == {"balanced": None, "reference": None} and found["oracle"] == 1.0
+
+
+def numbers(error: float, gold_N: np.ndarray) -> Predictions:
+    output_N1 = (gold_N + error)[:, None]
+    return Predictions("regression", [str(i) for i in gold_N], output_NC=output_N1, gold=gold_N[:, None])
+
+
+def test_a_shift_of_equal_labels_says_nothing() -> None:
+    """R² is undefined there at every α: the other sets choose, and stand for the shifts."""
+    several, equal = np.arange(20.0), np.ones(20)
+    golds = {"test": several, "far": several, "same": equal}
+    errors = {"test": (3.0, 1.0, 2.0), "far": (1.0, 2.0, 5.0), "same": (1.0, 1.0, 1.0)}
+    points = [
+        {name: dict.fromkeys(("validation", "test"), numbers(errors[name][i], gold)) for name, gold in golds.items()}
+        for i in range(3)
+    ]
+    found = document(Curve([0.0, 0.5, 1.0], "test", points), "balanced")
+    assert found["chosen"]["alpha"] == 0.5
+    assert [over["worst"]["name"] for over in found["over_shifts"]] == ["far"] * 3
+    assert found["over_shifts"][0]["mean"]["value"] == found["curve"]["far"]["test"][0]["value"]
+
+
+@pytest.mark.parametrize("broken_at", [0, 1, 2])
+@pytest.mark.parametrize("shifts", [0, 1, 2])
+@pytest.mark.filterwarnings("error")
+def test_the_picture_leaves_a_gap(shifts: int, broken_at: int, tmp_path: Path) -> None:
+    values = [(NAN, NAN) if i == broken_at else (0.5, 0.5) for i in range(3)]
+    one = curve(broken(answers), **dict.fromkeys(["test", "far", "near"][: shifts + 1], values))
+    draw(document(one, "balanced"), tmp_path / "curve")
+    assert (tmp_path / "curve.svg").is_file()
+
+
+def test_the_picture_of_nothing(tmp_path: Path) -> None:
+    points = [{"test": {half: numbers(1.0, np.ones(9)) for half in ("validation", "test")}} for _ in range(2)]
+    draw(document(Curve([0.0, 1.0], "test", points), 1.0), tmp_path / "curve")
+    assert (tmp_path / "curve.png").is_file()
 
 
 # Pairs

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,13 @@ def test_each_seed_is_the_run_that_it_would_be_alone(study: tw.Run, tiny_base: A
     assert [run.folder.name for run in study.runs] == ["seed-0", "seed-5"]
     assert left_behind(study.runs[1].folder) == left_behind(alone.folder) != left_behind(study.runs[0].folder)
     assert alone.runs == [] and study.status == "finished"
+
+
+def test_a_seeds_model_that_is_gone_is_written_again(tiny_base: Any, tmp_path: Path) -> None:
+    study = tw.train(several(tiny_base("bert"), tmp_path / "study"))
+    before = left_behind(study.runs[1].folder)
+    shutil.rmtree(study.runs[1].folder / "model")
+    assert left_behind(tw.resume(study.folder).runs[1].folder) == before
 
 
 def test_the_figures_are_mean_and_standard_deviation(study: tw.Run) -> None:

@@ -22,6 +22,7 @@ class Card:
     Attributes:
         task, labels, kind: how the model is fed, and what its outputs mean.
         base: the folder or hub name that an adapter belongs to; empty where the folder is whole.
+        base_sha256: the fingerprint of the base's weights, where they lay in files.
         method: the method's own document.
         chats: whether the model was trained on conversations.
         max_length: the longest row in tokens that it was trained with, where the recipe set one.
@@ -34,6 +35,7 @@ class Card:
     max_length: int | None = None
     labels: list[str] | None = None
     kind: str | None = None
+    base_sha256: str | None = None
 
     def make_task(self) -> Task:
         options = {"labels": self.labels, "kind": self.kind} if self.labels else {}

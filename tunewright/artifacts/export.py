@@ -15,14 +15,18 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
+
 from tunewright.artifacts import foreign
 from tunewright.artifacts.foreign import Answers
+from tunewright.artifacts.interpolate import write_point
 from tunewright.artifacts.load import load, weights_folder
 from tunewright.artifacts.questions import HeldOut, built_in, make_questions
-from tunewright.artifacts.save import refuse_place
+from tunewright.artifacts.save import beside, refuse_place
+from tunewright.artifacts.start import parse_point
 from tunewright.artifacts.targets import TARGETS
 from tunewright.artifacts.verify import Comparison, Limits, compare, limits_for
-from tunewright.errors import OutputError, RecipeError, VerificationError
+from tunewright.errors import DAMAGED, BaseModelError, OutputError, RecipeError, VerificationError
 from tunewright.methods._peft import layers_off
 from tunewright.tasks.base import Model
 
@@ -32,7 +36,7 @@ VERIFICATION = "verification.json"
 def export(
     where: str | Path, target: str, folder: Path, precision: str | None = None, held_out: HeldOut | None = None
 ) -> Path:
-    """Write a run or adapter to `folder` in another form, and compare it with the trained model.
+    """Write a run, an adapter or a point `RUN@0.5` to `folder` in another form, and compare it with the trained model.
 
     The trained model answers first, in fp32, as the run saved it. The export is written beside, run in a fresh process
     by the libraries of its users, and renamed to `folder` if it answers alike; `verification.json` in it has the
@@ -49,30 +53,35 @@ def export(
     """
     if target not in TARGETS:
         raise RecipeError(f"{target} is no export target. Known: {', '.join(TARGETS)}.")
+    refuse_place(folder)
+    _refuse_unverified(folder)
+    run, alpha = parse_point(str(where))
+    if alpha == 1:
+        return _export(run, target, folder, precision, held_out)
+    with beside(folder) as place:
+        return _export(write_point(run, alpha, place / "point"), target, folder, precision, held_out)
+
+
+def _export(where: str | Path, target: str, folder: Path, precision: str | None, held_out: HeldOut | None) -> Path:
     chosen = TARGETS[target]
     precision = precision or chosen.precisions[0]
-    refuse_place(folder)
     weights = weights_folder(where)
     chosen.check(weights, precision)
     model = load(where)
     held_out = held_out or built_in(model)
     questions = {**make_questions(model, held_out), "device": chosen.device(precision)}
     judge = _judge(model, questions, limits_for(target, precision, model.task.routes(model.module)))
-    draft = folder.with_name(f".{folder.name}.draft")
-    shutil.rmtree(draft, ignore_errors=True)
     try:
-        draft.mkdir(parents=True)
-        chosen.write(model, precision, draft, weights)
-        del model  # the export needs the memory
-        said = {"target": target, "precision": precision, "rows_from": held_out.source}
-        verification = {**said, **_verify(target, draft, questions, judge)}
-        text = json.dumps(verification, indent=2, ensure_ascii=False)
-        (draft / VERIFICATION).write_text(text + "\n", encoding="utf-8")
-        return _settle(draft, folder, verification)
+        with beside(folder) as draft:
+            chosen.write(model, precision, draft, weights)
+            del model  # the export needs the memory
+            said = {"target": target, "precision": precision, "rows_from": held_out.source}
+            verification = {**said, **_verify(target, draft, questions, judge)}
+            text = json.dumps(verification, indent=2, ensure_ascii=False)
+            (draft / VERIFICATION).write_text(text + "\n", encoding="utf-8")
+            return _settle(draft, folder, verification)
     except OSError as error:
         raise OutputError(f"{folder} could not be written: {error}") from error
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
 
 
 def read_verification(folder: Path) -> dict[str, Any]:
@@ -107,6 +116,8 @@ def _judge(model: Model, questions: Mapping[str, Any], limits: Limits) -> Callab
     """Ask the trained model, and give what compares the export's answers with its own."""
     reader = foreign.Torch(model.module, model.processor, questions["stop"])
     trained = foreign.answers(reader, questions, questions["prompts"])
+    if not all(np.isfinite(logits).all() for logits in trained.logits):
+        raise BaseModelError(DAMAGED)
     untuned = None
     if hasattr(model.module, "peft_config"):
         with layers_off(model):
@@ -136,7 +147,7 @@ def _settle(draft: Path, folder: Path, verification: Mapping[str, Any]) -> Path:
         if folder.exists():
             folder.rmdir()  # it is empty
         return draft.rename(folder)
-    left = folder.with_name(f"{folder.name}.unverified")
+    left = _unverified(folder)
     shutil.rmtree(left, ignore_errors=True)
     draft.rename(left)
     failures = "\n".join(f"  {line}" for line in verification["failures"])
@@ -144,6 +155,24 @@ def _settle(draft: Path, folder: Path, verification: Mapping[str, Any]) -> Path:
         f"The export does not behave like the trained model. It is left as {left}, marked unverified:\n{failures}",
         verification,
     )
+
+
+def _unverified(folder: Path) -> Path:
+    """Where an export is left that does not behave like the trained model."""
+    return folder.with_name(f"{folder.name}.unverified")
+
+
+def _refuse_unverified(folder: Path) -> None:
+    """An earlier failure makes way for a new one, but nothing else does. Raises OutputError."""
+    left = _unverified(folder)
+    try:
+        ours = read_verification(left)["verified"] is False
+    except (OSError, ValueError, TypeError, KeyError):
+        ours = left.is_dir() and not any(left.iterdir())
+    if left.exists() and not ours:
+        raise OutputError(
+            f"{left} is in use, and an export to {folder} would be left there if it failed. Name another folder."
+        )
 
 
 def _last_line(text: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -74,6 +75,8 @@ def write_point(where: str | Path, alpha: float, folder: Path, settle: Callable[
 
 def check_alpha(alpha: float) -> None:
     """Raises RecipeError for a point that is not on the path."""
+    if not isinstance(alpha, Real):
+        raise RecipeError(f"alpha is a number between 0 and 1, not {alpha!r}.")
     if not 0 <= alpha <= 1:
         raise RecipeError(f"alpha {alpha} is not between 0 (where the run started) and 1 (the tuned model).")
 

@@ -9,7 +9,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tunewright.artifacts.card import Card, read_card
+from tunewright.artifacts.card import CARD, Card, read_card
+from tunewright.artifacts.fingerprint import refuse_other_weights
 from tunewright.artifacts.save import save
 from tunewright.errors import BaseModelError, MethodError
 from tunewright.methods import Full, LoRA, Method
@@ -84,6 +85,11 @@ def weights_folder(where: str | Path) -> Path:
             if info.get("seeds"):
                 raise BaseModelError(f"{folder} has a run for each seed: name one of them, such as {folder}/seed-*.")
             status = info.get("status", "unknown")
+            if status == "finished":
+                raise BaseModelError(
+                    f"The model/ of the finished run {folder} is gone. To write it again from the run's last "
+                    f"checkpoint: tunewright resume {folder}"
+                )
             raise BaseModelError(
                 f"The run {folder} has no model yet (it is {status}). Finish it: tunewright resume {folder}"
             )
@@ -133,6 +139,7 @@ def load_adapter(folder: Path) -> Model:
 def below_adapter(folder: Path) -> Model:
     """The base of an adapter, fed as the adapter's run was, with a head that is not the adapter's yet."""
     card = card_of_adapter(folder)
+    refuse_other_weights(card.base, card.base_sha256, folder / CARD)
     model = card.make_task().load(card.base)
     model.chats, model.max_length = card.chats, card.max_length
     model.processor = load_tokenizer(str(folder)) if (folder / "tokenizer_config.json").is_file() else model.processor

@@ -26,14 +26,16 @@ def soup(runs: Sequence[str | Path], folder: Path) -> Path:
     """Write the uniform mean of several runs to a new folder. LoRAs stay a LoRA; anything else becomes a whole model.
 
     Raises:
-        BaseModelError: they did not begin alike: another base, other classes, another head.
+        BaseModelError: they did not begin alike: another base, other classes, another head. Or one is named twice.
         OutputError: the folder is not empty.
     """
     refuse_place(folder)
     if len(runs) < 2:
         raise BaseModelError("A soup needs two runs or more.")
+    weights = [weights_folder(run).resolve() for run in runs]
+    if twice := [run for run, path in zip(runs, weights, strict=True) if weights.count(path) > 1]:
+        raise BaseModelError(f"{twice[-1]} is named twice. Name each run of a soup once.")
     _refuse_other_starts(runs)
-    weights = [weights_folder(run) for run in runs]
     if all((path / PEFT_CONFIG).is_file() and stackable(read_adapter(path)[1]) for path in weights):
         save(_of_loras(weights), card_of_adapter(weights[0]).make_method(), folder)
     else:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunewright.artifacts.card import read_card
+from tunewright.artifacts.fingerprint import files_of, refuse_other_weights
 from tunewright.artifacts.load import below_adapter, card_of_adapter, is_adapter, load_adapter, weights_folder
 from tunewright.errors import BaseModelError, MethodError
 from tunewright.methods.base import plain_name
@@ -35,12 +36,16 @@ class Start:
         weights: the folder of the tuned weights.
         base: the folder or hub name of the base.
         new: the modules that the base did not have, which are no part of a path unless `head_first` trained them.
+        head_first: whether it did, and the head at the start is to be found.
+        stacked: whether the run's LoRA was stacked on an earlier adapter, which is to be found.
     """
 
     folder: Path
     weights: Path
     base: str
     new: tuple[str, ...]
+    head_first: bool = False
+    stacked: bool = False
 
     @property
     def head(self) -> dict[str, Tensor]:
@@ -51,8 +56,10 @@ class Start:
 
     @property
     def adapter(self) -> Path | None:
-        """The earlier adapter that the run's LoRA was stacked on."""
+        """The earlier adapter that the run's LoRA was stacked on. Raises BaseModelError where it is gone."""
         found = self.folder / "adapter"
+        if self.stacked and not found.is_dir():
+            raise BaseModelError(f"{found} is missing, where this run began: put it back. Without it there is no path.")
         return found if found.is_dir() else None
 
     def model(self) -> Model:
@@ -79,6 +86,11 @@ class Start:
         head = self.head
         new = () if self.adapter else (*self.new, *model.new)
         missing = [name for name in new if not any(key.startswith(f"{name}.") for key in head)]
+        if missing and self.head_first:
+            raise MethodError(
+                f"{self.folder / HEAD} is missing: the head as it was when the run began. Put it back from a copy of "
+                "the run; without it there is no path from its start to its end."
+            )
         if missing:
             raise MethodError(
                 f"This run's head ({missing[0]}) began at random, so there is no path from the base to it. Train again "
@@ -108,14 +120,35 @@ class Start:
 
 
 def start_of(run: str | Path) -> Start:
-    """Where a run, or an adapter that somebody else trained, began. Raises BaseModelError for a whole model."""
+    """Where a run, or an adapter that somebody else trained, began.
+
+    Raises BaseModelError for a whole model, and where the base has other weights now.
+    """
     folder, weights = Path(run).expanduser(), weights_folder(run)
-    info = json.loads((folder / "run.json").read_text(encoding="utf-8")) if weights != folder.absolute() else {}
+    record = folder / "run.json"
+    info = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
     if not info and not is_adapter(weights):
-        raise BaseModelError(f"{run} is no run: from its weights alone nobody can tell what they started from.")
+        raise BaseModelError(
+            f"{run} is no run and no adapter's folder, so nothing says where its weights began. Check the path."
+        )
     base = info.get("base") or card_of_adapter(weights).base
     merged = folder / "start" / "base"
-    return Start(folder / "start", weights, str(merged) if merged.is_dir() else base, tuple(info.get("new", ())))
+    base = str(merged) if merged.is_dir() else base
+    refuse_other_weights(base, info.get("base_sha256"), record)
+    head_first = bool(info.get("recipe", {}).get("training.head_first"))
+    stacked = bool(info.get("stacked"))
+    return Start(folder / "start", weights, base, tuple(info.get("new", ())), head_first, stacked)
+
+
+def parse_point(name: str) -> tuple[str, float]:
+    """`RUN@0.5` as a run and α; any other name, and any path that there is, as itself and 1."""
+    where, found, alpha = name.rpartition("@")
+    if not found or Path(name).expanduser().exists():
+        return name, 1.0
+    try:
+        return where, float(alpha)
+    except ValueError:
+        return name, 1.0
 
 
 def keep_adapter(model: Model, folder: Path) -> None:
@@ -147,17 +180,6 @@ def state_of(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     saved = module.state_dict().keys()
     yield from module.named_parameters()
     yield from ((name, buffer) for name, buffer in module.named_buffers() if name in saved)
-
-
-def files_of(base: str) -> list[Path]:
-    """The safetensors files of a base, in its folder or where the hub's were put when it was trained."""
-    from transformers.utils import cached_file
-
-    folder = Path(base)
-    if not folder.is_dir():
-        found = cached_file(base, "config.json", local_files_only=True, _raise_exceptions_for_missing_entries=False)
-        folder = Path(found).parent if found else folder
-    return sorted(folder.glob("*.safetensors"))
 
 
 def find_tensors(base: str, wanted: Mapping[str, Tensor], module: Any) -> dict[str, tuple[Path, str]]:

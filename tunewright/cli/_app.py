@@ -19,7 +19,10 @@ from tunewright.errors import TunewrightError, VerificationError
 UNEXPECTED, MENDABLE, UNMET, INTERRUPTED = 1, 2, 3, 130
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object to stdout, and nothing else.")]
-Where = Annotated[str, typer.Argument(metavar="RUN|MODEL", help="A run, an adapter or model folder, or a hub name.")]
+Where = Annotated[
+    str,
+    typer.Argument(metavar="RUN|MODEL", help="A run, adapter or model folder, hub name, or RUN@0.5: a point at α."),
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")]
 
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from typing import Any, TextIO
 
 import tunewright as tw
+from tunewright.api import loaded
 from tunewright.cli._console import complain, out, printable, say
-from tunewright.engine.device import pick_device
 from tunewright.errors import TunewrightError
 
 RESET = "/reset"
@@ -18,7 +18,7 @@ class Chat:
     """A model, and what was said so far. A model that was not trained on conversations is only given the last text."""
 
     def __init__(self, where: str, device: str, options: dict[str, Any]) -> None:
-        self.model = tw.load(where, str(pick_device(device)))
+        self.model = loaded(where, device)
         self.options = options
         self.messages: list[dict[str, str]] = []
 

@@ -123,7 +123,7 @@ def say_trained(parameters: Mapping[str, Any], title: str, console: Any = None) 
         )
     )
     if len(pairs) > NAMES_SHOWN:
-        console.print(f"… and {len(pairs) - NAMES_SHOWN} more kinds; run.json names them all.")
+        console.print(f"… and {len(pairs) - NAMES_SHOWN} more kinds: --json names them all.")
 
 
 def counted(parameters: Mapping[str, Any]) -> str:

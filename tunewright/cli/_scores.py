@@ -79,11 +79,9 @@ def primary(info: Mapping[str, Any]) -> str:
 
 def measured(name: str, metric: Any) -> str:
     """`91.0 % [86.2–94.2]`."""
-    from tunewright.evaluation.formats import ABSENT, interval_of, value_of
+    from tunewright.evaluation.formats import with_interval
 
-    if metric is None or not metric.is_defined:
-        return ABSENT
-    return f"{value_of(name, metric.value)} [{interval_of(name, metric)}]"
+    return with_interval(name, metric)
 
 
 def _say_notes(info: Mapping[str, Any]) -> None:

@@ -11,6 +11,7 @@ from tunewright.cli._app import AsJson, app
 from tunewright.cli._console import out, printable, show, table
 from tunewright.cli._progress import say_trained
 from tunewright.cli.train import RecipeArguments, compose
+from tunewright.errors import counted
 
 Document = dict[str, Any]
 SHOWN = 600  # characters of a row
@@ -110,7 +111,8 @@ def _show_forecast(found: Document) -> None:
         time = cost["time"]
         phases = sorted(time["phases"].items(), key=lambda pair: -pair[1])
         longest = ", ".join(f"{name} {duration(seconds)}" for name, seconds in phases[:3])
-        show(f"Time    {duration(time['seconds'])} ± {percent(time['error'], 0)} for {found['steps']:,} steps")
+        spent = f"{duration(time['seconds'])} ± {percent(time['error'], 0)}"
+        show(f"Time    {spent} for {counted(found['steps'], 'step')}, after loading")
         show(f"        ({longest})")
     memory = cost["memory"]
     peak = (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,11 +12,13 @@ from tunewright.cli._console import out, show, table
 from tunewright.cli._scores import INTERVALS, measured
 from tunewright.cli.use import pairs
 
+if TYPE_CHECKING:
+    from tunewright.evaluation.robustness import Line
+
 Document = dict[str, Any]
-ABREAST, MOST_FIXED = (
-    3,
-    5,
-)  # columns from which on intervals stand below, and up to which those have room in 80 characters
+CHOSEN, ORACLE = "*", "†"
+MOST_SHIFTS = 2
+"""More shifts than this have no room in 80 characters: their mean and the worst of them stand for them."""
 
 
 @app.command()
@@ -32,6 +34,10 @@ def interpolate(
     batch_norm: Annotated[
         str, typer.Option(help="Statistics between the ends: interpolate, or recompute on training rows.")
     ] = "interpolate",
+    columns: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=COLUMN", help="Where the files of --shift name their columns otherwise."),
+    ] = None,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> Document:
@@ -45,6 +51,7 @@ def interpolate(
         choose=choose,
         to=to,
         batch_norm=batch_norm,
+        columns=pairs(columns or [], "--columns"),
         device=device,
     )
     if not as_json:
@@ -53,24 +60,44 @@ def interpolate(
 
 
 def _show_curve(run: str, found: Mapping[str, Any]) -> None:
-    from tunewright.evaluation.robustness import sentence
-    from tunewright.evaluation.robustness import table as curve_table
+    from tunewright.evaluation.robustness import lines, sentence
 
-    columns, points = curve_table(found)
-    figure = measured if len(columns) < ABREAST else _below
-    rows = [(name, *(figure(found["metric"], m) for m in figures), role) for name, figures, role in points]
-    out().print(table(("α", *columns, ""), rows, fixed=columns if len(columns) <= MOST_FIXED else ()))
-    show(f"{INTERVALS} α was chosen on validation rows; the oracle knew the test rows.", style="dim")
+    few = len(found["shifts"]) <= MOST_SHIFTS
+    titles = ("α", found["reference"], *(found["shifts"] if few else ("mean shift", "worst shift")))
+    rows = [(_marked(found, line.name), *_figures(found, line, few)) for line in lines(found)]
+    out().print(table(titles, rows, fixed=titles[:1]))
+    show(f"{INTERVALS} α = 0 is the {found['start_is']}, α = 1 the tuned model.", style="dim")
+    show(f"{CHOSEN} chosen, on validation rows; {ORACLE} oracle: the best on the test rows.", style="dim")
+    for line in lines(found):
+        if line.name in found["baselines"] and line.role:
+            show(f"{line.name}: {line.role}", style="dim")
     show()
     show(sentence(found))
     show(f"Picture  {run}/interpolation.svg")
+    show(f"Report   {run}/report.html{'' if few else ', with each of the shifts'}")
     if "folder" in found:
         show(f"Written  {found['folder']}")
 
 
-def _below(name: str, metric: Any) -> str:
-    """A figure with its interval below it, for tables of many columns."""
-    return measured(name, metric).replace(" [", "\n[")
+def _marked(found: Mapping[str, Any], name: str) -> str:
+    """`0.4 *`: a point with its marks."""
+    marks = {CHOSEN: found["chosen"]["alpha"], ORACLE: found["oracle"]}
+    told = "".join(mark for mark, alpha in marks.items() if alpha is not None and name == f"{alpha:g}")
+    return f"{name} {told}".rstrip()
+
+
+def _figures(found: Mapping[str, Any], line: Line, few: bool) -> list[str]:
+    """The cells of a line, with intervals below where there are three of them."""
+    metric = found["metric"]
+    if few:
+        shown = [measured(metric, figure) for figure in line.sets.values()]
+    else:
+        assert line.worst is not None
+        name, figure = line.worst
+        value, *interval = measured(metric, figure).split(" [")
+        worst = " [".join((f"{value} {name}", *interval))
+        shown = [measured(metric, line.sets[found["reference"]]), measured(metric, line.mean), worst]
+    return [cell.replace(" [", "\n[") for cell in shown] if len(shown) > MOST_SHIFTS else shown
 
 
 @app.command()

@@ -127,10 +127,10 @@ def _go_on(document: Document) -> Run:
 
 
 def _refuse_changes(begun: Recipe, document: Document) -> None:
-    from tunewright.recipe import differences, leaves, make_recipe
+    from tunewright.recipe import differences, leaves, located, make_recipe
 
-    before = begun.model_dump(mode="json")
-    wanted = make_recipe({**before, **document}).model_dump(mode="json", exclude_unset=True)
+    before = located(begun).model_dump(mode="json")
+    wanted = located(make_recipe({**before, **document})).model_dump(mode="json", exclude_unset=True)
     given = {path: v for path, v in leaves({key: wanted[key] for key in document}).items() if v != "auto"}
     known = leaves(before)
     if changed := differences({path: known.get(path) for path in given}, given):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -106,11 +107,15 @@ def evaluate(
 
 
 def pairs(given: Sequence[str], option: str) -> dict[str, str]:
-    """`text=review,label=stars`, in one option or in several."""
-    split = [pair.strip().partition("=") for each in given for pair in each.split(",")]
+    """`text=review,label=stars`, in one option or in several. A comma in a file's name is followed by no NAME=."""
+    each = [pair for one in given for pair in re.split(r",(?=\s*[\w.-]+=)", one)]
+    split = [pair.strip().partition("=") for pair in each]
     wrong = [name for name, found, value in split if not (name and found and value)]
     if wrong:
         raise RecipeError(f"{option}: {wrong[0]!r} is no NAME=VALUE, such as text=review.")
+    names = [name for name, _, _ in split]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise RecipeError(f"{option}: {twice[0]} is given twice. Give every name once.")
     return {name: value for name, _, value in split}
 
 
@@ -127,7 +132,7 @@ def _show_evaluation(found: Mapping[str, Any]) -> None:
 
 @app.command()
 def export(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="A run or an adapter's folder.")],
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run, an adapter's folder, or RUN@0.5: a point at α.")],
     folder: Annotated[str, typer.Argument(metavar="DIR", help="New folder to write to.")],
     to: Annotated[
         str,

@@ -63,6 +63,14 @@ def read_rows(location: Location) -> Rows:
     return read
 
 
+def absolute(location: Any) -> Any:
+    """A file or folder that there is by its absolute path, with its split; anything else as it was given."""
+    if not isinstance(location, str):
+        return location
+    path, split = _split_of(location)
+    return ":".join(filter(None, (str(path.absolute()), split))) if path.exists() else location
+
+
 def content_hash(rows: Iterable[Row]) -> str:
     """SHA-256 over the rows' values as canonical JSON: the same rows have the same hash, in whatever file format."""
     digest = hashlib.sha256()

@@ -2,7 +2,7 @@
 
 checkpoints/step-40/
   state.safetensors     weights, averages, optimizer state: one flat map of tensors
-  state.json            step, cursor, best so far, numbers of the optimizer, and the checksum of the tensors
+  state.json            step, best so far, numbers of the optimizer, and the checksum of these and of the tensors
 """
 
 from __future__ import annotations
@@ -25,13 +25,14 @@ def write(folder: Path, step: int, tensors: Mapping[str, Any], numbers: Mapping[
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    target, draft = folder / f"step-{step}", folder / f".step-{step}.draft"
+    target, draft = folder / _name(step), folder / f".{_name(step)}.draft"
     try:
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(parents=True)
         save_file({name: t.detach().contiguous().cpu() for name, t in tensors.items()}, draft / TENSORS)
-        described = {**numbers, "step": step, "sha256": _checksum(draft / TENSORS)}
-        (draft / NUMBERS).write_text(json.dumps(described), encoding="utf-8")
+        described = json.loads(json.dumps({**numbers, "step": step}))
+        sealed = {**described, "sha256": _checksum(draft / TENSORS, described)}
+        (draft / NUMBERS).write_text(json.dumps(sealed), encoding="utf-8")
         for path in (draft / TENSORS, draft / NUMBERS, draft):
             _sync(path)
         shutil.rmtree(target, ignore_errors=True)
@@ -54,10 +55,11 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
     try:
         numbers = json.loads((folder / NUMBERS).read_text(encoding="utf-8"))
-        if numbers["sha256"] != _checksum(folder / TENSORS):
+        seal = numbers.pop("sha256")
+        if seal != _checksum(folder / TENSORS, numbers) or folder.name != _name(numbers["step"]):
             raise CheckpointError(f"{folder} is damaged: its checksum differs.")
         return load_file(folder / TENSORS), numbers
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:  # it may be any JSON
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(f"{folder} is damaged: {error}") from error
@@ -78,10 +80,13 @@ def newest(folder: Path) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
     passed: list[str] = []
     for step in reversed(steps(folder)):
         try:
-            return *read(folder / f"step-{step}"), passed
+            return *read(folder / _name(step)), [f"{error} The one before it is used." for error in passed]
         except CheckpointError as error:
-            passed.append(f"{error} The one before it is used.")
-    raise CheckpointError(f"There is no checkpoint in {folder} to continue from. " + " ".join(passed))
+            passed.append(str(error))
+    raise CheckpointError(
+        f"No checkpoint in {folder} can be continued from: {' '.join(passed)} Start the run again in a new folder, or "
+        f"remove {folder} to let it begin again in this one."
+    )
 
 
 def prune(folder: Path, keep: set[int], last: int = 2) -> None:
@@ -89,12 +94,19 @@ def prune(folder: Path, keep: set[int], last: int = 2) -> None:
     present = steps(folder)
     for step in present[:-last]:
         if step not in keep:
-            shutil.rmtree(folder / f"step-{step}", ignore_errors=True)
+            shutil.rmtree(folder / _name(step), ignore_errors=True)
 
 
-def _checksum(path: Path) -> str:
+def _name(step: int) -> str:
+    return f"step-{step}"
+
+
+def _checksum(path: Path, numbers: Mapping[str, Any]) -> str:
+    """Of the tensors' file and of the numbers beside it."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        digest = hashlib.file_digest(file, "sha256")
+    digest.update(json.dumps(numbers, sort_keys=True).encode())
+    return digest.hexdigest()
 
 
 def _sync(path: Path) -> None:

@@ -56,7 +56,7 @@ def ready(job: Job, resume: bool = False) -> Step:
     step = Step(job, TrainState(job.model, job.method, job.config, job.precision))
     folder = job.folder / "checkpoints"
     if resume and checkpoint.steps(folder):
-        *saved, step.notices = checkpoint.newest(folder)
+        *saved, step.passed = checkpoint.newest(folder)
         step.state.load(*saved)
     return step
 
@@ -93,6 +93,7 @@ class Step:
     def __init__(self, job: Job, state: TrainState) -> None:
         self.job, self.state = job, state
         self.budget = micro_batch_tokens(job.config, job.device)
+        self.passed: list[str] = []  # damaged checkpoints that were passed over to go on, in words
         self.notices: list[str] = []
 
     def take(self) -> dict[str, Any]:

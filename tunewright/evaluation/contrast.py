@@ -13,11 +13,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tunewright.errors import counted
+from tunewright.errors import TunewrightError, counted
 from tunewright.evaluation.calibration import calibration
 from tunewright.evaluation.evaluate import answer
-from tunewright.evaluation.formats import difference_of, interval_of, metric_name, number, value_of
-from tunewright.evaluation.paired import PRIMARY, chance, correct, difference, holm, primary, recall, subset
+from tunewright.evaluation.formats import difference_of, metric_name, number, value_of, with_interval
+from tunewright.evaluation.paired import (
+    PRIMARY,
+    chance,
+    correct,
+    difference,
+    finite_rows,
+    holm,
+    primary,
+    recall,
+    subset,
+)
 from tunewright.evaluation.scores import LOWER_IS_BETTER, Array, Metric
 from tunewright.evaluation.verdict import Change
 
@@ -33,7 +43,7 @@ MANY = (
 
 @dataclass(frozen=True)
 class Both:
-    """What A and B answered on one set.
+    """What A and B answered on one set. Raises TunewrightError where that is not finite: nothing can be said of it.
 
     Attributes:
         name: of the set.
@@ -49,6 +59,16 @@ class Both:
     labels: Sequence[str] = ()
     words: Mapping[str, tuple[str, str | None]] = field(default_factory=dict)
     slices: Mapping[str, Array] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for side, predictions in (("A", self.a), ("B", self.b)):
+            bad = np.flatnonzero(~finite_rows(predictions))
+            if len(bad):
+                raise TunewrightError(
+                    f"{self.name}: the output of {side} is not finite for {len(bad):,} of "
+                    f"{counted(len(predictions.sources), 'row')}, first {predictions.sources[bad[0]]}: its weights are "
+                    "broken, or it computes in too narrow a number format. Compare another model."
+                )
 
 
 def document(both: Both, samples: int) -> dict[str, Any]:
@@ -90,7 +110,7 @@ def change(found: Mapping[str, Any], p: float | None) -> Change:
     changed = Metric.from_dict(found["difference"])
     if not changed.is_defined or p is None:
         return Change.UNMEASURED
-    if changed.low <= 0 <= changed.high or p >= LEVEL:
+    if not changed.excludes(0) or p >= LEVEL:
         return Change.UNCLEAR
     return Change.BETTER if (changed.value > 0) == (found["metric"] not in LOWER_IS_BETTER) else Change.WORSE
 
@@ -174,7 +194,7 @@ def calibration_figures(found: Mapping[str, Any]) -> tuple[str, str, str]:
     """The calibration errors of A and B with their intervals, and B's minus A's."""
     a, b, changed = (Metric.from_dict(found[key]) for key in ("a", "b", "difference"))
     name = "calibration_error"
-    first, second = (f"{value_of(name, each.value)} [{interval_of(name, each)}]" for each in (a, b))
+    first, second = (with_interval(name, each) for each in (a, b))
     return first, second, difference_of(name, changed)
 
 
@@ -217,7 +237,10 @@ def where_worse(sets: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 
 def met(require: str, sets: Mapping[str, Mapping[str, Any]]) -> bool:
-    """`better`: clearly better on the first set, and clearly worse on none; `not-worse`: clearly worse on none."""
+    """`better`: clearly better on the first set, and clearly worse on none; `not-worse`: clearly worse on none.
+
+    Where the change of a set is undefined neither is met: a gate lets nothing pass that was not measured.
+    """
     first = next(iter(sets.values()))
-    none_worse = all(found["change"] != "worse" for found in sets.values())
+    none_worse = all(found["change"] in ("better", "cannot tell") for found in sets.values())
     return none_worse and (require == "not-worse" or first["change"] == "better")

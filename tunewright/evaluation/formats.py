@@ -107,22 +107,31 @@ def value_of(name: str, value: float) -> str:
 
 
 def interval_of(name: str, metric: Metric) -> str:
-    """The two ends with a dash between them, in the units and digits of the value; empty where it is undefined."""
-    if not metric.is_defined:
+    """The two ends with a dash between them, in the units and digits of the value; empty where there are none."""
+    if not metric.has_interval:
         return ""
     scale, decimals = (100, 1) if name in SHARES else (1, _decimals(metric.value))
     low, high = (_fixed(scale * end, decimals) for end in (metric.low, metric.high))
     return f"{low} to {high}" if MINUS in low else low + EN_DASH + high
 
 
-def difference_of(name: str, metric: Metric, note: str = "") -> str:
-    """`+5.5 points [+1.2, +9.8]`: shares differ by points; `note` stands within the brackets."""
+def with_interval(name: str, metric: Metric | None) -> str:
+    """`91.0 % [86.2–94.2]`."""
+    if metric is None or not metric.is_defined:
+        return ABSENT
+    interval = interval_of(name, metric)
+    return f"{value_of(name, metric.value)} [{interval}]" if interval else value_of(name, metric.value)
+
+
+def difference_of(name: str, metric: Metric) -> str:
+    """`+5.5 points [+1.2, +9.8]`: shares differ by points."""
     if not metric.is_defined:
         return ABSENT
     scale, unit = (100, " points") if name in SHARES else (1, "")
-    ends = (metric.value, metric.low, metric.high)
-    value, low, high = (_signed(f"{scale * number:+.3g}") if number else "0" for number in ends)
-    return f"{value}{unit} [{low}, {high}{note}]"
+    value, low, high = (
+        _signed(f"{scale * number:+.3g}") if number else "0" for number in (metric.value, metric.low, metric.high)
+    )
+    return f"{value}{unit} [{low}, {high}]" if metric.has_interval else f"{value}{unit}"
 
 
 def duration(seconds: Any) -> str:

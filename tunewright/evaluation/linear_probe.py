@@ -27,13 +27,15 @@ def put_probe(model: Model, train: Sequence[Example], validation: Sequence[Examp
     weight says, a soft label as its likeliest class; the objective's class weights are not looked at.
 
     Returns:
-        whether there is such a layer, and rows of two classes or more.
+        whether there is such a layer, rows of two classes or more, and features that are finite.
     """
     layer = model.task.last_layer(model.module) if hasattr(model.task, "last_layer") else None
     train, validation = _labelled(train), _labelled(validation)
     if layer is None or len(set(_gold(train))) < 2:
         return False
     features_NH, weight_N = model.task.features(model, train), np.array([e.weight[0] for e in train])  # type: ignore[attr-defined]
+    if not np.isfinite(features_NH).all():
+        return False
     fits = [_fit(features_NH, _gold(train), weight_N, c) for c in (STRENGTHS if validation else (1.0,))]
     if validation:
         validation_NH = model.task.features(model, validation)  # type: ignore[attr-defined]

@@ -25,9 +25,14 @@ PRIMARY = {"single_label": "accuracy", "multi_label": "micro_f1", "regression": 
 
 def primary(predictions: Predictions) -> Metric:
     """The primary metric with its 95 % interval: Wilson's for an accuracy, else the bootstrap's."""
-    if predictions.kind == "single_label":
+    if predictions.kind == "single_label" and is_finite(predictions):
         return proportion(correct(predictions))
     return bootstrap(statistic(predictions), len(predictions.sources))
+
+
+def value(predictions: Predictions) -> float:
+    """The primary metric without its interval, which takes a thousand times as long."""
+    return statistic(predictions)(np.arange(len(predictions.sources)))
 
 
 def difference(one: Predictions, other: Predictions) -> Metric:
@@ -41,14 +46,18 @@ def chance(one: Predictions, other: Predictions) -> float:
     """The two-sided p-value of the difference of the primary metric, were there none; NaN where it is undefined.
 
     For an accuracy it is McNemar's, exact. For the rest it is the share of resamples on the far side of zero, twice
-    (Efron & Tibshirani 1993, chapter 15), which with 1,000 resamples is never below 0.002.
+    (Efron & Tibshirani 1993, chapter 15), which with 1,000 resamples is never below 0.002. Of few rows that all changed
+    one way every resample lies on one side, so it is never below 2·0.5ⁿ either: had each of the n rows gone either way
+    by chance, that is how often all would have gone the same way. With fewer than six rows nothing is below 0.05.
     """
+    if math.isnan(value(one) - value(other)):
+        return math.nan
     if one.kind == "single_label":
         return mcnemar(correct(one), correct(other))
-    mine, theirs = statistic(one), statistic(other)
-    found = resampled(lambda rows: mine(rows) - theirs(rows), len(one.sources))
+    n, mine, theirs = len(one.sources), statistic(one), statistic(other)
+    found = resampled(lambda rows: mine(rows) - theirs(rows), n)
     beyond = min((found <= 0).sum(), (found >= 0).sum())
-    return min(1.0, 2 * (beyond + 1) / (len(found) + 1)) if len(found) else math.nan
+    return min(1.0, max(2 * (beyond + 1) / (len(found) + 1), 2 * 0.5**n))
 
 
 def mcnemar(one_N: np.ndarray, other_N: np.ndarray) -> float:
@@ -86,7 +95,9 @@ def recall(predictions: Predictions, label: int) -> Predictions:
 
 
 def statistic(predictions: Predictions) -> Statistic:
-    """The primary metric as a function of row numbers."""
+    """The primary metric as a function of row numbers; NaN for all of them where the model's output is not finite."""
+    if not is_finite(predictions):
+        return lambda rows: math.nan
     if predictions.kind == "likelihood":
         nll_N, count_N = predictions.nll_N, predictions.count_N
         assert nll_N is not None and count_N is not None
@@ -102,6 +113,18 @@ def statistic(predictions: Predictions) -> Statistic:
     gold_N = predictions.gold.reshape(-1)
     error_N = predictions.output_NC[:, 0] - gold_N
     return lambda rows: r2(error_N[rows], gold_N[rows])
+
+
+def is_finite(predictions: Predictions) -> bool:
+    """Whether the model answered every row with numbers. NaN must not pass: `argmax` takes it for the likeliest."""
+    return bool(finite_rows(predictions).all())
+
+
+def finite_rows(predictions: Predictions) -> np.ndarray:
+    """Which rows the model answered with numbers [N]."""
+    output = predictions.nll_N if predictions.output_NC is None else predictions.output_NC
+    assert output is not None
+    return np.asarray(np.isfinite(output).all(axis=tuple(range(1, output.ndim))))
 
 
 def correct(predictions: Predictions) -> np.ndarray:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +18,18 @@ def draw(found: Mapping[str, Any], path: Path) -> None:
     scale = 100 if found["metric"] in SHARES else 1
     unit = " (%)" if scale == 100 else ""
     metric, alphas = metric_name(found["metric"]), found["alphas"]
-    x = [scale * point["value"] for point in found["curve"][found["reference"]]["test"]]
+    x = _values(found["curve"][found["reference"]]["test"], scale)
     figure = Figure(figsize=(6, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    shifts = {name: [scale * p["value"] for p in found["curve"][name]["test"]] for name in found["shifts"]}
+    shifts = {name: _values(found["curve"][name]["test"], scale) for name in found["shifts"]}
     if not shifts:  # one set alone: its curve over α
         axes.plot(alphas, x, marker=".")
         axes.set_xlabel("α")
         axes.set_ylabel(f"{metric} on {found['reference']}{unit}")
     else:
         if len(shifts) > 1:
-            shifts = {"mean of shifts": [scale * one["mean"]["value"] for one in found["over_shifts"]], **shifts}
+            shifts = {"mean of shifts": _values([one["mean"] for one in found["over_shifts"]], scale), **shifts}
         for number, (name, y) in enumerate(shifts.items()):
             _path(axes, x, y, name, found, first=number == 0)
         axes.set_xlabel(f"{metric} on {found['reference']}{unit}")
@@ -37,6 +38,11 @@ def draw(found: Mapping[str, Any], path: Path) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     for kind in ("svg", "png"):
         figure.savefig(path.with_suffix(f".{kind}"), dpi=160, metadata={"Date": None} if kind == "svg" else {})
+
+
+def _values(points: Sequence[Mapping[str, Any]], scale: float) -> list[float]:
+    """NaN where a point is undefined: a gap in the curve."""
+    return [math.nan if point["value"] is None else scale * point["value"] for point in points]
 
 
 def _path(axes: Any, x: list[float], y: list[float], name: str, found: Mapping[str, Any], first: bool) -> None:

@@ -6,15 +6,15 @@ test halves is the oracle: nobody can know it beforehand, and it is called so.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tunewright.errors import RecipeError
+from tunewright.errors import DataError, RecipeError
 from tunewright.evaluation.formats import difference_of, metric_name
-from tunewright.evaluation.paired import PRIMARY, difference, ensemble, primary, statistic
+from tunewright.evaluation.paired import PRIMARY, difference, ensemble, primary, statistic, value
 from tunewright.evaluation.scores import LOWER_IS_BETTER, Metric, resampled, within
 
 if TYPE_CHECKING:
@@ -70,41 +70,71 @@ class Curve:
         return [primary(point[name][half]) for point in self.points]
 
     def values(self, name: str, half: str) -> np.ndarray:
-        return np.array([metric.value for metric in self.metrics(name, half)])
+        return np.array([value(point[name][half]) for point in self.points])
+
+    def measured_shifts(self, half: str) -> list[str]:
+        """Without those whose metric is undefined at every α, such as R² where all labels are equal: they say nothing.
+
+        All of them where that would leave none.
+        """
+        return [name for name in self.shifts if np.isfinite(self.values(name, half)).any()] or self.shifts
 
     def mean_of_shifts(self, half: str) -> np.ndarray:
         """At every α; the reference itself where there is no shift."""
-        return np.mean([self.values(name, half) for name in self.shifts or [self.reference]], axis=0)
+        return np.mean([self.values(name, half) for name in self.measured_shifts(half) or [self.reference]], axis=0)
 
 
-def choose(curve: Curve, rule: str | float, half: str = "validation") -> float:
-    """The α that a rule takes.
+def parse_rule(given: str | float) -> str | float:
+    """`balanced`, `reference`, or a number. Raises RecipeError for anything else."""
+    try:
+        return given if given in RULES else round(float(given), 6)
+    except ValueError:
+        raise RecipeError(f"choose: {given} is no rule. Use balanced, reference, or a number from 0 to 1.") from None
+
+
+def choose(curve: Curve, rule: str | float) -> float:
+    """The α that a rule takes on the validation halves.
 
     Args:
         rule: `balanced`, the best mean of the reference and the mean over shifts; `reference`, the smallest α within
             half a point of the best on the reference set; or a number, which is taken as it is.
 
     Raises:
-        RecipeError: there is no such rule.
+        DataError: the validation halves do not tell one α from another.
     """
-    reference = curve.sign * curve.values(curve.reference, half)
+    alpha = best(curve, rule, "validation") if isinstance(rule, str) else rule
+    if alpha is None:
+        raise DataError(
+            f"{metric_name(curve.metric)} is undefined on the validation rows at every α, so none can be chosen by "
+            f"{rule}: the models' output is not finite, or all labels are equal. Give other rows, or choose a number."
+        )
+    return alpha
+
+
+def best(curve: Curve, rule: str, half: str) -> float | None:
+    """The α that one of the rules takes on one half of the sets; None where it is undefined at every α.
+
+    Where it is undefined at some of them, these are the worst.
+    """
+    score, slack = _with_worst(curve.sign * curve.values(curve.reference, half)), 0.0
     if rule == "balanced":
-        return curve.alphas[int(np.argmax(reference + curve.sign * curve.mean_of_shifts(half)))]
-    if rule == "reference":
-        best = reference.max()
-        slack = HALF_A_POINT * (abs(best) if curve.metric in LOWER_IS_BETTER else 1.0)
-        return curve.alphas[int(np.argmax(reference >= best - slack))]
-    try:
-        return float(rule)
-    except ValueError:
-        raise RecipeError(f"choose: {rule} is no rule. Use balanced, reference, or a number from 0 to 1.") from None
+        shifts = _with_worst(curve.sign * curve.mean_of_shifts(half))
+        told = [each for each in (score, shifts) if np.isfinite(each).any()]  # the other one, where one says nothing
+        score = np.sum(told or [score], axis=0)
+    else:
+        slack = HALF_A_POINT * (abs(score.max()) if curve.metric in LOWER_IS_BETTER else 1.0)
+    return curve.alphas[int(np.argmax(score >= score.max() - slack))] if np.isfinite(score.max()) else None
+
+
+def _with_worst(values: np.ndarray) -> np.ndarray:
+    """NaN as −∞: `argmax` takes it for the maximum."""
+    return np.where(np.isfinite(values), values, -np.inf)
 
 
 def document(curve: Curve, rule: str | float) -> dict[str, Any]:
-    """All that was found, as JSON. Raises RecipeError where a number was chosen that is not on the curve."""
+    """All that was found, as JSON."""
     alpha = choose(curve, rule)
-    if alpha not in curve.alphas:
-        raise RecipeError(f"choose: {alpha} is not one of the alphas {', '.join(map(str, curve.alphas))}.")
+    assert alpha in curve.alphas, f"{alpha} is not one of the alphas {curve.alphas}"
     start, end = curve.points[0], curve.points[-1]
     return {
         "alphas": list(curve.alphas),
@@ -118,8 +148,8 @@ def document(curve: Curve, rule: str | float) -> dict[str, Any]:
         },
         "over_shifts": [_over_shifts(curve, point) for point in curve.points],
         "chosen": {"rule": rule, "alpha": alpha},
-        "choices": {name: choose(curve, name) for name in RULES},
-        "oracle": choose(curve, "balanced", "test"),
+        "choices": {name: best(curve, name, "validation") for name in RULES},
+        "oracle": best(curve, "balanced", "test"),
         "baselines": {name: _measured(curve, found) for name, found in _baselines(curve).items()},
         "against_tuned": {name: _against(curve, name, end) for name in start},
         "against_start": {name: _against(curve, name, start) for name in start},
@@ -131,18 +161,19 @@ def _over_shifts(curve: Curve, point: Mapping[str, Halves]) -> dict[str, Any]:
 
     On test rows; the worst shift's interval is its own.
     """
-    if not curve.shifts:
+    names = curve.measured_shifts("test")
+    if not names:
         return {}
-    tests = [point[name]["test"] for name in curve.shifts]
+    tests = [point[name]["test"] for name in names]
     resamples = [resampled(statistic(found), len(found.sources), seed) for seed, found in enumerate(tests)]
     count = min(map(len, resamples))
     each = [primary(found) for found in tests]
     average = float(np.mean([metric.value for metric in each]))
     spread = np.mean([found[:count] for found in resamples], axis=0)
-    worst = min(range(len(each)), key=lambda i: curve.sign * each[i].value)
+    worst = int(np.argmin(_with_worst(np.array([curve.sign * metric.value for metric in each]))))
     return {
         "mean": within(average, spread, sum(metric.n for metric in each)).to_dict(),
-        "worst": {"name": curve.shifts[worst], **each[worst].to_dict()},
+        "worst": {"name": names[worst], **each[worst].to_dict()},
     }
 
 
@@ -167,24 +198,50 @@ def sentence(found: Mapping[str, Any]) -> str:
 def _told(found: Mapping[str, Any], name: str) -> str:
     at = found["alphas"].index(found["chosen"]["alpha"])
     change = Metric.from_dict(found["against_tuned"][name][at])
-    return difference_of(found["metric"], change, "" if change.low > 0 or change.high < 0 else ", cannot tell")
+    if not change.is_defined:
+        return "undefined"
+    return difference_of(found["metric"], change) + ("" if change.excludes(0) else ", cannot tell")
+
+
+@dataclass(frozen=True)
+class Line:
+    """A point or a baseline: its name, its figure on each set, the mean and the worst over the shifts, and what it is.
+
+    `worst` is (the shift's name, its figure); both are None where there is no shift.
+    """
+
+    name: str
+    sets: Mapping[str, Metric]
+    mean: Metric | None
+    worst: tuple[str, Metric] | None
+    role: str
+
+
+def lines(found: Mapping[str, Any]) -> Iterator[Line]:
+    """Every α, then what stands beside the curve."""
+    for at, alpha in enumerate(found["alphas"]):
+        sets = {name: one["test"][at] for name, one in found["curve"].items()}
+        yield _line(f"{alpha:g}", sets, found["over_shifts"][at], _role(found, alpha))
+    for name, one in found["baselines"].items():
+        yield _line(name, one["sets"], one["over_shifts"], BASELINES.get(name, ""))
+
+
+def _line(name: str, sets: Mapping[str, Any], over: Mapping[str, Any], role: str) -> Line:
+    mean = Metric.from_dict(over["mean"]) if over else None
+    worst = (over["worst"]["name"], Metric.from_dict(over["worst"])) if over else None
+    return Line(name, {each: Metric.from_dict(metric) for each, metric in sets.items()}, mean, worst, role)
 
 
 def table(found: Mapping[str, Any]) -> tuple[list[str], list[tuple[str, list[Metric], str]]]:
     """The columns, and for each α and baseline its name, its figures in these columns and what it is."""
-    sets = [found["reference"], *found["shifts"]]
-    several = len(found["shifts"]) > 1
+    sets, several = [found["reference"], *found["shifts"]], len(found["shifts"]) > 1
     rows = []
-    for at, alpha in enumerate(found["alphas"]):
-        figures = [found["curve"][name]["test"][at] for name in sets]
-        rows.append((f"{alpha:g}", figures, found["over_shifts"][at], _role(found, alpha)))
-    for name, one in found["baselines"].items():
-        rows.append((name, [one["sets"][each] for each in sets], one["over_shifts"], BASELINES.get(name, "")))
-    columns = [*sets, *(["mean shift", "worst shift"] if several else [])]
-    return columns, [
-        (name, [Metric.from_dict(m) for m in (*figures, *([over["mean"], over["worst"]] if several else []))], role)
-        for name, figures, over, role in rows
-    ]
+    for line in lines(found):
+        figures = [line.sets[name] for name in sets]
+        if several and line.mean and line.worst:
+            figures += [line.mean, line.worst[1]]
+        rows.append((line.name, figures, line.role))
+    return [*sets, *(["mean shift", "worst shift"] if several else [])], rows
 
 
 def _role(found: Mapping[str, Any], alpha: float) -> str:

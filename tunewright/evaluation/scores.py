@@ -2,7 +2,7 @@
 
 Two intervals are in use. A share of independent rows (accuracy, exact match) has Wilson's, which holds even for few
 rows and for shares near 0 or 1. Everything else has the bootstrap's percentiles over rows, with a fixed seed, so that
-the same predictions always give the same interval.
+the same predictions always give the same interval. A single row can only be drawn again: it has no such interval.
 """
 
 from __future__ import annotations
@@ -30,7 +30,10 @@ LOWER_IS_BETTER = frozenset({"loss", "perplexity", "mse", "mae"})
 
 @dataclass(frozen=True)
 class Metric:
-    """A value and its 95 % interval over `n` rows: `low <= value <= high`, or all three NaN where it is undefined."""
+    """A value and its 95 % interval over `n` rows: `low <= value <= high`.
+
+    All three are NaN where the value is undefined, and both ends where rows to resample are lacking.
+    """
 
     value: float
     low: float
@@ -41,9 +44,17 @@ class Metric:
     def is_defined(self) -> bool:
         return math.isfinite(self.value)
 
+    @property
+    def has_interval(self) -> bool:
+        return math.isfinite(self.low) and math.isfinite(self.high)
+
     def overlaps(self, other: Metric) -> bool:
-        """Whether the two intervals share a point: if so, the rows do not tell the two values apart."""
-        return self.low <= other.high and other.low <= self.high
+        """Whether the rows do not tell the two values apart: their intervals share a point, or one has none."""
+        return not (self.low > other.high or other.low > self.high)
+
+    def excludes(self, value: float) -> bool:
+        """Whether the interval tells this value from the one that was measured."""
+        return self.low > value or self.high < value
 
     def to_dict(self) -> dict[str, float | int | None]:
         """JSON has neither NaN nor infinity: both become null."""
@@ -138,6 +149,7 @@ def bootstrap(statistic: Statistic, n: int) -> Metric:
 
     Efron & Tibshirani 1993, chapter 13. The interval is widened to contain the value itself, which the percentiles of
     a biased statistic (macro F1 with rare labels) may miss. Resamples where the statistic is undefined are left out.
+    A single row has no interval.
 
     Args:
         statistic: takes row numbers (with repetitions) and gives the statistic of these rows, NaN where undefined.
@@ -150,15 +162,19 @@ def bootstrap(statistic: Statistic, n: int) -> Metric:
 
 
 def resampled(statistic: Statistic, n: int, seed: int = SEED) -> Array:
-    """A statistic on 1,000 resamples of `n` rows, but for those where it is undefined."""
+    """A statistic on 1,000 resamples of `n` rows, but for those where it is undefined; none of a single row."""
+    if n < 2:
+        return np.empty(0)
     random = np.random.default_rng(seed)
     found = np.array([statistic(random.integers(n, size=n)) for _ in range(RESAMPLES)])
     return found[~np.isnan(found)]
 
 
 def within(value: float, found: Array, n: int) -> Metric:
-    """A value with the percentiles of what its statistic was on resamples."""
-    low, high = np.percentile(found, [2.5, 97.5]) if len(found) else (value, value)
+    """A value with the percentiles of what its statistic was on resamples, if there are any."""
+    if not len(found):
+        return Metric(value, math.nan, math.nan, n)
+    low, high = np.percentile(found, [2.5, 97.5])
     return Metric(value, min(float(low), value), max(float(high), value), n)
 
 

@@ -27,6 +27,7 @@ from tunewright.evaluation.formats import (
     size,
     spoken,
     value_of,
+    with_interval,
 )
 from tunewright.evaluation.robustness import sentence
 from tunewright.evaluation.robustness import table as robustness_table
@@ -94,7 +95,7 @@ def evaluation_table(compared: Comparison) -> EvaluationTable:
 
 def _evaluation_row(compared: Comparison, name: str) -> EvaluationRow:
     before, after = compared.of(compared.before, name), compared.of(compared.after, name)
-    scale = _bar_scale(name, [metric for metric in (before, after) if metric and metric.is_defined])
+    scale = _bar_scale(name, [metric for metric in (before, after) if metric and metric.has_interval])
     return EvaluationRow(
         metric_name(name),
         name == compared.metric,
@@ -115,7 +116,7 @@ def _bar_scale(name: str, metrics: Sequence[Metric]) -> Scale:
 def _measured(name: str, metric: Metric | None, scale: Scale) -> Measured | None:
     if metric is None:
         return None
-    bar = Bar(scale(metric.low), scale(metric.value), scale(metric.high)) if math.isfinite(metric.high) else None
+    bar = Bar(scale(metric.low), scale(metric.value), scale(metric.high)) if metric.has_interval else None
     return Measured(value_of(name, metric.value), interval_of(name, metric), bar)
 
 
@@ -234,13 +235,9 @@ def robustness(found: Row | None, folder: Path) -> Robustness | None:
         return None
     columns, points = robustness_table(found)
     metric = found["metric"]
-    rows = tuple((name, tuple(_figure(metric, figure) for figure in figures), role) for name, figures, role in points)
+    rows = tuple((name, tuple(with_interval(metric, m) for m in figures), role) for name, figures, role in points)
     data = base64.b64encode(picture.read_bytes()).decode()
     return Robustness(sentence(found), tuple(columns), rows, f"data:image/svg+xml;base64,{data}")
-
-
-def _figure(metric: str, figure: Metric) -> str:
-    return f"{value_of(metric, figure.value)} [{interval_of(metric, figure)}]"
 
 
 # ---- What was trained, on which data, where -------------------------------------------------------------------------

@@ -123,19 +123,21 @@ def change_in_words(compared: Comparison) -> str:
     subject = f"{metric_name(name)} on {compared.name}"
     figures = f"from {value_of(name, before.value)} to {value_of(name, after.value)}"
     if compared.change(name) is Change.UNCLEAR:
-        intervals = f"95 % intervals {interval_of(name, before)} and {interval_of(name, after)}, {_rows(after)}"
-        return f"{subject} went {figures} ({intervals}): cannot tell apart at this size."
+        return f"{subject} went {figures} ({_measured_by(name, before, after)}): cannot tell apart at this size."
     verb = "rose" if after.value > before.value else "fell"
-    return f"{subject} {verb} {figures} (95 % interval {interval_of(name, after)}, {_rows(after)})."
+    return f"{subject} {verb} {figures} ({_measured_by(name, after)})."
 
 
 def _only_after(compared: Comparison, after: Metric) -> str:
     name = compared.metric
     return (
-        f"{metric_name(name)} on {compared.name} is {value_of(name, after.value)} (95 % interval "
-        f"{interval_of(name, after)}, {_rows(after)}); nothing was measured before the training to compare it with."
+        f"{metric_name(name)} on {compared.name} is {value_of(name, after.value)} ({_measured_by(name, after)}); "
+        "nothing was measured before the training to compare it with."
     )
 
 
-def _rows(metric: Metric) -> str:
-    return counted(metric.n, "row")
+def _measured_by(name: str, *metrics: Metric) -> str:
+    """`95 % intervals 40.1–52.3 and 48.0–60.2, 200 rows`; a single row has no interval."""
+    found = [interval_of(name, metric) for metric in metrics if metric.has_interval]
+    intervals = f"95 % interval{'s' if len(found) > 1 else ''} {' and '.join(found)}, " if found else ""
+    return intervals + counted(metrics[-1].n, "row")

@@ -59,7 +59,7 @@ def _run_seed(recipe: Recipe, seed: int, record: Record, watchers: Sequence[Watc
     begun = (folder / INFO).is_file()
     if not begun:
         shutil.rmtree(folder, ignore_errors=True)  # killed before its run began
-    if not (begun and Run(folder).status == "finished"):
+    if not (begun and Run(folder).done):
         training = recipe.training.model_copy(update={"seed": seed, "seeds": None})
         launch(recipe.model_copy(update={"training": training, "output": str(folder)}), folder, watchers, resume=begun)
     infos = [run.info for run in Run(record.folder).runs]
