@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tests.tiny import completions, labelled
+from tests.tiny import rows_for
 from tunewright.recipe import Recipe, make_recipe
 
 TRAINING: dict[str, Any] = {"epochs": 2, "batch": 3, "learning_rate": 0.01, "micro_batch_tokens": 64}
@@ -23,8 +23,7 @@ CONTRARY: dict[str, Any] = {
 
 def recipe(base: str, output: Path, *, task: str = "text-generation", **changes: Any) -> Recipe:
     """12 training rows, 4 steps an epoch, 5 validation rows; `training` and `data` are added to, the rest replaced."""
-    make = completions if task == "text-generation" else labelled
-    rows = make(17)
+    rows = rows_for(task, 17)
     data = {"train": rows[:12], "validation": rows[12:], **changes.pop("data", {})}
     training = {**TRAINING, **changes.pop("training", {})}
     document = {

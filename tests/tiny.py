@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import transformers as hf
+from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -55,6 +58,16 @@ ENCODERS: dict[str, Callable[..., Any]] = {
     "roberta": lambda **o: hf.RobertaConfig(**SIZES, **NO_DROPOUT, type_vocab_size=1, **o),
 }  # fmt: skip
 KINDS = (*DECODERS, *ENCODERS)
+VISION: dict[str, Callable[..., Any]] = {
+    "resnet": lambda **o: hf.ResNetConfig(
+        embedding_size=8, hidden_sizes=[8, 12, 16], depths=[1, 1, 1], layer_type="basic", **o
+    ),
+    "vit": lambda **o: hf.ViTConfig(
+        **{**{k: v for k, v in SIZES.items() if k != "max_position_embeddings"}, **NO_DROPOUT}, image_size=16,
+        patch_size=8, **o,
+    ),
+}  # fmt: skip
+"""Convolutions with batch norms, and a transformer."""
 
 # Decoders that are not in every table, but have something of their own.
 OTHERS: dict[str, tuple[str, Callable[..., Any]]] = {
@@ -72,6 +85,8 @@ OTHERS: dict[str, tuple[str, Callable[..., Any]]] = {
 
 def make_base(folder: Path, kind: str, **options: Any) -> Path:
     """Write a tiny base of this kind; `options` go to its configuration. Weights are random but always the same."""
+    if kind in VISION:
+        return make_vision_base(folder, kind, **options)
     if kind in DECODERS or kind in OTHERS:
         family, make_config = {**DECODERS, **OTHERS}[kind]
         tokenizer, auto = tiny_tokenizer(family), hf.AutoModelForCausalLM
@@ -83,6 +98,27 @@ def make_base(folder: Path, kind: str, **options: Any) -> Path:
         "eos_token_id": tokenizer.eos_token_id,
     }
     config = make_config(vocab_size=len(tokenizer), **special, **options)
+    random_weights(auto, config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def make_vision_base(folder: Path, kind: str, **options: Any) -> Path:
+    """A backbone without a head that is fed 16 × 16 pixels."""
+    module = random_weights(hf.AutoModel, VISION[kind](**options))
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(8)
+        for layer in module.modules():
+            if isinstance(layer, torch.nn.BatchNorm2d):  # as if it had seen images
+                layer.running_mean.normal_(0, 0.1)
+                layer.running_var.uniform_(0.5, 1.5)
+                layer.num_batches_tracked.fill_(7)
+    module.save_pretrained(folder)
+    hf.CLIPImageProcessor(size={"shortest_edge": 16}, crop_size=16).save_pretrained(folder)
+    return folder
+
+
+def random_weights(auto: Any, config: Any) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(7)
         module = auto.from_config(config)
@@ -90,9 +126,7 @@ def make_base(folder: Path, kind: str, **options: Any) -> Path:
             for parameter in module.parameters():
                 if parameter.ndim == 1:  # biases of 0 and norms of 1 would hide that they are lost
                     parameter.add_(0.1 * torch.randn_like(parameter))
-    module.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    return module
 
 
 def encoder_tokenizer(kind: str) -> PreTrainedTokenizerFast:
@@ -145,5 +179,20 @@ def labelled(count: int = 16, classes: int = 3) -> list[dict[str, Any]]:
     return [{"text": words(i, 2 + (i * 5) % 11), "label": f"class {i % classes}"} for i in range(count)]
 
 
+def pictures(count: int = 16, classes: int = 3) -> list[dict[str, Any]]:
+    """Noise of 20 × 24 pixels, brighter in one colour for each class."""
+    rows = []
+    for i in range(count):
+        values = np.random.default_rng(i).integers(0, 160, (20, 24, 3))
+        values[..., i % classes] += 90
+        file = BytesIO()
+        Image.fromarray(values.astype(np.uint8)).save(file, "PNG")
+        rows.append({"image": file.getvalue(), "label": f"class {i % classes}"})
+    return rows
+
+
+ROWS = {"text-generation": completions, "text-classification": labelled, "image-classification": pictures}
+
+
 def rows_for(task: str, count: int = 12) -> list[dict[str, Any]]:
-    return completions(count) if task == "text-generation" else labelled(count)
+    return ROWS[task](count)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
 from tests.contracts.steps import job_of, prepared
 from tests.tiny import rows_for
@@ -67,6 +69,8 @@ def journey(base: str, task: str, method: dict[str, Any], folder: Path, **recipe
 
 def logits(model: Model, rows: int = 5) -> torch.Tensor:
     """The logits of the first rows in one padded batch, [B, T, V] with 0 at the padding, or [B, C]."""
+    if model.task.name == "image-classification":
+        return image_logits(model, rows)
     texts = [row.get("text") or row["prompt"] + row["completion"] for row in rows_for(model.task.name)[:rows]]
     model.processor.padding_side = "right"
     batch = dict(model.processor(texts, padding=True, return_tensors="pt"))
@@ -76,6 +80,13 @@ def logits(model: Model, rows: int = 5) -> torch.Tensor:
     if found.ndim < 3:
         return found
     return found[:, -batch["attention_mask"].shape[1] :] * batch["attention_mask"][:, :, None]
+
+
+def image_logits(model: Model, rows: int) -> torch.Tensor:
+    images = [Image.open(BytesIO(row["image"])) for row in rows_for(model.task.name)[:rows]]
+    model.module.eval()
+    with torch.no_grad():
+        return model.module(**model.processor(images, return_tensors="pt")).logits
 
 
 @cache

@@ -14,7 +14,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 
 from tests.contracts.journeys import Journey, base_logits, close, journey, logits
-from tests.tiny import DECODERS, KINDS
+from tests.tiny import DECODERS, KINDS, VISION
 from tunewright.errors import TunewrightError
 from tunewright.methods import METHODS
 from tunewright.methods._lora_file import lora_scale, read_adapter
@@ -62,10 +62,10 @@ PEFT_VARIANTS = {
 }
 CASES = {**PLAIN, **VARIANTS, **PEFT_VARIANTS, "experts": {**LORA, "experts": True}}
 
+KINDS_OF = {"text-generation": DECODERS, "text-classification": KINDS, "image-classification": VISION}
 Pair = tuple[str, str, str]
 PAIRS: list[Pair] = [
-    *[(task, kind, name) for task in MODULES for kind in KINDS for name in PLAIN
-      if task != "text-generation" or kind in DECODERS],
+    *[(task, kind, name) for task, kinds in KINDS_OF.items() for kind in kinds for name in PLAIN],
     *[(task, kind, name) for task, kind in (("text-generation", "llama"), ("text-classification", "bert"))
       for name in (*VARIANTS, *PEFT_VARIANTS)],
     ("text-generation", "gpt2", "pissa"), ("text-generation", "gpt2", "dora"), ("text-generation", "gemma3", "dora"),
@@ -74,12 +74,14 @@ PAIRS: list[Pair] = [
     ("text-generation", "llama", "experts"), ("text-classification", "llama", "prompt"),
     ("text-classification", "llama", "prefix"),
 ]  # fmt: skip
+MOVING = ("running_mean", "running_var", "num_batches_tracked")
 EXACT = {"pissa": 1e-5, "pissa rslora": 1e-5}  # saved as what was added less what was taken out: exact but for rounding
 REFUSED = {  # (task, kind, method): what the refusal must say
     ("text-generation", "qwen3", "head"): "tied",
     ("text-generation", "gemma3", "head"): "tied",
     ("text-generation", "gpt2", "head"): "tied",
     ("text-generation", "llama", "experts"): "no fused expert",
+    ("image-classification", "resnet", "peft"): "No modules were targeted",  # its all-linear has no convolutions
     ("text-classification", "llama", "prompt"): "method: lora",
 }
 
@@ -99,7 +101,8 @@ def pairs(choose: Callable[[Pair], bool] = lambda _: True) -> Any:
     return pytest.mark.parametrize("pair", chosen, ids=[" ".join(pair) for pair in chosen])
 
 
-def test_every_method_is_here() -> None:
+def test_every_task_and_method_is_here() -> None:
+    assert set(MODULES) == set(KINDS_OF)
     assert set(METHODS) == {case["type"] for case in CASES.values()} == set(PLAIN)
 
 
@@ -115,7 +118,8 @@ def test_only_what_trains_moves(pair: Pair, made: Any) -> None:
     seen = made(pair)
     assert seen.refusal is None
     assert seen.moved, "nothing moved"
-    assert seen.moved <= seen.trained
+    statistics = {f"{name.removesuffix('weight')}{which}" for name in seen.trained for which in MOVING}
+    assert seen.moved <= seen.trained | statistics  # of batch norms that train
     assert not torch.equal(seen.end, seen.start)
     assert all(torch.isfinite(torch.tensor(seen.losses)))
 
@@ -186,6 +190,8 @@ def by_peft(base: str, seen: Journey, vocabulary: int | None = None) -> torch.Te
     """The logits that somebody gets who has PEFT and transformers alone."""
     if seen.model.task.name == "text-generation":
         module = transformers.AutoModelForCausalLM.from_pretrained(base, dtype="float32")
+    elif seen.model.task.name == "image-classification":
+        module = transformers.AutoModelForImageClassification.from_pretrained(base, num_labels=3, dtype="float32")
     else:
         module = transformers.AutoModelForSequenceClassification.from_pretrained(base, num_labels=3, dtype="float32")
     if vocabulary:
@@ -201,6 +207,7 @@ def test_transformers_itself_loads_it(pair: Pair, made: Any) -> None:
     auto = {
         "text-generation": transformers.AutoModelForCausalLM,
         "text-classification": transformers.AutoModelForSequenceClassification,
+        "image-classification": transformers.AutoModelForImageClassification,
     }[pair[0]]
     model = seen.again()
     model.module = auto.from_pretrained(seen.folder, dtype="float32")

@@ -109,11 +109,19 @@ def _refuse_tied(module: Any) -> None:
     """An adapter on one of two tied tables would change both when it is merged, and one of them before."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    tables = [getattr(module, f"get_{side}_embeddings", lambda: None)() for side in ("input", "output")]
+    tables = [_embeddings(module, side) for side in ("input", "output")]
     weights = [getattr(table, "base_layer", table) for table in tables if table is not None]
     tied = len(weights) == 2 and weights[0].weight is weights[1].weight
     if tied and any(isinstance(table, BaseTunerLayer) for table in tables):
         raise MethodError("The head and the input embeddings are tied, so neither can have an adapter of its own.")
+
+
+def _embeddings(module: Any, side: str) -> Any:
+    """The table of tokens on one side; None where there is none, as in models of images."""
+    try:
+        return getattr(module, f"get_{side}_embeddings", lambda: None)()
+    except NotImplementedError:
+        return None
 
 
 def attach_folder(model: Model, folder: Path) -> None:

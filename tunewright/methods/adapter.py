@@ -66,10 +66,15 @@ class Adapter(Method):
 
     def places(self, model: Model) -> Iterator[tuple[nn.Module, int]]:
         """The modules whose output is adapted, each with its size. Raises MethodError for an unknown kind of block."""
+        from torch import nn
+
         blocks = model.task.blocks(model.module)
         if not blocks:
             raise MethodError("This model has no list of blocks, so there is no place for adapters. Use method: lora.")
-        size = model.module.config.get_text_config().hidden_size
+        if any(isinstance(m, nn.Conv2d) for _, block in blocks for m in block.modules()):
+            yield from ((block, _channels(block)) for _, block in blocks)
+            return
+        size = model.task.width(model.module)
         for name, block in blocks:
             named = (m for n, m in block.named_children() if "att" in n)  # a norm and a dropout may be called so too
             attention = next((m for m in named if any(p.ndim > 1 for p in m.parameters())), None)
@@ -155,8 +160,22 @@ def _through(module: Any, _: object, output: object) -> object:
     if module.bottleneck.off:
         return output
     if isinstance(output, tuple):
-        return (output[0] + module.bottleneck(output[0]), *output[1:])
-    return output + module.bottleneck(output)  # type: ignore[operator]
+        return (_adapted(module, output[0]), *output[1:])
+    return _adapted(module, output)
+
+
+def _adapted(module: Any, output: Any) -> Any:
+    """Of a convolution [B, C, H, W] the channels at each place are adapted, as by convolutions of 1 × 1."""
+    if output.ndim == 4:
+        return output + module.bottleneck(output.movedim(1, -1).contiguous()).movedim(-1, 1).contiguous()
+    return output + module.bottleneck(output)
+
+
+def _channels(block: nn.Module) -> int:
+    """How many channels leave a block of convolutions: those of its last one."""
+    from torch import nn
+
+    return [m for m in block.modules() if isinstance(m, nn.Conv2d)][-1].out_channels
 
 
 def _output_of(parent: nn.Module, size: int, skip: set[int]) -> nn.Module:

@@ -32,7 +32,8 @@ class LoRA(PeftMethod):
     alpha: float = Field(32, gt=0, description="Scale: the update is multiplied by alpha / rank.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on the adapter's input.")
     targets: str | list[str] = Field(
-        "all-linear", description="all-linear, names of layers, or one regular expression."
+        "all-linear",
+        description="all-linear (convolutions too), names of layers, or one regular expression.",
     )
     rslora: bool = Field(False, description="Scale by alpha / √rank (rsLoRA, arXiv 2312.03732).")
     dora: bool = Field(False, description="Learn magnitude and direction apart (DoRA, arXiv 2402.09353).")
@@ -99,7 +100,8 @@ class LoRA(PeftMethod):
         if self.targets != "all-linear":
             return self.targets
         skipped = [*model.task.head(model.module), *along]
-        return [name for name in linear_layers(model.module) if not any(_holds(s, name) for s in skipped)]
+        names = [*linear_layers(model.module), *convolutions(model)]
+        return [name for name in names if not any(_holds(s, name) for s in skipped)]
 
     def _check_experts(self, module: nn.Module) -> None:
         """PEFT takes the names of layers that experts once had (w1, gate_proj) for their fused weights."""
@@ -139,6 +141,15 @@ class LoRA(PeftMethod):
 
     def rate_factor(self, name: str) -> float:
         return self.plus_ratio if ".lora_B." in name else 1.0
+
+
+def convolutions(model: Model) -> list[str]:
+    """The names of the convolutions within the trunk's blocks, but for those that see each channel alone."""
+    from torch import nn
+
+    blocks = [f"{name}." for name, _ in model.task.blocks(model.module)]
+    layers = ((n, m) for n, m in model.module.named_modules() if isinstance(m, nn.Conv2d) and m.groups == 1)
+    return [name for name, _ in layers if name.startswith(tuple(blocks))]
 
 
 def expert_parameters(module: nn.Module) -> list[str]:
