@@ -22,8 +22,9 @@ from tunewright.forecast.meter import Cost, available
 PAIRS = [
     *(("text-generation", name) for name in ("lora", "full", "freeze", "head", "adapter", "dora", "prefix")),
     *(("text-classification", name) for name in ("lora", "full", "head", "adapter")),
+    *(("image-classification", name) for name in ("lora", "full")),
 ]
-BASES = {"text-generation": "llama", "text-classification": "bert"}
+BASES = {"text-generation": "llama", "text-classification": "bert", "image-classification": "resnet"}
 QUICK = {"epochs": 1}
 
 

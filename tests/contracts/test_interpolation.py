@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 import tunewright as tw
 from tests.contracts.journeys import close, logits
-from tests.contracts.test_methods import CASES
+from tests.contracts.test_methods import CASES, PLAIN
 from tests.runs import recipe
 from tests.tiny import completions
 from tunewright.artifacts.interpolate import blend, load, write_point
@@ -26,9 +26,11 @@ from tunewright.artifacts.start import find_tensors, start_of, state_of
 from tunewright.errors import BaseModelError, MethodError, OutputError, RecipeError
 from tunewright.methods._peft import merge_adapter
 
-BASES = {"text-generation": "llama", "text-classification": "bert"}
+BASES = {"text-generation": "llama", "text-classification": "bert", "image-classification": "resnet"}
 NO_PATH = ("prefix", "prompt", "p-tuning", "peft LORA", "peft bias")  # virtual tokens; the base's weights changed
-PAIRS = [(task, name) for task in BASES for name in CASES if name != "experts"] + [("text-generation", "experts")]
+TEXT = ("text-generation", "text-classification")
+PAIRS = [(task, name) for task in TEXT for name in CASES if name != "experts"] + [("text-generation", "experts")]
+PAIRS += [("image-classification", name) for name in PLAIN if name != "peft"] + [("image-classification", "dora")]
 KINDS = {"experts": "mixtral"}
 QUICK = {"max_steps": 3, "batch": 4, "learning_rate": 0.02}
 
@@ -43,7 +45,7 @@ def ran(tiny_base: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[..
 
     @cache
     def train(task: str, name: str, kind: str = "", seed: int = 0) -> tw.Run:
-        head_first = 1 if task == "text-classification" and name != "head" else 0
+        head_first = 1 if task != "text-generation" and name != "head" else 0
         training = {**QUICK, "head_first": head_first, "seed": seed}
         base = kind or tiny_base(KINDS.get(name, BASES[task]))
         folder = tmp_path_factory.mktemp("run") / "run"

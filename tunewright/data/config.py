@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic.config import JsonDict
+
+from tunewright.data.pictures import as_text
 
 Location = str | list[dict[str, Any]]
 """A path, a hub name ("owner/name" or "owner/name:split"), or the rows themselves."""
@@ -65,6 +68,15 @@ class DataConfig(BaseModel):
     special_tokens: list[str] = Field(
         default_factory=list, description="tokens to add to the tokenizer, each learned as a row of its own"
     )
+
+    @field_validator("train", "validation", "test", mode="before")
+    @classmethod
+    def _can_be_written_down(cls, value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: cls._can_be_written_down(rows) for name, rows in value.items()}
+        if isinstance(value, Path):
+            return str(value)
+        return [as_text(row) if isinstance(row, dict) else row for row in value] if isinstance(value, list) else value
 
     @field_validator("test")
     @classmethod

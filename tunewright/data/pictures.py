@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import warnings
 from collections.abc import Iterator, Sequence
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 COLUMNS = ("image", "file_name")
 """Columns that hold an image: itself, or the path of its file."""
+BASE64 = "base64"
 ADVICE = "mend it, or remove the row"
 
 
@@ -113,19 +115,36 @@ def located(values: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 def _picture(value: Any, folder: Path) -> Any:
     """The picture that a value means; the value itself where it means none."""
-    if isinstance(value, bytes):
-        return Picture(content=value)
-    if isinstance(value, dict) and isinstance(value.get("bytes"), bytes):  # a column of images in Parquet
-        return Picture(content=value["bytes"])
+    content = _content(value)
+    if content is not None:
+        return Picture(content=content)
     if isinstance(value, dict) and isinstance(value.get("path"), str):
         value = value["path"]
     if isinstance(value, str | Path) and str(value).strip():
         return Picture(place=folder / Path(value).expanduser())
-    if hasattr(value, "save") and hasattr(value, "mode"):  # an image of Pillow's
-        written = BytesIO()
-        value.save(written, "TIFF" if value.mode in ("CMYK", "YCbCr", "LAB", "HSV", "F") else "PNG")
-        return Picture(content=written.getvalue())
     return value
+
+
+def _content(value: Any) -> bytes | None:
+    """The bytes of an image that is given as such."""
+    if isinstance(value, bytes):
+        return value
+    if isinstance(value, dict) and isinstance(value.get("bytes"), bytes):  # a column of images in Parquet
+        return bytes(value["bytes"])
+    if isinstance(value, dict) and isinstance(value.get(BASE64), str):
+        return base64.b64decode(value[BASE64])
+    if hasattr(value, "save") and hasattr(value, "mode"):  # an image of Pillow's
+        file = BytesIO()
+        value.save(file, "TIFF" if value.mode in ("CMYK", "YCbCr", "LAB", "HSV", "F") else "PNG")
+        return file.getvalue()
+    return None
+
+
+def as_text(row: dict[str, Any]) -> dict[str, Any]:
+    """A row that Python gave, as a recipe can be written down: bytes and Pillow's images as {"base64": …}."""
+    given = {name: _content(value) for name, value in row.items() if not isinstance(value, str | dict)}
+    images = {name: {BASE64: base64.b64encode(content).decode()} for name, content in given.items() if content}
+    return {**row, **images} if images else row
 
 
 def image_folder(folder: Path) -> Iterator[tuple[Path, str]]:
