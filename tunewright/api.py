@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from os import PathLike, fspath
@@ -23,7 +23,7 @@ from tunewright.data.config import DataConfig, Location
 from tunewright.data.kinds import Conversation
 from tunewright.data.messages import check_prompt
 from tunewright.data.records import load_records
-from tunewright.data.texts import HALF, check_texts, is_whole
+from tunewright.data.texts import HALF, is_whole
 from tunewright.engine.device import pick_device
 from tunewright.engine.job import Watcher
 from tunewright.errors import DAMAGED, BaseModelError, DataError, TunewrightError, counted
@@ -91,31 +91,31 @@ def resume(where: str | Path, *, watchers: Sequence[Watcher] = ()) -> Run:
     return launch(run.recipe, run.folder, watchers, resume=True)
 
 
-def predict(
-    where: str | Path | Model, texts: str | Sequence[str | tuple[str, str]], device: str = "auto"
-) -> list[dict[str, Any]]:
-    """Classify texts, or pairs of texts, with a run, an adapter, a model, or `RUN@0.5`: the point at α = 0.5.
+def predict(where: str | Path | Model, inputs: Any, device: str = "auto") -> list[dict[str, Any]]:
+    """Classify texts, pairs of texts or images with a run, an adapter, a model, or `RUN@0.5`: the point at α = 0.5.
 
-    Returns, for each text: {"text", "label", "probabilities"}, or {"text", "labels", "probabilities"} for several
-    labels, or {"text", "value"} for a regression; with "truncated": True where the text did not fit.
+    Args:
+        inputs: one or several. An image is the path of its file, its bytes, or an image of Pillow's.
 
-    Raises BaseModelError where the model is no classifier or answers NaN, DataError that names each text that cannot
+    Returns, for each one: {"text" or "image", "label", "probabilities"}, with "labels" for several labels and "value"
+    for a regression in place of "label"; with "truncated": True where a text did not fit.
+
+    Raises BaseModelError where the model is no classifier or answers NaN, DataError that names each input that cannot
     be read.
     """
-    texts = [texts] if isinstance(texts, str) else list(texts)
+    several = isinstance(inputs, Iterable) and not isinstance(inputs, str | bytes)
+    inputs = list(inputs) if several else [inputs]
     model = loaded(where, device)
-    if not texts:
+    if not inputs:
         return []
     classify = capability(model, "classify", "predict classifies. To ask a language model use: tunewright chat")
-    check_texts(texts)
-    predictions, truncated = classify(model, texts)
+    predictions, cut = classify(model, inputs)
     if not np.isfinite(predictions.output_NC).all():
         raise BaseModelError(DAMAGED)
-    cut = {int(source.split()[-1]) - 1 for source in truncated}
-    labels = getattr(model.task, "labels", [])
+    labels, shown = getattr(model.task, "labels", []), map(getattr(model.task, "shown"), inputs)  # noqa: B009  a capability
     return [
-        {"text": text, **_answered(predictions.kind, labels, output_C), **({"truncated": True} if i in cut else {})}
-        for i, (text, output_C) in enumerate(zip(texts, predictions.output_NC, strict=True))
+        {**one, **_answered(predictions.kind, labels, output_C), **({"truncated": True} if i in cut else {})}
+        for i, (one, output_C) in enumerate(zip(shown, predictions.output_NC, strict=True))
     ]
 
 

@@ -22,7 +22,9 @@ Document = dict[str, Any]
 @app.command()
 def predict(
     where: Where,
-    texts: Annotated[list[str] | None, typer.Argument(metavar="TEXT", help="Texts to classify.")] = None,
+    texts: Annotated[
+        list[str] | None, typer.Argument(metavar="TEXT|IMAGE", help="Texts, or files of images, to classify.")
+    ] = None,
     file: Annotated[
         str | None,
         typer.Option(help="Texts from a file: .txt (one a line), .jsonl, .json, .csv, .tsv, .parquet; - is stdin."),
@@ -31,7 +33,7 @@ def predict(
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> Document:
-    """Classify texts with a tuned model."""
+    """Classify texts or images with a tuned model."""
     asked = read_texts(texts or [], file, column)
     from tunewright import api
 
@@ -42,10 +44,11 @@ def predict(
 
 
 def _show_predictions(answers: Sequence[Mapping[str, Any]]) -> None:
-    rows = [(answer["text"], *_answer(answer)) for answer in answers]
-    titles = ("Text", "Value", "") if "value" in answers[0] else ("Text", "Label", "Probability")
+    given = "image" if "image" in answers[0] else "text"
+    rows = [(answer[given], *_answer(answer)) for answer in answers]
+    titles = (given.capitalize(), *(("Value", "") if "value" in answers[0] else ("Label", "Probability")))
     shown = [title for title in titles if title]
-    out().print(table(shown, [row[: len(shown)] for row in rows], clip=("Text", "Label")))
+    out().print(table(shown, [row[: len(shown)] for row in rows], clip=("Text", "Image", "Label")))
     cut = sum(bool(answer.get("truncated")) for answer in answers)
     if cut:
         texts = counted(len(answers), "text")

@@ -109,11 +109,11 @@ def _in_8_bits(image: Image) -> Image:
 
 def located(values: dict[str, Any], folder: Path) -> dict[str, Any]:
     """A row with a `Picture` in place of each image: a path (relative to `folder`), bytes, or what libraries make."""
-    found = {column: _picture(values[column], folder) for column in COLUMNS if column in values}
+    found = {column: as_picture(values[column], folder) for column in COLUMNS if column in values}
     return {**values, **found} if found else values
 
 
-def _picture(value: Any, folder: Path) -> Any:
+def as_picture(value: Any, folder: Path = Path()) -> Any:
     """The picture that a value means; the value itself where it means none."""
     content = _content(value)
     if content is not None:

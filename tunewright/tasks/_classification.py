@@ -91,6 +91,17 @@ class Classification(Task):
         """What a row asks, in words."""
 
     @abstractmethod
+    def shown(self, given: Any) -> dict[str, Any]:
+        """What was given to `classify`, by the name of its kind, as JSON has it."""
+
+    @abstractmethod
+    def classify(self, model: Model, given: Sequence[Any]) -> tuple[Predictions, set[int]]:
+        """Probabilities of each class (or a value) for each input, [N, C]; and which were cut to fit.
+
+        Raises DataError that names each input that cannot be read.
+        """
+
+    @abstractmethod
     def logits(self, module: nn.Module, batch: Batch) -> Tensor:
         """[B, C], in fp32."""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -12,9 +11,9 @@ import numpy as np
 from tunewright.data.batches import Example
 from tunewright.data.config import DataConfig
 from tunewright.data.kinds import LabelledImage
-from tunewright.data.pictures import Picture
+from tunewright.data.pictures import Picture, as_picture
 from tunewright.data.rendered import Fitted
-from tunewright.errors import DataError
+from tunewright.errors import DataError, counted, them
 from tunewright.tasks._classification import Classification
 from tunewright.tasks._pretrained import load_image_processor
 from tunewright.tasks.base import Batch, Encoded, Model, Predictions
@@ -88,10 +87,23 @@ class ImageClassification(Classification):
     def logits(self, module: nn.Module, batch: Batch) -> Tensor:
         return module(**batch.inputs).logits.float()
 
-    def classify(self, model: Model, images: Sequence[str | Path]) -> tuple[Predictions, list[str]]:
-        """Probabilities of each class (or a value) for each image file, [N, C]; nothing is ever cut to fit."""
-        records = [LabelledImage(Picture(place=Path(image)), None, str(image)) for image in images]
-        return self.predict(model, self.encode(model, records, DataConfig(train="-")).examples), []
+    def shown(self, given: Any) -> dict[str, Any]:
+        return {"image": str(as_picture(given))}
+
+    def classify(self, model: Model, given: Sequence[Any]) -> tuple[Predictions, set[int]]:
+        records = [LabelledImage(self._picture(one, i), None, str(i)) for i, one in enumerate(given)]
+        faults = [f"{r.image}: {reason}" for r in records if (reason := self.unreadable(model, r))]
+        if faults:
+            cannot = f"{len(faults):,} of {counted(len(given), 'image')} cannot be read"
+            raise DataError(f"{cannot}: mend {them(len(faults))}, or leave {them(len(faults))} out.", faults)
+        return self.predict(model, self.encode(model, records, DataConfig(train="-")).examples), set()
+
+    def _picture(self, given: Any, number: int) -> Picture:
+        picture = as_picture(given)
+        if isinstance(picture, Picture):
+            return picture
+        kind = type(given).__name__
+        raise DataError(f"images[{number}] must be a path, the bytes of an image or an image of Pillow's, not {kind}.")
 
     def asked(self, model: Model, example: Example) -> str:
         return example.source

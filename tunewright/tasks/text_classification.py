@@ -12,6 +12,7 @@ from tunewright.data.batches import Example, pad
 from tunewright.data.config import DataConfig
 from tunewright.data.kinds import Labelled
 from tunewright.data.rendered import Rendered, fit
+from tunewright.data.texts import check_texts
 from tunewright.errors import DataError
 from tunewright.tasks._classification import Classification
 from tunewright.tasks._pretrained import load_tokenizer, max_length
@@ -82,12 +83,15 @@ class TextClassification(Classification):
         padded_BT = ids_BT.masked_fill(mask_BT == 0, module.config.pad_token_id)  # type: ignore[union-attr, arg-type]
         return module(**{**batch.inputs, "input_ids": padded_BT}).logits.float()
 
-    def classify(self, model: Model, texts: Sequence[str | tuple[str, str]]) -> tuple[Predictions, list[str]]:
-        """Probabilities of each class (or a value) for each text, [N, C]; and the texts that were cut to fit."""
-        pairs = [text if isinstance(text, tuple) else (text, None) for text in texts]
-        records = [Labelled(a, None, f"text {i + 1}", text_pair=b) for i, (a, b) in enumerate(pairs)]
+    def shown(self, given: Any) -> dict[str, Any]:
+        return {"text": given}
+
+    def classify(self, model: Model, given: Sequence[str | tuple[str, str]]) -> tuple[Predictions, set[int]]:
+        check_texts(given)
+        pairs = [text if isinstance(text, tuple) else (text, None) for text in given]
+        records = [Labelled(a, None, str(i), text_pair=b) for i, (a, b) in enumerate(pairs)]
         encoded = self.encode(model, records, DataConfig(train="-", overlength="truncate"))
-        return self.predict(model, encoded.examples), encoded.overlength.truncated
+        return self.predict(model, encoded.examples), set(map(int, encoded.overlength.truncated))
 
 
 TASK = TextClassification
