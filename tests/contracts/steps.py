@@ -41,7 +41,7 @@ def gradient(ready: Prepared, budget: int = ALL, **training: Any) -> tuple[dict[
     step.budget = budget
     enter_training(ready.model)
     ready.model.module.zero_grad(set_to_none=True)
-    terms = step._accumulate(list(range(len(job.train))), job.objective.counts(job.train))
+    terms = step._accumulate(job.train, job.objective.counts(job.train))
     return terms, {n: p.grad.clone() for n, p in step.state.parameters.items() if p.grad is not None}
 
 

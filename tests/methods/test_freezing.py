@@ -16,7 +16,7 @@ from tunewright.errors import MethodError
 from tunewright.methods import Adapter, Freeze, Full, Head, LoRA, Method
 from tunewright.methods.base import enter_training, frozen_prefix, trained_groups, trained_parameters
 from tunewright.tasks import task_class
-from tunewright.tasks.base import trunk_blocks
+from tunewright.tasks._blocks import trunk_blocks
 
 EMBEDDINGS = ("embed", "wte", "wpe")
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic.config import JsonDict
 
+from tunewright.data.augmentation import Augmentation
 from tunewright.data.pictures import as_text
 
 Location = str | list[dict[str, Any]]
@@ -64,6 +65,9 @@ class DataConfig(BaseModel):
         None,
         description="path of a Jinja chat template, or 'plain' for the built-in one; none: the tokenizer's own",
         json_schema_extra=LOCAL,
+    )
+    augment: Augmentation | None = Field(
+        None, description="how training images are varied: {} for mirroring and crops; none: as they are"
     )
     special_tokens: list[str] = Field(
         default_factory=list, description="tokens to add to the tokenizer, each learned as a row of its own"

@@ -82,7 +82,9 @@ def _refuse_idle(kind: str, config: DataConfig) -> None:
     labelled = kind in ("classification", "image")
     idle = ["special_tokens"] if config.special_tokens and labelled else []
     idle += ["labels"] if config.labels != "auto" and not labelled else []
-    if kind == "image":
+    if kind != "image":
+        idle += ["augment"] if config.augment is not None else []
+    else:
         idle += ["max_length"] if config.max_length is not None else []
         idle += ["overlength"] if config.overlength != "auto" else []
     if kind != "chat":

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tunewright.data.batches import Example, micro_batches, pack
 from tunewright.engine import checkpoint
 from tunewright.engine.config import TrainingConfig
@@ -105,8 +107,9 @@ class Step:
         state.step += 1
         enter_training(job.model)
         torch.manual_seed((job.config.seed * 1_000_003 + state.step) * 1024 + job.processes.rank)
-        counts = _counts(job, [job.train[i] for i in rows])
-        totals = self._accumulate(rows, counts)
+        chance = np.random.default_rng([job.config.seed, state.step])
+        examples = job.model.task.vary([job.train[i] for i in rows], chance)
+        totals = self._accumulate(examples, _counts(job, examples))
         gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in state.parameters.values()]
         for parameter, gradient in zip(state.parameters.values(), gradients, strict=True):
             parameter.grad = gradient
@@ -114,34 +117,33 @@ class Step:
         state.scaler.unscale_(state.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(state.parameters.values(), job.config.gradient_clip or math.inf).item()
         if not math.isfinite(norm) and not state.scaler.is_enabled():
-            raise TrainingDiverged(self._diverged("gradient", [job.train[i].source for i in rows]))
+            raise TrainingDiverged(self._diverged("gradient", [e.source for e in examples]))
         rate = learning_rate(state.step, len(job.plan), job.config)
         set_rate(state.optimizer, rate)
         state.scaler.step(state.optimizer)
         state.scaler.update()
         state.optimizer.zero_grad(set_to_none=True)
         state.update_average()
-        tokens = sum(job.lengths[i] for i in rows)
         return {
             "step": state.step,
             "epoch": round(epoch, 4),
             **totals,
             "grad_norm": norm,
             "learning_rate": rate,
-            "tokens": tokens,
+            "tokens": sum(e.length for e in examples),
         }
 
-    def _accumulate(self, rows: list[int], counts: Mapping[str, float]) -> dict[str, float]:
+    def _accumulate(self, examples: Sequence[Example], counts: Mapping[str, float]) -> dict[str, float]:
         """Gradients of the whole step, by forward passes of at most `budget` positions: fewer where memory runs out."""
         import torch
 
         while True:
             try:
-                return self._passes(rows, counts)
+                return self._passes(examples, counts)
             except torch.OutOfMemoryError as error:
                 self.state.optimizer.zero_grad(set_to_none=True)
                 torch.cuda.empty_cache()
-                longest = max(self.job.lengths[i] for i in rows)
+                longest = max(e.length for e in examples)
                 if self.budget <= longest or self.job.processes.world > 1:
                     raise BaseModelError(
                         f"Out of memory at step {self.state.step}, with forward passes of {self.budget} positions. Set "
@@ -152,14 +154,13 @@ class Step:
                     f"Step {self.state.step} did not fit: forward passes cut to {self.budget} positions."
                 )
 
-    def _passes(self, rows: list[int], counts: Mapping[str, float]) -> dict[str, float]:
-        job, world = self.job, self.job.processes
-        sums = Sums()
-        for group in micro_batches(rows, job.lengths, self.budget, world.rank, world.world):
-            terms = self._forward([job.train[i] for i in group])
+    def _passes(self, examples: Sequence[Example], counts: Mapping[str, float]) -> dict[str, float]:
+        world, sums, lengths = self.job.processes, Sums(), [e.length for e in examples]
+        for group in micro_batches(range(len(lengths)), lengths, self.budget, world.rank, world.world):
+            terms = self._forward([examples[i] for i in group])
             loss = sum(t.coefficient * t.total / counts[t.per] for t in terms.values() if t.coefficient)
             if not math.isfinite(loss.item()):
-                raise TrainingDiverged(self._diverged("loss", [job.train[i].source for i in group]))
+                raise TrainingDiverged(self._diverged("loss", [examples[i].source for i in group]))
             self.state.scaler.scale(loss).backward()
             sums.add(terms)
         return sums.means(world, counts)

@@ -194,7 +194,7 @@ class Classification(Task):
         import torch
 
         if _mixed(examples):  # hard and soft labels in one batch
-            examples = [self._softened(e) for e in examples]
+            examples = [self.softened(e) for e in examples]
         weight = torch.from_numpy(np.stack([e.weight for e in examples]))
         return Batch(
             self.inputs(examples),
@@ -222,7 +222,8 @@ class Classification(Task):
     def inputs(self, examples: Sequence[Example]) -> dict[str, Tensor]:
         """The model's arguments for these rows, on the CPU."""
 
-    def _softened(self, example: Example) -> Example:
+    def softened(self, example: Example) -> Example:
+        """The row with a distribution over classes in place of one class."""
         if example.target.dtype != np.int64:
             return example
         one_hot_C = np.eye(len(self.labels), dtype=np.float32)[example.target[0]]
@@ -246,7 +247,7 @@ class Classification(Task):
 
     def predict(self, model: Model, examples: Sequence[Example]) -> Predictions:
         output_NC = self._outputs(model, examples, len(self.labels), self._probabilities)
-        gold = [self._softened(e).target for e in examples] if _mixed(examples) else [e.target for e in examples]
+        gold = [self.softened(e).target for e in examples] if _mixed(examples) else [e.target for e in examples]
         stacked = np.stack(gold) if gold else np.zeros((0, 1), dtype=np.int64)
         if stacked.dtype == np.int64:
             stacked = stacked[:, 0]

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from tunewright.data.batches import Example, split_by_tokens
 from tunewright.data.rendered import Fitted
+from tunewright.tasks._blocks import trunk_blocks
 from tunewright.tasks._quiet import quiet
 
 if TYPE_CHECKING:
@@ -132,6 +133,10 @@ class Task(ABC):
     def encode(self, model: Model, records: Sequence[Any], data: Any) -> Encoded:
         """Turn records into examples; over-long rows are treated as `data.overlength` says, and counted."""
 
+    def vary(self, examples: Sequence[Example], random: np.random.Generator) -> list[Example]:
+        """The rows of one step as that step sees them: what chance there is in a row is drawn here, from `random`."""
+        return list(examples)
+
     @abstractmethod
     def collate(self, examples: Sequence[Example]) -> Batch:
         """Pad examples into one batch, on the CPU."""
@@ -189,18 +194,3 @@ def in_batches(examples: Sequence[Example], budget: int = PASS) -> Iterator[list
     """Row numbers in groups of similar length that each fit `budget` positions."""
     lengths = [e.length for e in examples]
     return split_by_tokens(sorted(range(len(lengths)), key=lambda i: -lengths[i]), lengths, budget)
-
-
-def trunk_blocks(module: nn.Module) -> list[tuple[str, nn.Module]]:
-    """The blocks of the trunk, by rule: the `ModuleList` with the most parameters, not nested in another one.
-
-    Every transformers model keeps its layers so. Raises nothing: a module without such a list has no blocks.
-    """
-    from torch import nn
-
-    lists = {name: m for name, m in module.named_modules() if isinstance(m, nn.ModuleList) and len(m)}
-    outer = [name for name in lists if not any(name.startswith(f"{other}.") for other in lists if other != name)]
-    if not outer:
-        return []
-    trunk = max(outer, key=lambda name: sum(p.numel() for p in lists[name].parameters()))
-    return [(f"{trunk}.{i}", block) for i, block in enumerate(lists[trunk])]

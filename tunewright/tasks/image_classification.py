@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from tunewright.data.augmentation import Augmentation, Draw
 from tunewright.data.batches import Example
 from tunewright.data.config import DataConfig
 from tunewright.data.kinds import LabelledImage
@@ -31,10 +32,29 @@ class Pixels:
 
     picture: Picture
     processor: Any
+    augment: Augmentation | None = None
+    draw: Draw | None = None
+    size: tuple[int, int] = (0, 0)  # (W, H) as the model is fed it
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        prepared: np.ndarray = self.processor(self.picture.pixels(), return_tensors="np")["pixel_values"][0]
+        image, options = self.picture.pixels(), {}
+        if self.draw:
+            image = self.draw.apply(image, self.size)
+            options = {"do_resize": False, "do_center_crop": False} if self.draw.area is not None else {}
+        prepared: np.ndarray = self.processor(image, return_tensors="np", **options)["pixel_values"][0]
         return prepared.astype(dtype or np.float32)
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """Two images laid over each other, the first with this share."""
+
+    one: Pixels
+    other: Pixels
+    share: float
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return (self.share * np.asarray(self.one) + (1 - self.share) * np.asarray(self.other)).astype(np.float32)
 
 
 class ImageClassification(Classification):
@@ -49,7 +69,6 @@ class ImageClassification(Classification):
     auto_class: ClassVar[str] = "AutoModelForImageClassification"
     architecture: ClassVar[str] = "ForImageClassification"
     data_kinds: ClassVar[tuple[str, ...]] = ("image",)
-    unit: ClassVar[str] = "patches"
 
     def processor(self, base: str, config: Any) -> Any:
         return load_image_processor(base)
@@ -65,9 +84,28 @@ class ImageClassification(Classification):
         """Images stay files until a step needs them; each is decoded here once, to be sure that it can be."""
         usable, faults = self.usable(model, records, skip=data.on_bad_rows == "skip")
         pixels = [Pixels(record.image, model.processor) for record in usable]
-        length = _positions(pixels)
+        length, size = _positions(pixels)
+        pixels = [replace(p, size=size, augment=data.augment) for p in pixels]
         examples = [self.example({"pixel_values": p}, r, length) for p, r in zip(pixels, usable, strict=True)]
         return Encoded(examples, length, Fitted([]), faults)
+
+    def vary(self, examples: Sequence[Example], random: np.random.Generator) -> list[Example]:
+        """Images mirrored, cropped, in other colours and mixed, as `data.augment` says."""
+        augment = examples[0].inputs["pixel_values"].augment
+        if augment is None:
+            return list(examples)
+        varied = [_varied(example, augment.draw(random)) for example in examples]
+        if not augment.mixup:
+            return varied
+        partners = [varied[i] for i in random.permutation(len(varied))]
+        return [self._mixed(*pair, augment.draw_share(random)) for pair in zip(varied, partners, strict=True)]
+
+    def _mixed(self, one: Example, other: Example, share: float) -> Example:
+        """Two rows as one that has the labels of both, and the weight of the first."""
+        a, b = self.softened(one), self.softened(other)
+        pixels = Mixed(one.inputs["pixel_values"], other.inputs["pixel_values"], share)
+        target = (share * a.target + (1 - share) * b.target).astype(np.float32)
+        return replace(a, inputs={"pixel_values": pixels}, target=target)
 
     def inputs(self, examples: Sequence[Example]) -> dict[str, Tensor]:
         import torch
@@ -109,8 +147,15 @@ class ImageClassification(Classification):
         return example.source
 
 
-def _positions(pixels: Sequence[Pixels]) -> int:
-    """What one image costs. Raises DataError where the processor makes images of several sizes."""
+def _varied(example: Example, draw: Draw) -> Example:
+    return replace(example, inputs={"pixel_values": replace(example.inputs["pixel_values"], draw=draw)})
+
+
+def _positions(pixels: Sequence[Pixels]) -> tuple[int, tuple[int, int]]:
+    """What one image costs, and its (width, height) as the model is fed it.
+
+    Raises DataError where the processor makes images of several sizes.
+    """
     shapes = {np.asarray(p).shape for p in pixels[:8]}
     if len(shapes) > 1:
         sizes = ", ".join(sorted(f"{w} × {h}" for _, h, w in shapes))
@@ -119,7 +164,7 @@ def _positions(pixels: Sequence[Pixels]) -> int:
             "must resize or crop to one."
         )
     _, height, width = next(iter(shapes), (3, 0, 0))
-    return max(1, -(-height // PATCH) * -(-width // PATCH))
+    return max(1, -(-height // PATCH) * -(-width // PATCH)), (width, height)
 
 
 TASK = ImageClassification
