@@ -172,7 +172,7 @@ def page(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         said, was = (memory[key] / 2**20 for key in ("said", "was"))
         yield (
             f"| {line['recipe']} | {said:.0f} | {was:.0f} | {error(memory):+.1%} | {spent['said']:.1f} | "
-            f"{spent['was']:.1f} | {error(spent):+.1%} | {line['check_cpu_seconds']} |"
+            f"{spent['was']:.1f} | {error(spent):+.1%} | {line.get('check_cpu_seconds', '–')} |"
         )
     yield ""
 
