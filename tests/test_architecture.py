@@ -105,7 +105,7 @@ data.on_bad_rows data.loss_on data.chat_template data.special_tokens
 data.augment.colour data.augment.crop data.augment.flip data.augment.mixup
 method.lora.rank method.lora.alpha method.lora.dropout method.lora.targets method.lora.rslora method.lora.dora
 method.lora.init method.lora.plus_ratio method.lora.experts method.lora.train_along
-method.freeze.last method.freeze.first
+method.full.batch_norm method.freeze.last method.freeze.first method.freeze.batch_norm
 method.adapter.variant method.adapter.width
 method.peft.config
 objective.supervised.label_smoothing objective.supervised.class_weights objective.supervised.router_loss

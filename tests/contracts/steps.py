@@ -39,7 +39,7 @@ def gradient(ready: Prepared, budget: int = ALL, **training: Any) -> tuple[dict[
     job = job_of(ready, **training)
     step = Step(job, TrainState(ready.model, job.method, job.config, "fp32"))
     step.budget = budget
-    enter_training(ready.model)
+    enter_training(ready.model, ready.recipe.method)
     ready.model.module.zero_grad(set_to_none=True)
     terms = step._accumulate(job.train, job.objective.counts(job.train))
     return terms, {n: p.grad.clone() for n, p in step.state.parameters.items() if p.grad is not None}

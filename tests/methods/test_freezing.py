@@ -57,13 +57,13 @@ def test_what_does_not_exist_cannot_be_frozen(options: Any, match: str, tiny_bas
 # Eval mode
 
 
-def modes(model: Any) -> dict[str, bool]:
-    enter_training(model)
-    return {name: module.training for name, module in model.module.named_modules()}
+def modes(ready: Any) -> dict[str, bool]:
+    enter_training(ready.model, ready.recipe.method)
+    return {name: module.training for name, module in ready.model.module.named_modules()}
 
 
 def test_the_frozen_prefix_is_in_eval_mode(tiny_base: Any) -> None:
-    training = modes(prepared(tiny_base("bert"), labelled(), method={"type": "freeze", "last": 1}).model)
+    training = modes(prepared(tiny_base("bert"), labelled(), method={"type": "freeze", "last": 1}))
     assert not training["bert.embeddings"]
     assert not training["bert.embeddings.dropout"]
     assert not training["bert.encoder.layer.1.output.dropout"]
@@ -74,7 +74,7 @@ def test_the_frozen_prefix_is_in_eval_mode(tiny_base: Any) -> None:
 @pytest.mark.parametrize("method", ["lora", "full", "adapter"])
 def test_what_trains_from_the_first_block_on_has_no_frozen_block(method: str, tiny_base: Any) -> None:
     ready = prepared(tiny_base("bert"), labelled(), method=method)
-    training = modes(ready.model)
+    training = modes(ready)
     assert all(on for name, on in training.items() if "encoder.layer" in name)
     embeddings = [on for name, on in training.items() if name.endswith("embeddings.dropout")]
     assert embeddings == [method == "full"], "frozen embeddings add no noise"
@@ -83,7 +83,7 @@ def test_what_trains_from_the_first_block_on_has_no_frozen_block(method: str, ti
 def test_dropout_acts_in_trained_blocks_alone(tiny_base: Any) -> None:
     base = tiny_base("llama", attention_dropout=0.5)
     ready = prepared(base, completions(), method={"type": "freeze", "last": 1})
-    enter_training(ready.model)
+    enter_training(ready.model, ready.recipe.method)
     seen: dict[int, list[torch.Tensor]] = {1: [], 2: []}
     for index, outputs in seen.items():
         block = ready.model.module.model.layers[index]
@@ -126,7 +126,7 @@ def test_statistics_move_only_where_the_norm_trains(method: Method, moving: list
         block.mlp = Normed(block.mlp)
     norms = [block.mlp.norm for block in model.module.model.layers]
     method.attach(model)
-    enter_training(model)
+    enter_training(model, method)
     ready = prepared(tiny_base("llama"), completions())
     model.module(**model.task.collate(ready.examples("train")).inputs)
     moved = [i for i, norm in enumerate(norms) if not torch.equal(norm.running_mean, torch.zeros(32))]

@@ -7,6 +7,7 @@ terms are summed and divided by counts of the whole step, so neither the cut nor
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,15 +22,16 @@ from tunewright.engine.device import computing, micro_batch_tokens
 from tunewright.engine.interrupt import until_interrupted
 from tunewright.engine.job import Job
 from tunewright.engine.log import Log
+from tunewright.engine.norms import needs_one_pass
 from tunewright.engine.optimizer import learning_rate, set_rate
 from tunewright.engine.packing import refuse_leaks
 from tunewright.engine.processes import Processes
+from tunewright.engine.recompute import recompute_activations
 from tunewright.engine.state import TrainState
 from tunewright.engine.track import require
 from tunewright.errors import BaseModelError, Interrupted, TrainingDiverged
 from tunewright.methods.base import enter_training
 from tunewright.objectives.base import Term
-from tunewright.tasks.base import Model
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ def ready(job: Job, resume: bool = False) -> Step:
     if job.config.packing:
         refuse_leaks(job)
     if job.config.activation_checkpointing:
-        _recompute_activations(job.model)
+        recompute_activations(job.model)
     step = Step(job, TrainState(job.model, job.method, job.config, job.precision))
     folder = job.folder / "checkpoints"
     if resume and checkpoint.steps(folder):
@@ -94,7 +96,8 @@ class Step:
 
     def __init__(self, job: Job, state: TrainState) -> None:
         self.job, self.state = job, state
-        self.budget = micro_batch_tokens(job.config, job.device)
+        self.whole = needs_one_pass(job)
+        self.budget = sys.maxsize if self.whole else micro_batch_tokens(job.config, job.device)
         self.passed: list[str] = []  # damaged checkpoints that were passed over to go on, in words
         self.notices: list[str] = []
 
@@ -105,7 +108,7 @@ class Step:
         job, state = self.job, self.state
         epoch, rows = job.plan[state.step]
         state.step += 1
-        enter_training(job.model)
+        enter_training(job.model, job.method)
         torch.manual_seed((job.config.seed * 1_000_003 + state.step) * 1024 + job.processes.rank)
         chance = np.random.default_rng([job.config.seed, state.step])
         examples = job.model.task.vary([job.train[i] for i in rows], chance)
@@ -144,10 +147,12 @@ class Step:
                 self.state.optimizer.zero_grad(set_to_none=True)
                 torch.cuda.empty_cache()
                 longest = max(e.length for e in examples)
-                if self.budget <= longest or self.job.processes.world > 1:
+                if self.whole or self.budget <= longest or self.job.processes.world > 1:
+                    held = min(self.budget, longest * len(examples))
                     raise BaseModelError(
-                        f"Out of memory at step {self.state.step}, with forward passes of {self.budget} positions. Set "
-                        "training.activation_checkpointing: true, smaller training.micro_batch_tokens, or method: lora."
+                        f"Out of memory at step {self.state.step}, with forward passes of {held} positions. Set "
+                        "training.activation_checkpointing: true, a smaller training.micro_batch_tokens or "
+                        "training.batch, or method: lora."
                     ) from error
                 self.budget = max(longest, self.budget // 2)
                 self.notices.append(
@@ -238,12 +243,3 @@ def _keep(job: Job, state: TrainState, folder: Path) -> str:
 
 def _impatient(state: TrainState, config: TrainingConfig) -> bool:
     return config.patience is not None and state.stale >= config.patience
-
-
-def _recompute_activations(model: Model) -> None:
-    try:
-        model.module.gradient_checkpointing_enable({"use_reentrant": False})
-    except (AttributeError, ValueError) as error:
-        raise BaseModelError(
-            "This model cannot recompute activations. Set training.activation_checkpointing: false."
-        ) from error

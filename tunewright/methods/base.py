@@ -66,6 +66,11 @@ class Method(BaseModel):
         """Let what was added count `alpha` times, 0 < alpha < 1, in place. Raises MethodError where that is no path."""
         raise MethodError(f"{self.type} adds nothing that could be scaled.")
 
+    @property
+    def moves_statistics(self) -> bool:
+        """Whether the running statistics of batch norms that train follow the rows."""
+        return True
+
     def packs(self) -> bool:
         """Whether rows may share one sequence: not where the method puts something in front of it."""
         return True
@@ -86,18 +91,29 @@ def trained_parameters(module: nn.Module) -> dict[str, Any]:
     return {name: p for name, p in module.named_parameters() if p.requires_grad}
 
 
-def enter_training(model: Model) -> None:
+def enter_training(model: Model, method: Method) -> None:
     """Training mode, except for what is frozen and must not move or add noise.
 
     Held in eval mode: all that comes before the first trained block, and every batch norm (of any dimension) without a
-    trained parameter, whose running statistics would otherwise follow the new data although nothing "trains" there.
+    trained parameter, whose running statistics would otherwise follow the new data although nothing "trains" there;
+    all of them where the method freezes statistics.
     """
     model.module.train()
     for module in frozen_prefix(model):
         module.eval()
+    moving = {id(norm) for norm in moving_norms(model.module, method)}
     for module in model.module.modules():
-        if hasattr(module, "running_mean") and not any(p.requires_grad for p in module.parameters()):
+        if is_batch_norm(module) and id(module) not in moving:
             module.eval()
+
+
+def is_batch_norm(module: nn.Module) -> bool:
+    return hasattr(module, "running_mean")
+
+
+def moving_norms(module: nn.Module, method: Method) -> list[nn.Module]:
+    """The batch norms that normalize by the rows of a step, so that its rows must go through them together."""
+    return [m for m in module.modules() if method.moves_statistics and is_batch_norm(m) and _trains(m)]
 
 
 def frozen_prefix(model: Model) -> Iterator[nn.Module]:

@@ -7,12 +7,12 @@ from typing import ClassVar, Literal
 from pydantic import Field, model_validator
 
 from tunewright.errors import MethodError
-from tunewright.methods._whole import WholeModel
+from tunewright.methods._whole import TunedTrunk
 from tunewright.methods.base import train_only
 from tunewright.tasks.base import Model
 
 
-class Freeze(WholeModel):
+class Freeze(TunedTrunk):
     """Train the last n blocks, or everything from a named module on; what comes before stays frozen.
 
     "Before" is the order in which the model registers its parameters. Weights that are tied to frozen ones (a language
@@ -39,6 +39,7 @@ class Freeze(WholeModel):
         if begin is None:
             raise MethodError(f"There is no module {start[:-1]} with parameters. Blocks: {_few(_block_names(model))}.")
         train_only(model.module, set(names[begin:]) | {n for n in names if n.startswith(_dotted(model.along))})
+        self.settle_norms(model.module)
 
     def _first_trained(self, model: Model) -> str:
         if self.first is not None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from tunewright.methods._whole import WholeModel
+from tunewright.methods._whole import TunedTrunk
 from tunewright.tasks.base import Model
 
 
-class Full(WholeModel):
+class Full(TunedTrunk):
     """Every parameter trains."""
 
     learning_rate: ClassVar[float] = 2e-5
@@ -17,6 +17,7 @@ class Full(WholeModel):
 
     def attach(self, model: Model, seed: int = 0) -> None:
         model.module.requires_grad_(True)
+        self.settle_norms(model.module)
 
 
 METHOD = Full
