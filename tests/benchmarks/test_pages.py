@@ -47,7 +47,7 @@ def test_a_loss_is_in_bits_and_better_where_it_falls() -> None:
 def test_the_error_of_forecasts() -> None:
     lines = [
         {"recipe": str(i), "memory": {"said": 110.0, "was": 100.0}, "time": {"said": 100.0 - i, "was": 100.0},
-         "check_seconds": 9.0, "date": "d", "versions": VERSIONS}
+         "check_cpu_seconds": 9.0, "date": "d", "versions": VERSIONS}
         for i in range(11)
     ]  # fmt: skip
     page = "\n".join(forecast.page(lines))

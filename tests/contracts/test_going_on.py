@@ -16,6 +16,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from tests.contracts.journeys import Journey, base_logits, close, journey, logits
 from tests.contracts.test_methods import LORA, by_peft, peft
 from tests.tiny import labelled, rows_for
+from tunewright.artifacts.card import CARD
 from tunewright.artifacts.export import export
 from tunewright.artifacts.load import load
 from tunewright.errors import MethodError, TunewrightError
@@ -253,5 +254,9 @@ def test_an_adapter_over_a_wrong_base_is_refused(first: Any, tiny_base: Any, tmp
             if file.suffix == ".json":
                 text = text.replace(tiny_base("llama").encode(), tiny_base("gpt2").encode())
             (folder / file.name).write_bytes(text)
+        with pytest.raises(TunewrightError, match="not those that the training began with"):
+            load(folder)
+        card = json.loads((folder / CARD).read_text())
+        (folder / CARD).write_text(json.dumps({**card, "base_sha256": None}))  # "I mean this one all the same"
         with pytest.raises(TunewrightError, match="fit"):
             load(folder)
