@@ -15,12 +15,11 @@ from tunewright.artifacts.export import export, read_verification
 from tunewright.artifacts.targets import TARGETS
 from tunewright.artifacts.verify import LIMITS
 from tunewright.errors import TunewrightError
-from tunewright.tasks import MODULES
 
 BASES = {"text-generation": "llama", "text-classification": "bert"}
 PROMPTS = ("prefix", "prompt", "p-tuning")
 TRIPLES = [
-    *[(task, method, target) for task in MODULES for method in PLAIN for target in TARGETS],
+    *[(task, method, target) for task in BASES for method in PLAIN for target in TARGETS],
     *[("text-generation", method, target) for method in VARIANTS if method != "freeze 2"  # there is one layer here
       for target in ("peft", "merged", "gguf")],
 ]  # fmt: skip

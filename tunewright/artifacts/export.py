@@ -21,7 +21,7 @@ from tunewright.artifacts import foreign
 from tunewright.artifacts.foreign import Answers
 from tunewright.artifacts.interpolate import write_point
 from tunewright.artifacts.load import load, weights_folder
-from tunewright.artifacts.questions import HeldOut, built_in, make_questions
+from tunewright.artifacts.questions import AUTO, HeldOut, built_in, make_questions
 from tunewright.artifacts.save import beside, refuse_place
 from tunewright.artifacts.start import parse_point
 from tunewright.artifacts.targets import TARGETS
@@ -68,6 +68,10 @@ def _export(where: str | Path, target: str, folder: Path, precision: str | None,
     weights = weights_folder(where)
     chosen.check(weights, precision)
     model = load(where)
+    if model.task.name not in AUTO:
+        raise BaseModelError(
+            f"{model.task.name} cannot be exported yet. {weights} is itself in the format of transformers or PEFT."
+        )
     held_out = held_out or built_in(model)
     questions = {**make_questions(model, held_out), "device": chosen.device(precision)}
     judge = _judge(model, questions, limits_for(target, precision, model.task.routes(model.module)))
