@@ -10,7 +10,6 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from pydantic import BaseModel, Field
 
 from tunewright.account import describe_parameters
@@ -30,6 +29,7 @@ from tunewright.errors import DAMAGED, BaseModelError, DataError, TunewrightErro
 from tunewright.evaluation.config import EvaluationConfig
 from tunewright.evaluation.evaluate import evaluate as measure
 from tunewright.evaluation.evaluate import refuse_idle_evaluation
+from tunewright.evaluation.paired import is_finite
 from tunewright.folder import Run, new_folder, open_run, refuse_lost
 from tunewright.launch import launch
 from tunewright.methods.base import parameter_count
@@ -109,7 +109,7 @@ def predict(
     classify = capability(model, "classify", "predict classifies. To ask a language model use: tunewright chat")
     check_texts(texts)
     predictions, truncated = classify(model, texts)
-    if not np.isfinite(predictions.output_NC).all():
+    if not is_finite(predictions):
         raise BaseModelError(DAMAGED)
     cut = {int(source.split()[-1]) - 1 for source in truncated}
     labels = getattr(model.task, "labels", [])
