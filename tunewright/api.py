@@ -10,7 +10,6 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from pydantic import BaseModel, Field
 
 from tunewright.account import describe_parameters
@@ -30,6 +29,7 @@ from tunewright.errors import DAMAGED, BaseModelError, DataError, TunewrightErro
 from tunewright.evaluation.config import EvaluationConfig
 from tunewright.evaluation.evaluate import evaluate as measure
 from tunewright.evaluation.evaluate import refuse_idle_evaluation
+from tunewright.evaluation.paired import is_finite
 from tunewright.folder import Run, new_folder, open_run, refuse_lost
 from tunewright.launch import launch
 from tunewright.methods.base import parameter_count
@@ -110,7 +110,7 @@ def predict(where: str | Path | Model, inputs: Any, device: str = "auto") -> lis
         return []
     classify = capability(model, "classify", "predict classifies. To ask a language model use: tunewright chat")
     predictions, cut = classify(model, inputs)
-    if not np.isfinite(predictions.output_NC).all():
+    if not is_finite(predictions):
         raise BaseModelError(DAMAGED)
     labels, shown = getattr(model.task, "labels", []), map(getattr(model.task, "shown"), inputs)  # noqa: B009  a capability
     return [
