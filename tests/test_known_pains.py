@@ -774,11 +774,11 @@ def test_pain_7_forward_passes_do_not_matter(method: str, base: Any, teach: Teac
 
 
 def test_pain_7_would_be_caught(base: Any, teach: Teach, monkeypatch: Any) -> None:
-    def mean_of_means(self: loop.Step, rows: list[int], counts: Any) -> dict[str, float]:
-        groups = micro_batches(rows, self.job.lengths, self.budget)
+    def mean_of_means(self: loop.Step, examples: list[Any], counts: Any) -> dict[str, float]:
+        groups = micro_batches(range(len(examples)), [e.length for e in examples], self.budget)
         for group in groups:
-            own = self.job.objective.counts([self.job.train[i] for i in group])
-            term = self._forward([self.job.train[i] for i in group])["loss"]
+            own = self.job.objective.counts([examples[i] for i in group])
+            term = self._forward([examples[i] for i in group])["loss"]
             (term.total / own[term.per] / len(groups)).backward()
         return {"loss": 0.0}
 
@@ -796,9 +796,9 @@ def watched_rows() -> Iterator[list[list[str]]]:
     seen: list[list[str]] = []
     passes, load = loop.Step._passes, loop.TrainState.load
 
-    def look(self: loop.Step, rows: list[int], counts: Any) -> dict[str, float]:
-        seen.append([self.job.train[i].source for i in rows])
-        return passes(self, rows, counts)
+    def look(self: loop.Step, examples: list[Any], counts: Any) -> dict[str, float]:
+        seen.append([example.source for example in examples])
+        return passes(self, examples, counts)
 
     def forget(self: loop.TrainState, tensors: Any, numbers: Any) -> None:
         del seen[numbers["step"] :]

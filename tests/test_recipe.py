@@ -127,7 +127,7 @@ def test_overrides(tmp_path: Path) -> None:
          "data.validation=v.jsonl", "training.patience=null", "training.packing=true", "data.special_tokens=[<a>,<b>]"],
     )  # fmt: skip
     assert (recipe.training.epochs, recipe.training.learning_rate) == (2.0, 1e-4)
-    assert recipe.method.model_dump() == {"type": "freeze", "last": 3, "first": None}
+    assert recipe.method.model_dump() == {"type": "freeze", "last": 3, "first": None, "batch_norm": "train"}
     assert recipe.data.train == "rows.jsonl"
     assert recipe.data.validation == "v.jsonl"
     assert recipe.training.packing

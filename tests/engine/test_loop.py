@@ -160,11 +160,11 @@ def test_judged_weights_are_given_back(tiny_base: Any) -> None:
 @pytest.mark.parametrize("method", ["full", "lora", {"type": "freeze", "last": 2}, "adapter"])
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_recomputed_activations_give_the_same_gradient(kind: str, method: Any, tiny_base: Any) -> None:
-    from tunewright.engine.loop import _recompute_activations
+    from tunewright.engine.recompute import recompute_activations
 
     ready = prepared(tiny_base(kind), completions(), method=method)
     plain = gradient(ready)
-    _recompute_activations(ready.model)
+    recompute_activations(ready.model)
     assert_same(plain, gradient(ready))
 
 

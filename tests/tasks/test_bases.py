@@ -14,7 +14,7 @@ import transformers
 from peft import LoraConfig, get_peft_model
 
 from tests.contracts.steps import prepared
-from tests.tiny import completions, labelled
+from tests.tiny import completions, labelled, rows_for
 from tunewright.artifacts.load import infer_task, load
 from tunewright.errors import BaseModelError, MethodError, TunewrightError
 from tunewright.tasks import MODULES, task_class
@@ -117,18 +117,18 @@ def test_a_base_that_is_cut_short(tiny_base: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize("task", MODULES)
 def test_a_base_without_some_weights(task: str, tiny_base: Any, tmp_path: Path) -> None:
     """transformers itself would draw them at random."""
-    base = changed(tiny_base("llama"), tmp_path / "base", num_hidden_layers=5)
-    rows = completions() if task == "text-generation" else labelled()
+    kind = "vit" if task == "image-classification" else "llama"
+    base = changed(tiny_base(kind), tmp_path / "base", num_hidden_layers=5)
     with pytest.raises(BaseModelError, match="lacks"):
-        prepared(base, rows, task=task)
+        prepared(base, rows_for(task), task=task)
 
 
 @pytest.mark.parametrize("task", MODULES)
 def test_a_base_of_other_shapes(task: str, tiny_base: Any, tmp_path: Path) -> None:
-    base = changed(tiny_base("llama"), tmp_path / "base", intermediate_size=64)
-    rows = completions() if task == "text-generation" else labelled()
+    kind = "vit" if task == "image-classification" else "llama"
+    base = changed(tiny_base(kind), tmp_path / "base", intermediate_size=64)
     with pytest.raises(BaseModelError):
-        prepared(base, rows, task=task)
+        prepared(base, rows_for(task), task=task)
 
 
 def test_a_base_without_a_tokenizer(tiny_base: Any, tmp_path: Path) -> None:

@@ -158,6 +158,13 @@ class Classification(Task):
             raise DataError(f"{misfits} fit the model, whose labels are {own}: {remedy}.", faults)
         return fitting, faults
 
+    def refuse_unreadable(self, model: Model, records: Sequence[Any], what: str) -> None:
+        """Raises DataError that names each input that the model cannot be fed."""
+        faults = [f"{r.source}: {reason}" for r in records if (reason := self.unreadable(model, r))]
+        if faults:
+            cannot = f"{len(faults):,} of {counted(len(records), what)} cannot be read"
+            raise DataError(f"{cannot}: mend {them(len(faults))}, or leave {them(len(faults))} out.", faults)
+
     def _misfit(self, label: Any, classes: set[str]) -> str | None:
         """Why the model cannot have a label, if so."""
         if label is None:

@@ -14,7 +14,7 @@ from tunewright.data.config import DataConfig
 from tunewright.data.kinds import LabelledImage
 from tunewright.data.pictures import Picture, as_picture
 from tunewright.data.rendered import Fitted
-from tunewright.errors import DataError, counted, them
+from tunewright.errors import DataError
 from tunewright.tasks._classification import Classification
 from tunewright.tasks._pretrained import load_image_processor
 from tunewright.tasks.base import Batch, Encoded, Model, Predictions
@@ -129,11 +129,9 @@ class ImageClassification(Classification):
         return {"image": str(as_picture(given))}
 
     def classify(self, model: Model, given: Sequence[Any]) -> tuple[Predictions, set[int]]:
-        records = [LabelledImage(self._picture(one, i), None, str(i)) for i, one in enumerate(given)]
-        faults = [f"{r.image}: {reason}" for r in records if (reason := self.unreadable(model, r))]
-        if faults:
-            cannot = f"{len(faults):,} of {counted(len(given), 'image')} cannot be read"
-            raise DataError(f"{cannot}: mend {them(len(faults))}, or leave {them(len(faults))} out.", faults)
+        pictures = [self._picture(one, i) for i, one in enumerate(given)]
+        records = [LabelledImage(picture, None, str(picture)) for picture in pictures]
+        self.refuse_unreadable(model, records, "image")
         return self.predict(model, self.encode(model, records, DataConfig(train="-")).examples), set()
 
     def _picture(self, given: Any, number: int) -> Picture:
