@@ -94,7 +94,7 @@ def train(document: Mapping[str, Any]) -> dict[str, Any]:
     with Stopwatch() as watch:
         run = tw.train(document)
     losses = [line["validation"]["loss"] for line in run.metrics if "validation" in line]
-    notices = [notice for notice in run.info["notices"] if "frozen blocks" in notice]
+    notices = [notice for notice in run.info["notices"] if "Frozen blocks" in notice]
     return {
         "seconds": watch.seconds,
         "loss": losses[-1],

@@ -82,14 +82,14 @@ def prefix_cache(job: Job) -> tuple[PrefixCache | None, list[str]]:
     try:
         cache = _proven(job)
     except Unkept as reason:
-        return None, [f"The {len(frozen)} frozen blocks are computed anew in each epoch: {reason}"]
+        return None, [f"Frozen blocks ({len(frozen)}) are computed anew in each epoch: {reason}"]
     size = f"{cache.size / GIGABYTE:.2f} GB" if cache.size > GIGABYTE else f"{cache.size / 10**6:.1f} MB"
     if cache.size > job.config.prefix_cache * GIGABYTE:
         return None, [
-            f"The {len(frozen)} frozen blocks are computed anew in each epoch: to keep what they compute takes {size}. "
+            f"Frozen blocks ({len(frozen)}) are computed anew in each epoch: to keep what they compute takes {size}. "
             "Where there is so much memory, set training.prefix_cache to it."
         ]
-    return cache, [f"What the {len(frozen)} frozen blocks compute is kept for later epochs ({size})."]
+    return cache, [f"Frozen blocks ({len(frozen)}): what they compute is kept for later epochs ({size})."]
 
 
 @contextmanager
@@ -273,10 +273,15 @@ class Cut:
     def replaced(self, states_B: Tensor) -> Iterator[None]:
         """Inside, the model computes with these states from `place` on."""
 
+        pending = [states_B]
+
         def put(_: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> Any:
+            if not pending:  # some heads call one dropout twice
+                return None
+            states = pending.pop()
             if given:
-                return (states_B, *given[1:]), named
-            return given, {**named, next(iter(named)): states_B}
+                return (states, *given[1:]), named
+            return given, {**named, next(iter(named)): states}
 
         with ExitStack() as undo:
             undo.callback(self.place.register_forward_pre_hook(put, with_kwargs=True).remove)
