@@ -105,7 +105,7 @@ data.on_bad_rows data.loss_on data.chat_template data.special_tokens
 data.augment.colour data.augment.crop data.augment.flip data.augment.mixup
 method.lora.rank method.lora.alpha method.lora.dropout method.lora.targets method.lora.rslora method.lora.dora
 method.lora.init method.lora.plus_ratio method.lora.experts method.lora.train_along
-method.full.batch_norm method.freeze.last method.freeze.first method.freeze.batch_norm
+method.full.batch_norm method.freeze.last method.freeze.until method.freeze.batch_norm
 method.adapter.variant method.adapter.width
 method.peft.config
 objective.supervised.label_smoothing objective.supervised.class_weights objective.supervised.router_loss
@@ -113,7 +113,7 @@ training.epochs training.max_steps training.head_first training.learning_rate tr
 training.optimizer training.weight_decay training.gradient_clip training.batch training.batch_tokens
 training.micro_batch_tokens
 training.packing training.precision training.activation_checkpointing training.device training.processes training.seed
-training.seeds
+training.seeds training.layer_decay training.gradual_unfreezing training.prefix_cache
 training.evaluate_every training.patience training.keep training.ema training.checkpoint_every training.track
 evaluation.before evaluation.samples evaluation.generate evaluation.max_new_tokens evaluation.pattern
 """

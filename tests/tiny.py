@@ -55,7 +55,7 @@ ENCODERS: dict[str, Callable[..., Any]] = {
         dim=32, hidden_dim=48, n_layers=3, n_heads=4, max_position_embeddings=256, initializer_range=0.15,
         dropout=0.0, attention_dropout=0.0, seq_classif_dropout=0.0, **o,
     ),
-    "roberta": lambda **o: hf.RobertaConfig(**SIZES, **NO_DROPOUT, type_vocab_size=1, **o),
+    "roberta": lambda **o: hf.RobertaConfig(**{**SIZES, **NO_DROPOUT, "type_vocab_size": 1, **o}),
 }  # fmt: skip
 KINDS = (*DECODERS, *ENCODERS)
 VISION: dict[str, Callable[..., Any]] = {
@@ -63,8 +63,8 @@ VISION: dict[str, Callable[..., Any]] = {
         embedding_size=8, hidden_sizes=[8, 12, 16], depths=[1, 1, 1], layer_type="basic", **o
     ),
     "vit": lambda **o: hf.ViTConfig(
-        **{**{k: v for k, v in SIZES.items() if k != "max_position_embeddings"}, **NO_DROPOUT}, image_size=16,
-        patch_size=8, **o,
+        **{**{k: v for k, v in SIZES.items() if k != "max_position_embeddings"}, **NO_DROPOUT, **o}, image_size=16,
+        patch_size=8,
     ),
 }  # fmt: skip
 """Convolutions with batch norms, and a transformer."""

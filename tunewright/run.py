@@ -103,7 +103,9 @@ def _ready(recipe: Recipe, record: Record, processes: Processes, resume: bool) -
     prepared = prepare(recipe, record.folder / "start" / "base", processes.rank)
     if resume:
         refuse_changed(prepared.rows.sets(), record.info["data"], "Start a new run.")
-    return prepared, ready(make_job(prepared, record.folder, processes), resume)
+    step = ready(make_job(prepared, record.folder, processes), resume)
+    prepared.notices.extend(step.notices)
+    return prepared, step
 
 
 def make_job(prepared: Prepared, folder: Path, processes: Processes) -> Job:

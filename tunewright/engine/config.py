@@ -27,8 +27,14 @@ class TrainingConfig(BaseModel):
     head_first: float = Field(
         0.0, ge=0, allow_inf_nan=False, description="Epochs that a new head first trains alone, on the frozen base."
     )
+    gradual_unfreezing: Positive | None = Field(
+        None, description="Epochs after which one more block trains, from the top down; null: all train at once."
+    )
     max_steps: int | None = Field(None, ge=1, description="Stop after so many steps, whatever the epochs say.")
     learning_rate: Positive | Literal["auto"] = Field("auto", description="Peak learning rate.")
+    layer_decay: float = Field(
+        1.0, gt=0, le=1, description="Rate of a block over that of the block above it; the head has the full rate."
+    )
     schedule: Literal["cosine", "linear", "constant", "wsd"] = Field("cosine", description="Shape after the warm-up.")
     warmup: float = Field(0.05, ge=0, description="Share of the steps (below 1) or number of steps to warm up over.")
     optimizer: Literal["adamw", "adafactor", "adamw8bit"] = Field(
@@ -71,6 +77,11 @@ class TrainingConfig(BaseModel):
     )
     checkpoint_every: int | None = Field(
         None, ge=1, description="Steps between checkpoints; null: with each evaluation."
+    )
+    prefix_cache: float = Field(
+        2.0,
+        ge=0,
+        description="Largest size in GB of what frozen first blocks compute, kept for later epochs; 0: not kept.",
     )
     track: list[Literal["tensorboard", "wandb", "mlflow"]] = Field([], description="Also log there (extra [track]).")
 
