@@ -63,8 +63,8 @@ VISION: dict[str, Callable[..., Any]] = {
         embedding_size=8, hidden_sizes=[8, 12, 16], depths=[1, 1, 1], layer_type="basic", **o
     ),
     "vit": lambda **o: hf.ViTConfig(
-        **{**{k: v for k, v in SIZES.items() if k != "max_position_embeddings"}, **NO_DROPOUT}, image_size=16,
-        patch_size=8, **o,
+        **{**{k: v for k, v in SIZES.items() if k != "max_position_embeddings"}, **NO_DROPOUT, **o}, image_size=16,
+        patch_size=8,
     ),
 }  # fmt: skip
 """Convolutions with batch norms, and a transformer."""
