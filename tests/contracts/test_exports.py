@@ -26,7 +26,8 @@ PROMPTS = ("prefix", "prompt", "p-tuning")
 EXPORTS = [
     *[(task, kind, method, target) for task in BASES for kind in BASES[task] for method in PLAIN for target in TARGETS
       if (task, kind, method) not in REFUSED],
-    *[("text-generation", "llama", method, target) for method in VARIANTS if method != "freeze 2"  # there is one layer here
+    *[("text-generation", "llama", method, target)
+      for method in VARIANTS if method != "freeze 2"  # there is one layer here
       for target in ("peft", "merged", "gguf")],
 ]  # fmt: skip
 

@@ -84,7 +84,7 @@ def logits_of(reader: Reader, questions: Mapping[str, Any]) -> list[np.ndarray]:
 
 
 def fed(processor: Any, row: Row) -> dict[str, np.ndarray]:
-    """What a model is fed of a row, [1, ...]: its token ids, or the pixels that its own processor makes of the image."""
+    """What a model is fed of a row, [1, ...]: its token ids, or the pixels that its processor makes of the image."""
     if "image" not in row:
         return {name: np.array([ids], dtype=np.int64) for name, ids in row.items()}
     from PIL import Image

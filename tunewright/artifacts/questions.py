@@ -16,7 +16,6 @@ from tunewright.data.batches import Example
 from tunewright.data.config import DataConfig
 from tunewright.data.kinds import (
     KINDS,
-    Classified,
     Completion,
     Conversation,
     Document,
@@ -106,7 +105,7 @@ def make_questions(model: Model, held_out: HeldOut) -> dict[str, Any]:
         raise DataError(
             f"{held_out.source} holds {kind} rows; this model needs {' or '.join(model.task.data_kinds)} rows."
         )
-    records = [replace(r, label=None) if isinstance(r, Classified) else r for r in held_out.records]
+    records = [replace(r, label=None) if isinstance(r, Labelled | LabelledImage) else r for r in held_out.records]
     records = records[: ROWS[model.task.name]]
     config = DataConfig(train="-", overlength="truncate", on_bad_rows="skip")
     examples = model.task.encode(model, records, config).examples
@@ -127,7 +126,12 @@ def _of_images(records: Sequence[Any], examples: Sequence[Example]) -> dict[str,
         "processor": "AutoImageProcessor",
         "rows": [{"image": base64.b64encode(file).decode()} for file in files],
         "pixels": [hash_of(np.asarray(e.inputs["pixel_values"])) for e in examples],
-        **{"positions": 0, "asked": [], "prompts": [], "new_tokens": 0, "stop": [], "pad": None},
+        "positions": 0,
+        "asked": [],
+        "prompts": [],
+        "new_tokens": 0,
+        "stop": [],
+        "pad": None,
     }
 
 
