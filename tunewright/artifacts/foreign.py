@@ -174,7 +174,28 @@ def read_transformers(folder: Path, questions: Mapping[str, Any]) -> Reader:
 
     by = ["torchao"] if "quantization_config" in json.loads((folder / "config.json").read_text()) else []
     module = getattr(transformers, questions["auto"]).from_pretrained(folder, device_map=questions["device"])
-    return Torch(module, read_processor(folder, questions), by=by)
+    labels = named(transformers.AutoConfig.from_pretrained(folder))
+    if questions["head"]:
+        put_head(module, folder, questions["head"])
+    return Torch(module, read_processor(folder, questions), by=by, labels=labels)
+
+
+def put_head(tower: Any, folder: Path, name: str) -> None:
+    """Let an image tower of CLIP or SigLIP end with a linear head on features of length 1, which lies beside it."""
+    import torch.nn.functional as F  # noqa: N812
+    from safetensors.torch import load_file
+    from transformers.modeling_outputs import ImageClassifierOutput
+
+    saved = {key: tensor for path in folder.glob("*.safetensors") for key, tensor in load_file(path).items()}
+    weight, bias = (saved[f"{name}.{part}"].to(tower.device, tower.dtype) for part in ("weight", "bias"))
+    forward = tower.forward
+
+    def classify(**inputs: Any) -> Any:
+        found = forward(**inputs)
+        features = found.image_embeds if hasattr(found, "image_embeds") else found.pooler_output
+        return ImageClassifierOutput(logits=F.linear(F.normalize(features, dim=-1), weight, bias))
+
+    tower.forward = classify
 
 
 def read_peft(folder: Path, questions: Mapping[str, Any]) -> Reader:

@@ -28,6 +28,8 @@ from tunewright.data.pictures import Picture
 from tunewright.data.render import Renderer
 from tunewright.errors import DataError
 from tunewright.tasks._pretrained import max_length
+from tunewright.tasks._zero_shot import HEAD as PROMPT_HEAD
+from tunewright.tasks._zero_shot import TOWERS
 from tunewright.tasks.base import Model
 
 ROWS = {"text-generation": 16, "text-classification": 64, "image-classification": 32}
@@ -111,8 +113,10 @@ def make_questions(model: Model, held_out: HeldOut) -> dict[str, Any]:
     examples = model.task.encode(model, records, config).examples
     if not examples:
         raise DataError(f"{held_out.source} holds no row that this model can read.")
+    prompted = hasattr(model.module, PROMPT_HEAD)
     return {
-        "auto": AUTO[model.task.name],
+        "auto": TOWERS[model.module.config.model_type] if prompted else AUTO[model.task.name],
+        "head": PROMPT_HEAD if prompted else "",
         "labels": len(getattr(model.task, "labels", [])),
         **(_of_images(records, examples) if kind == "image" else _of_texts(model, records, examples)),
     }
