@@ -109,7 +109,8 @@ method.full.batch_norm method.freeze.last method.freeze.until method.freeze.batc
 method.adapter.variant method.adapter.width
 method.peft.config
 objective.supervised.label_smoothing objective.supervised.class_weights objective.supervised.router_loss
-training.epochs training.max_steps training.head_first training.learning_rate training.schedule training.warmup
+training.epochs training.max_steps training.head_first training.zero_shot
+training.learning_rate training.schedule training.warmup
 training.optimizer training.weight_decay training.gradient_clip training.batch training.batch_tokens
 training.micro_batch_tokens
 training.packing training.precision training.activation_checkpointing training.device training.processes training.seed

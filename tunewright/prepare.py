@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from tunewright.artifacts.load import infer_task, load_start
+from tunewright.artifacts.card import read_card
+from tunewright.artifacts.load import infer_task, is_adapter, load_start, weights_folder
 from tunewright.data.batches import Example
 from tunewright.data.config import DataConfig
 from tunewright.data.kinds import Classified
@@ -119,6 +120,8 @@ def prepare(recipe: Recipe, start: Path, rank: int = 0) -> Prepared:
     precision = pick_precision(training.precision, device)
     rows = read_rows(recipe.data, training.seed)
     task, notices = choose_task(recipe, rows.given)
+    if training.zero_shot:
+        _begin_with_prompts(task, recipe.base, training.zero_shot)
     if training.packing and not task.packs:
         raise RecipeError(f"training.packing: {task.name} does not pack rows. Leave it out.")
     if training.packing and not recipe.method.packs():
@@ -163,6 +166,16 @@ def prepare(recipe: Recipe, start: Path, rank: int = 0) -> Prepared:
     for name in prepared.evaluation_sets():
         refuse_idle_pattern(model, prepared.examples(name), rows.sets()[name].records, recipe.evaluation)
     return prepared
+
+
+def _begin_with_prompts(task: Any, base: str, templates: list[str]) -> None:
+    """Let the base's text tower make the head. Raises RecipeError where it cannot, or where there is a head already."""
+    if not hasattr(task, "templates") or task.kind == "regression":
+        raise RecipeError("training.zero_shot: prompts name the classes of images. Leave it out.")
+    folder = weights_folder(base)
+    if is_adapter(folder) or read_card(folder):
+        raise RecipeError(f"training.zero_shot: {base} was tuned before, and has its head already. Leave it out.")
+    task.templates = templates
 
 
 def _teach_to_end(model: Model, method: Method) -> str:

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from math import isfinite
@@ -118,8 +119,10 @@ def _verify(
 
 def _judge(model: Model, questions: Mapping[str, Any], limits: Limits) -> Callable[[Answers], Comparison]:
     """Ask the trained model, and give what compares the export's answers with its own."""
-    reader = foreign.Torch(model.module, model.processor, questions["stop"])
-    trained = foreign.answers(reader, questions, questions["prompts"])
+    labels = getattr(model.task, "labels", [])
+    reader = foreign.Torch(model.module, model.processor, questions["stop"], labels=labels)
+    trained = foreign.answers(reader, questions)
+    trained = replace(trained, prompts=questions["prompts"], pixels=questions["pixels"])  # as training fed them
     if not all(np.isfinite(logits).all() for logits in trained.logits):
         raise BaseModelError(DAMAGED)
     untuned = None

@@ -14,9 +14,11 @@ from tunewright.data.config import DataConfig
 from tunewright.data.kinds import LabelledImage
 from tunewright.data.pictures import Picture, as_picture
 from tunewright.data.rendered import Fitted
-from tunewright.errors import DataError
+from tunewright.errors import DataError, counted
 from tunewright.tasks._classification import Classification
 from tunewright.tasks._pretrained import load_image_processor
+from tunewright.tasks._zero_shot import HEAD as PROMPT_HEAD
+from tunewright.tasks._zero_shot import has_prompt_head, prompt_head_class, put_prompts, refuse_without_text
 from tunewright.tasks.base import Batch, Encoded, Model, Predictions
 
 if TYPE_CHECKING:
@@ -63,12 +65,37 @@ class ImageClassification(Classification):
     Args:
         labels: the class names; None keeps those of the base.
         kind: `single_label` (softmax), `multi_label` (a sigmoid a class) or `regression`.
+        templates: prompts with {label}, of which the text tower of a base makes the head that its tuning begins with.
     """
 
     name: ClassVar[str] = "image-classification"
     auto_class: ClassVar[str] = "AutoModelForImageClassification"
     architecture: ClassVar[str] = "ForImageClassification"
     data_kinds: ClassVar[tuple[str, ...]] = ("image",)
+
+    def __init__(
+        self, labels: Sequence[str] | None = None, kind: str = "single_label", templates: Sequence[str] = ()
+    ) -> None:
+        super().__init__(labels, kind)
+        self.templates = list(templates)
+
+    def load(self, base: str, *, seed: int = 0, dtype: Any = None, weights: bool = True) -> Model:
+        model = super().load(base, seed=seed, dtype=dtype, weights=weights)
+        if self.templates and PROMPT_HEAD in model.new:
+            refuse_without_text(base, model.module.config)
+            put_prompts(model.module, base, self.labels, self.templates)
+            model.new = ()
+            prompts = counted(len(self.templates), "prompt")
+            model.notices = [f"A zero-shot head for {len(self.labels)} classes, of {prompts} for each."]
+        return model
+
+    def model_class(self, base: str, config: Any) -> Any:
+        if has_prompt_head(config):
+            return prompt_head_class(config)
+        if self.templates:
+            refuse_without_text(base, config)
+            return prompt_head_class(config)
+        return super().model_class(base, config)
 
     def processor(self, base: str, config: Any) -> Any:
         return load_image_processor(base)
@@ -115,7 +142,7 @@ class ImageClassification(Classification):
 
     def width(self, module: nn.Module) -> int:
         """What enters the head: architectures have several names for it, and some have none."""
-        config: Any = module.config
+        config: Any = getattr(module.config, "vision_config", module.config)
         named = [getattr(config, name, None) for name in ("hidden_size", "hidden_sizes", "hidden_dim")]
         sizes = next((size for size in named if size), None)
         if sizes is None:
