@@ -18,7 +18,7 @@ from tests.evaluation.test_report import HOSTILE, Page
 from tests.evaluation.test_report import test_the_page_can_be_read_aloud as assert_it_can_be_read_aloud
 from tests.runs import recipe
 from tests.tiny import labelled, pictures
-from tunewright.data.kinds import Labelled, LabelledImage
+from tunewright.data.kinds import Completion, Labelled, LabelledImage
 from tunewright.data.pictures import Picture, thumbnail
 from tunewright.evaluation.gallery import PICTURES, cards, gallery
 from tunewright.evaluation.report import write_report
@@ -72,6 +72,8 @@ def test_soft_labels_several_labels_and_numbers() -> None:
 def test_texts_and_rows_without_a_label_have_no_pictures() -> None:
     assert gallery(ANTS, [Labelled("text", "ant", f"row {i}") for i in range(5)], LABELS, 8) == {}
     assert gallery(ANTS, records([None] * 5), LABELS, 8) == {}
+    of_a_language_model = Predictions("likelihood", ["row 0"], nll_N=np.ones(1), count_N=np.ones(1))
+    assert gallery(of_a_language_model, [Completion("a", "b", "row 0")], [], 8) == {}
 
 
 @pytest.mark.parametrize(("size", "small"), [((900, 600), (144, 96)), ((20, 24), (20, 24))])

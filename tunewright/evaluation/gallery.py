@@ -37,6 +37,8 @@ def gallery(
     """
     by_source = {r.source: r for r in records if isinstance(r, LabelledImage) and r.label is not None}
     rows = [i for i, source in enumerate(predictions.sources) if source in by_source]
+    if not rows:
+        return {}
     loss_N, wrong_N = _loss(predictions), _wrong(predictions)
     truths = {i: in_words(by_source[predictions.sources[i]])[1] for i in rows}
     worst = sorted((i for i in rows if wrong_N[i]), key=lambda i: -loss_N[i])
@@ -51,7 +53,7 @@ def gallery(
             **_chances(predictions, i),
         }
 
-    chosen = {"shown": _in_turn(rows, truths), "worst": worst} if rows else {}
+    chosen = {"shown": _in_turn(rows, truths), "worst": worst}
     return {name: [card(i) for i in found[: min(count, MOST)]] for name, found in chosen.items()}
 
 
