@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tunewright.artifacts.load import infer_task, load_start
+from tunewright.artifacts.save import beside
 from tunewright.data.batches import Example
 from tunewright.data.config import DataConfig
 from tunewright.data.kinds import Classified
@@ -21,6 +22,9 @@ from tunewright.methods.base import Method, parameter_count
 from tunewright.objectives.supervised import Supervised, class_weights
 from tunewright.recipe import Recipe
 from tunewright.tasks import MODULES, task_class
+from tunewright.tasks._factories import allow, is_factory
+from tunewright.tasks._module_config import ModuleConfig
+from tunewright.tasks._modules import begin
 from tunewright.tasks.base import Encoded, Model, Task
 
 
@@ -126,7 +130,7 @@ def prepare(recipe: Recipe, start: Path, rank: int = 0) -> Prepared:
             "training.packing does not go with virtual tokens, which would stand in front of the first row."
         )
     dtype = "bfloat16" if precision == "bf16" and recipe.method.saved_as != "transformers" else None
-    model = load_start(recipe.base, task, recipe.method, start, training.seed, dtype)
+    model = load_start(base_of(recipe, start), task, recipe.method, start, training.seed, dtype)
     model.max_length = recipe.data.max_length
     if hasattr(task, "prepare"):
         task.prepare(model, recipe.data, rows.train.kind)
@@ -163,6 +167,31 @@ def prepare(recipe: Recipe, start: Path, rank: int = 0) -> Prepared:
     for name in prepared.evaluation_sets():
         refuse_idle_pattern(model, prepared.examples(name), rows.sets()[name].records, recipe.evaluation)
     return prepared
+
+
+def base_of(recipe: Recipe, start: Path) -> str:
+    """The folder or name of the base. That of a torch module is written to `start` first, unless it is there already.
+
+    Raises:
+        RecipeError: options of a torch module, for a base that is none.
+        BaseModelError: the module cannot be made, or does not fit its weights.
+    """
+    if not is_factory(recipe.base):
+        idle = [name for name in ("weights", "module") if getattr(recipe, name) is not None]
+        if idle:
+            raise RecipeError(
+                f"{' and '.join(idle)}: for a base that is a torch module (package.module:factory), and {recipe.base} is "
+                "none. Leave it out."
+            )
+        return recipe.base
+    allow(recipe.base)
+    if recipe.task not in ("auto", "image-classification"):
+        raise RecipeError(f"task: {recipe.task} has no torch modules as bases: they classify images.")
+    if not start.exists():
+        with beside(start) as draft:
+            begin(recipe.base, recipe.module or ModuleConfig(), recipe.weights, draft, recipe.training.seed)
+            draft.rename(start)
+    return str(start)
 
 
 def _teach_to_end(model: Model, method: Method) -> str:

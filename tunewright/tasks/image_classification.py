@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -15,7 +16,10 @@ from tunewright.data.kinds import LabelledImage
 from tunewright.data.pictures import Picture, as_picture
 from tunewright.data.rendered import Fitted
 from tunewright.errors import DataError
+from tunewright.tasks import _modules
+from tunewright.tasks._blocks import blocks_of_names, trunk_blocks
 from tunewright.tasks._classification import Classification
+from tunewright.tasks._modules import layout_of
 from tunewright.tasks._pretrained import load_image_processor
 from tunewright.tasks.base import Batch, Encoded, Model, Predictions
 
@@ -70,8 +74,38 @@ class ImageClassification(Classification):
     architecture: ClassVar[str] = "ForImageClassification"
     data_kinds: ClassVar[tuple[str, ...]] = ("image",)
 
+    def load(self, base: str, *, seed: int = 0, dtype: Any = None, weights: bool = True) -> Model:
+        if not _modules.is_module_folder(base):
+            return super().load(base, seed=seed, dtype=dtype, weights=weights)
+        import torch
+
+        module, layout = _modules.load(Path(base))
+        processor = load_image_processor(base)
+        _modules.refuse_other_code(module, processor, Path(base))
+        self._settle_labels(base, layout.labels, layout.kind)
+        new = (layout.head,) if layout.labels != self.labels else ()
+        if new:
+            _modules.replace_head(module, layout.head, len(self.labels), seed)
+            _modules.refuse_fixed_outputs(module, processor, len(self.labels))
+        module.to(getattr(torch, dtype or "float32"))
+        return self.begun(Model(module, processor, self, base, along=(layout.head,), new=new), layout.labels)
+
     def processor(self, base: str, config: Any) -> Any:
         return load_image_processor(base)
+
+    def save(self, model: Model, folder: Path) -> None:
+        if layout_of(model.module) is None:
+            super().save(model, folder)
+        else:
+            _modules.save(model.module, self.labels, self.kind, model.processor, folder)
+
+    def head(self, module: nn.Module) -> list[str]:
+        layout = layout_of(module)
+        return [layout.head] if layout else super().head(module)
+
+    def blocks(self, module: nn.Module) -> list[tuple[str, nn.Module]]:
+        layout = layout_of(module)
+        return blocks_of_names(module, layout.blocks) if layout else trunk_blocks(module)
 
     def unreadable(self, model: Model, record: Any) -> str | None:
         try:
@@ -114,15 +148,14 @@ class ImageClassification(Classification):
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
     def width(self, module: nn.Module) -> int:
-        """What enters the head: architectures have several names for it, and some have none."""
-        config: Any = module.config
-        named = [getattr(config, name, None) for name in ("hidden_size", "hidden_sizes", "hidden_dim")]
-        sizes = next((size for size in named if size), None)
-        if sizes is None:
-            sizes = [p.shape[1] for name, p in module.named_parameters() if p.ndim == 2 and ".lora_" not in name]
-        return int(sizes[-1] if isinstance(sizes, list) else sizes)
+        """The hidden size where there is one for all blocks, else what enters the head's last layer."""
+        hidden = getattr(getattr(module, "config", None), "hidden_size", None)
+        layer = self.final_layer(module)
+        return int(hidden or getattr(layer, "in_features", 0) or layer.in_channels)
 
     def logits(self, module: nn.Module, batch: Batch) -> Tensor:
+        if layout_of(module):
+            return _modules.logits(module, batch.inputs["pixel_values"]).float()
         return module(**batch.inputs).logits.float()
 
     def shown(self, given: Any) -> dict[str, Any]:
