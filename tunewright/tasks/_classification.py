@@ -69,6 +69,8 @@ class Classification(Task):
         config.num_labels = len(self.labels)
         config.id2label = dict(enumerate(self.labels))
         config.label2id = {label: i for i, label in enumerate(self.labels)}
+        if hasattr(config, "label_names"):  # timm's word for them, which is what transformers writes for its models
+            config.label_names = self.labels
         config.problem_type = PROBLEM_TYPES[self.kind]
         if not weights:
             shape = without_weights(auto_class, config)

@@ -15,10 +15,11 @@ from tunewright.data.config import DataConfig
 from tunewright.data.kinds import LabelledImage
 from tunewright.data.pictures import Picture, as_picture
 from tunewright.data.rendered import Fitted
-from tunewright.errors import DataError
+from tunewright.errors import BaseModelError, DataError, MethodError
 from tunewright.tasks import _modules
-from tunewright.tasks._blocks import blocks_of_names, trunk_blocks
+from tunewright.tasks._blocks import blocks_of_names, nested_blocks, trunk_blocks, unwrapped
 from tunewright.tasks._classification import Classification
+from tunewright.tasks._module_config import timm_preprocessing
 from tunewright.tasks._modules import layout_of
 from tunewright.tasks._pretrained import load_image_processor
 from tunewright.tasks.base import Batch, Encoded, Model, Predictions
@@ -90,8 +91,12 @@ class ImageClassification(Classification):
         module.to(getattr(torch, dtype or "float32"))
         return self.begun(Model(module, processor, self, base, along=(layout.head,), new=new), layout.labels)
 
+    def _has_head(self, config: Any) -> bool:
+        return super()._has_head(config) or config.model_type == "timm_wrapper"
+
     def processor(self, base: str, config: Any) -> Any:
-        return load_image_processor(base)
+        found = load_image_processor(base)
+        return timm_preprocessing(found.data_config).processor() if hasattr(found, "data_config") else found
 
     def save(self, model: Model, folder: Path) -> None:
         if layout_of(model.module) is None:
@@ -100,12 +105,15 @@ class ImageClassification(Classification):
             _modules.save(model.module, self.labels, self.kind, model.processor, folder)
 
     def head(self, module: nn.Module) -> list[str]:
-        layout = layout_of(module)
-        return [layout.head] if layout else super().head(module)
+        if layout := layout_of(module):
+            return [layout.head]
+        return _timm_head(module) or super().head(module)
 
     def blocks(self, module: nn.Module) -> list[tuple[str, nn.Module]]:
-        layout = layout_of(module)
-        return blocks_of_names(module, layout.blocks) if layout else trunk_blocks(module)
+        layout, bare = layout_of(module), unwrapped(module)
+        timm = _timm_head(bare)
+        names = layout.blocks if layout else nested_blocks(bare, timm[0]) if timm else []
+        return blocks_of_names(module, names) if names else trunk_blocks(module)
 
     def unreadable(self, model: Model, record: Any) -> str | None:
         try:
@@ -153,6 +161,31 @@ class ImageClassification(Classification):
         layer = self.final_layer(module)
         return int(hidden or getattr(layer, "in_features", 0) or layer.in_channels)
 
+    def channels(self, model: Model, blocks: Sequence[nn.Module]) -> list[int]:
+        """How many channels leave each of these blocks, by a forward pass of a black image.
+
+        Raises MethodError for a block that does not give [B, C, H, W] or [B, T, C].
+        """
+        import torch
+
+        size = _modules.image_size(model.processor) if layout_of(model.module) and model.processor else (224, 224)
+        found: dict[int, int] = {}
+
+        def note(block: nn.Module, _: object, output: Any) -> None:
+            first = output[0] if isinstance(output, tuple) else output
+            shape = getattr(first, "shape", ())
+            if len(shape) not in (3, 4):
+                raise MethodError("The blocks of this model give no [B, C, H, W], so there is no place for adapters.")
+            found[id(block)] = shape[1] if len(shape) == 4 else shape[2]
+
+        handles = [block.register_forward_hook(note) for block in blocks]
+        like = next(model.module.parameters())
+        with torch.no_grad():
+            model.module.eval()(torch.zeros(1, 3, *size, device=like.device, dtype=like.dtype))
+        for handle in handles:
+            handle.remove()
+        return [found[id(block)] for block in blocks]
+
     def logits(self, module: nn.Module, batch: Batch) -> Tensor:
         if layout_of(module):
             return _modules.logits(module, batch.inputs["pixel_values"]).float()
@@ -178,6 +211,13 @@ class ImageClassification(Classification):
         return example.source
 
 
+def _timm_head(module: Any) -> list[str]:
+    """The name of the layer that a timm model within transformers' wrapper calls its classifier."""
+    inner = getattr(module, "timm_model", None)
+    head = inner.get_classifier() if inner is not None else None
+    return [name for name, layer in module.named_modules() if layer is head]
+
+
 def _varied(example: Example, draw: Draw) -> Example:
     return replace(example, inputs={"pixel_values": replace(example.inputs["pixel_values"], draw=draw)})
 
@@ -188,6 +228,8 @@ def _positions(pixels: Sequence[Pixels]) -> tuple[int, tuple[int, int]]:
     Raises DataError where the processor makes images of several sizes.
     """
     shapes = {np.asarray(p).shape for p in pixels[:8]}
+    if any(len(shape) != 3 for shape in shapes):
+        raise BaseModelError("This model is fed patches in place of images (NaFlex), which is not supported.")
     if len(shapes) > 1:
         sizes = ", ".join(sorted(f"{w} × {h}" for _, h, w in shapes))
         raise DataError(
