@@ -15,6 +15,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from tests.fixtures import SENTENCES, tiny_tokenizer
+from tunewright.tasks._module_config import ModuleConfig, Preprocessing
+from tunewright.tasks._modules import begin
 
 SIZES: dict[str, Any] = {
     "hidden_size": 32,
@@ -58,6 +60,7 @@ ENCODERS: dict[str, Callable[..., Any]] = {
     "roberta": lambda **o: hf.RobertaConfig(**SIZES, **NO_DROPOUT, type_vocab_size=1, **o),
 }  # fmt: skip
 KINDS = (*DECODERS, *ENCODERS)
+TOWER = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
 VISION: dict[str, Callable[..., Any]] = {
     "resnet": lambda **o: hf.ResNetConfig(
         embedding_size=8, hidden_sizes=[8, 12, 16], depths=[1, 1, 1], layer_type="basic", **o
@@ -66,8 +69,12 @@ VISION: dict[str, Callable[..., Any]] = {
         **{**{k: v for k, v in SIZES.items() if k != "max_position_embeddings"}, **NO_DROPOUT}, image_size=16,
         patch_size=8, **o,
     ),
+    "clip": lambda **o: hf.CLIPConfig(
+        text_config={**TOWER, "vocab_size": 9, "bos_token_id": 1, "eos_token_id": 2},
+        vision_config={**TOWER, "image_size": 16, "patch_size": 8}, **o,
+    ),
 }  # fmt: skip
-"""Convolutions with batch norms, and a transformer."""
+"""Convolutions with batch norms, a transformer, and a tower beside one of text."""
 
 # Decoders that are not in every table, but have something of their own.
 OTHERS: dict[str, tuple[str, Callable[..., Any]]] = {
@@ -85,6 +92,9 @@ OTHERS: dict[str, tuple[str, Callable[..., Any]]] = {
 
 def make_base(folder: Path, kind: str, **options: Any) -> Path:
     """Write a tiny base of this kind; `options` go to its configuration. Weights are random but always the same."""
+    if kind == "module":
+        begin("tests.networks:lived_net", ModuleConfig(image=SMALL), None, folder)
+        return folder
     if kind in VISION:
         return make_vision_base(folder, kind, **options)
     if kind in DECODERS or kind in OTHERS:
@@ -101,6 +111,9 @@ def make_base(folder: Path, kind: str, **options: Any) -> Path:
     random_weights(auto, config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+SMALL = Preprocessing(resize=16, crop=16)
 
 
 def make_vision_base(folder: Path, kind: str, **options: Any) -> Path:

@@ -18,10 +18,11 @@ from tunewright.engine.config import TrainingConfig
 from tunewright.engine.device import auto_batch, auto_learning_rate, pick_device, pick_precision
 from tunewright.errors import DataError, MethodError, RecipeError, counted
 from tunewright.evaluation.evaluate import refuse_idle_evaluation, refuse_idle_pattern
-from tunewright.methods.base import Method, parameter_count
+from tunewright.methods.base import Method, moving_norms, parameter_count
 from tunewright.objectives.supervised import Supervised, class_weights
 from tunewright.recipe import Recipe
 from tunewright.tasks import MODULES, task_class
+from tunewright.tasks._blocks import unwrapped
 from tunewright.tasks._factories import allow, is_factory
 from tunewright.tasks._module_config import ModuleConfig
 from tunewright.tasks._modules import begin
@@ -244,10 +245,25 @@ def decide(training: TrainingConfig, method: Method, model: Model, rows: int, va
             raise RecipeError(f"training.{option} needs validation rows. Give data.validation, or leave {option} out.")
     changes: dict[str, Any] = {}
     if training.learning_rate == "auto":
-        changes["learning_rate"] = auto_learning_rate(method.learning_rate, hidden_size(model))
+        reference = method.learning_rate * (NORMED if _is_normed(model, method) else 1)
+        changes["learning_rate"] = auto_learning_rate(reference, hidden_size(model))
     if training.batch == "auto" and training.batch_tokens is None:
         changes["batch"] = auto_batch(rows)
     return training.model_copy(update=changes)
+
+
+NORMED = 10
+"""How much larger the automatic rate is where batch norms of the trunk train.
+
+They take the scale out of the weights in front of them, and with it most of the effect of a step (van Laarhoven, arXiv
+1706.05350). Measured on ResNet-20 and noisy CIFAR-10 (800 rows, 3 epochs, one seed): 55.0 % at the rate of transformers,
+1.5e-4, and 62.8 % at ten times that; SqueezeNet, which has no batch norm, is best at the lowest, 5e-5.
+"""
+
+
+def _is_normed(model: Model, method: Method) -> bool:
+    along = {id(m) for name in model.along for m in unwrapped(model.module).get_submodule(name).modules()}
+    return any(id(norm) not in along for norm in moving_norms(model.module, method))
 
 
 def hidden_size(model: Model) -> int:

@@ -47,7 +47,8 @@ def give(name: str, module: Any) -> None:
 
     if isinstance(module, str) and is_factory(module):
         allow(module)
-        _given[name] = lambda: make(module)
+        if module != name:
+            _given[name] = _found(module)
     elif isinstance(module, nn.Module) or callable(module):
         _given[name] = module
     else:
