@@ -87,7 +87,9 @@ def image_logits(model: Model, rows: int) -> torch.Tensor:
     images = [Image.open(BytesIO(row["image"])) for row in rows_for(model.task.name)[:rows]]
     model.module.eval()
     with torch.no_grad():
-        return model.task.logits(model.module, SimpleNamespace(inputs=dict(model.processor(images, return_tensors="pt"))))
+        return model.task.logits(
+            model.module, SimpleNamespace(inputs=dict(model.processor(images, return_tensors="pt")))
+        )
 
 
 @cache

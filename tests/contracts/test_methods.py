@@ -62,7 +62,11 @@ PEFT_VARIANTS = {
 }
 CASES = {**PLAIN, **VARIANTS, **PEFT_VARIANTS, "experts": {**LORA, "experts": True}}
 
-KINDS_OF = {"text-generation": DECODERS, "text-classification": KINDS, "image-classification": [*VISION, "module"]}
+KINDS_OF = {
+    "text-generation": DECODERS,
+    "text-classification": KINDS,
+    "image-classification": [*VISION, "clip", "module"],
+}
 Pair = tuple[str, str, str]
 PAIRS: list[Pair] = [
     *[(task, kind, name) for task, kinds in KINDS_OF.items() for kind in kinds for name in PLAIN],

@@ -107,7 +107,7 @@ def _to_be_saved(module: Any) -> int:
 
 
 def _show_geometry(module: nn.Module) -> None:
-    """Let an adapted convolution say how large it is, as the layer within does: MobileNets ask theirs, to pad for it."""
+    """Let an adapted convolution tell its size, as the layer within does: MobileNets ask theirs, to pad for it."""
     from peft.tuners.tuners_utils import BaseTunerLayer
     from torch import nn
 

@@ -73,7 +73,9 @@ def timm_preprocessing(config: dict[str, Any]) -> Preprocessing:
     """
     size, crop = config["input_size"][-1], config.get("crop_mode", "center")
     if crop != "center" or size != config["input_size"][-2]:
-        raise BaseModelError(f"This timm model wants images of {config['input_size']}, crop_mode {crop}: not supported.")
+        raise BaseModelError(
+            f"This timm model wants images of {config['input_size']}, crop_mode {crop}: not supported."
+        )
     return Preprocessing(
         resize=math.floor(size / config.get("crop_pct", 1.0)), crop=size, interpolation=config["interpolation"],
         mean=config["mean"], std=config["std"],

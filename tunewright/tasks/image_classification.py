@@ -15,13 +15,17 @@ from tunewright.data.config import DataConfig
 from tunewright.data.kinds import LabelledImage
 from tunewright.data.pictures import Picture, as_picture
 from tunewright.data.rendered import Fitted
-from tunewright.errors import BaseModelError, DataError, MethodError
+from tunewright.errors import BaseModelError, DataError, MethodError, counted
 from tunewright.tasks import _modules
 from tunewright.tasks._blocks import blocks_of_names, nested_blocks, trunk_blocks, unwrapped
 from tunewright.tasks._classification import Classification
 from tunewright.tasks._module_config import timm_preprocessing
+from tunewright.tasks._module_head import logits as module_logits
+from tunewright.tasks._module_head import replace_head
 from tunewright.tasks._modules import layout_of
 from tunewright.tasks._pretrained import load_image_processor
+from tunewright.tasks._zero_shot import HEAD as PROMPT_HEAD
+from tunewright.tasks._zero_shot import has_prompt_head, prompt_head_class, put_prompts, refuse_without_text
 from tunewright.tasks.base import Batch, Encoded, Model, Predictions
 
 if TYPE_CHECKING:
@@ -68,6 +72,7 @@ class ImageClassification(Classification):
     Args:
         labels: the class names; None keeps those of the base.
         kind: `single_label` (softmax), `multi_label` (a sigmoid a class) or `regression`.
+        templates: prompts with {label}, of which the text tower of a base makes the head that its tuning begins with.
     """
 
     name: ClassVar[str] = "image-classification"
@@ -75,18 +80,44 @@ class ImageClassification(Classification):
     architecture: ClassVar[str] = "ForImageClassification"
     data_kinds: ClassVar[tuple[str, ...]] = ("image",)
 
+    def __init__(
+        self, labels: Sequence[str] | None = None, kind: str = "single_label", templates: Sequence[str] = ()
+    ) -> None:
+        super().__init__(labels, kind)
+        self.templates = list(templates)
+
     def load(self, base: str, *, seed: int = 0, dtype: Any = None, weights: bool = True) -> Model:
-        if not _modules.is_module_folder(base):
-            return super().load(base, seed=seed, dtype=dtype, weights=weights)
+        if _modules.is_module_folder(base):
+            return self._load_module(base, seed, dtype)
+        model = super().load(base, seed=seed, dtype=dtype, weights=weights)
+        if self.templates and PROMPT_HEAD in model.new:
+            refuse_without_text(base, model.module.config)
+            put_prompts(model.module, base, self.labels, self.templates)
+            model.new = ()
+            prompts = counted(len(self.templates), "prompt")
+            model.notices = [f"A zero-shot head for {len(self.labels)} classes, of {prompts} for each."]
+        return model
+
+    def model_class(self, base: str, config: Any) -> Any:
+        if has_prompt_head(config):
+            return prompt_head_class(config)
+        if self.templates:
+            refuse_without_text(base, config)
+            return prompt_head_class(config)
+        return super().model_class(base, config)
+
+    def _load_module(self, base: str, seed: int, dtype: Any) -> Model:
         import torch
 
+        if self.templates:
+            raise BaseModelError("training.zero_shot needs a base with a text tower, and a torch module has none.")
         module, layout = _modules.load(Path(base))
         processor = load_image_processor(base)
         _modules.refuse_other_code(module, processor, Path(base))
         self._settle_labels(base, layout.labels, layout.kind)
         new = (layout.head,) if layout.labels != self.labels else ()
         if new:
-            _modules.replace_head(module, layout.head, len(self.labels), seed)
+            replace_head(module, layout.head, len(self.labels), seed)
             _modules.refuse_fixed_outputs(module, processor, len(self.labels))
         module.to(getattr(torch, dtype or "float32"))
         return self.begun(Model(module, processor, self, base, along=(layout.head,), new=new), layout.labels)
@@ -157,7 +188,9 @@ class ImageClassification(Classification):
 
     def width(self, module: nn.Module) -> int:
         """The hidden size where there is one for all blocks, else what enters the head's last layer."""
-        hidden = getattr(getattr(module, "config", None), "hidden_size", None)
+        config = getattr(module, "config", None)
+        config = getattr(config, "vision_config", config)
+        hidden = getattr(config, "hidden_size", None)
         layer = self.final_layer(module)
         return int(hidden or getattr(layer, "in_features", 0) or layer.in_channels)
 
@@ -173,7 +206,7 @@ class ImageClassification(Classification):
 
         def note(block: nn.Module, _: object, output: Any) -> None:
             first = output[0] if isinstance(output, tuple) else output
-            shape = getattr(first, "shape", ())
+            shape = list(getattr(first, "shape", ()))
             if len(shape) not in (3, 4):
                 raise MethodError("The blocks of this model give no [B, C, H, W], so there is no place for adapters.")
             found[id(block)] = shape[1] if len(shape) == 4 else shape[2]
@@ -188,7 +221,7 @@ class ImageClassification(Classification):
 
     def logits(self, module: nn.Module, batch: Batch) -> Tensor:
         if layout_of(module):
-            return _modules.logits(module, batch.inputs["pixel_values"]).float()
+            return module_logits(module, batch.inputs["pixel_values"]).float()
         return module(**batch.inputs).logits.float()
 
     def shown(self, given: Any) -> dict[str, Any]:
