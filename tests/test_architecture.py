@@ -99,7 +99,9 @@ def test_a_new_file_is_found(folder: str, found: Any, mark: str) -> None:
 # The ratchet: a new option is a conscious change, made here too.
 
 OPTIONS = """
-base task output
+base weights task output
+module.head module.blocks module.labels
+module.image.resize module.image.crop module.image.interpolation module.image.scale module.image.mean module.image.std
 data.train data.validation data.test data.format data.columns data.labels data.overlength data.max_length
 data.on_bad_rows data.loss_on data.chat_template data.special_tokens
 data.augment.colour data.augment.crop data.augment.flip data.augment.mixup

@@ -15,6 +15,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from tests.fixtures import SENTENCES, tiny_tokenizer
+from tunewright.tasks._module_config import ModuleConfig, Preprocessing
+from tunewright.tasks._modules import begin
 
 SIZES: dict[str, Any] = {
     "hidden_size": 32,
@@ -87,6 +89,9 @@ OTHERS: dict[str, tuple[str, Callable[..., Any]]] = {
 
 def make_base(folder: Path, kind: str, **options: Any) -> Path:
     """Write a tiny base of this kind; `options` go to its configuration. Weights are random but always the same."""
+    if kind == "module":
+        begin("tests.networks:lived_net", ModuleConfig(image=SMALL), None, folder)
+        return folder
     if kind in VISION:
         return make_vision_base(folder, kind, **options)
     if kind in TWO_TOWERS:
@@ -105,6 +110,9 @@ def make_base(folder: Path, kind: str, **options: Any) -> Path:
     random_weights(auto, config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+SMALL = Preprocessing(resize=16, crop=16)
 
 
 def make_vision_base(folder: Path, kind: str, **options: Any) -> Path:

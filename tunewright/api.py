@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field
 from tunewright.account import describe_parameters
 from tunewright.artifacts.export import export as write_export
 from tunewright.artifacts.interpolate import load
-from tunewright.artifacts.load import infer_task, shape_of
+from tunewright.artifacts.load import infer_task, shape_of, use_module
 from tunewright.artifacts.questions import HeldOut
 from tunewright.artifacts.start import parse_point
 from tunewright.data.config import DataConfig, Location
@@ -25,7 +25,7 @@ from tunewright.data.records import load_records
 from tunewright.data.texts import HALF, is_whole
 from tunewright.engine.device import pick_device
 from tunewright.engine.job import Watcher
-from tunewright.errors import DAMAGED, BaseModelError, DataError, TunewrightError, counted
+from tunewright.errors import DAMAGED, BaseModelError, DataError, RecipeError, TunewrightError, counted
 from tunewright.evaluation.config import EvaluationConfig
 from tunewright.evaluation.evaluate import evaluate as measure
 from tunewright.evaluation.evaluate import refuse_idle_evaluation
@@ -36,6 +36,9 @@ from tunewright.methods.base import parameter_count
 from tunewright.prepare import read_rows
 from tunewright.recipe import Recipe, checked, located, make_recipe, read_document
 from tunewright.tasks import task_class
+from tunewright.tasks._factories import is_factory, is_given, name_of
+from tunewright.tasks._module_config import ModuleConfig
+from tunewright.tasks._modules import laid_out, layout_of
 from tunewright.tasks.base import Model
 
 
@@ -73,11 +76,21 @@ def composed(recipe: Recipe | Mapping[str, Any] | str | Path | None, fields: Map
     """A recipe as it is, or made of a document or the file of one, with further keys on top; with absolute paths."""
     if isinstance(recipe, str | Path):
         recipe = read_document(Path(recipe))
-    return located(recipe if isinstance(recipe, Recipe) else make_recipe(plain({**(recipe or {}), **fields})))
+    chosen = located(recipe if isinstance(recipe, Recipe) else make_recipe(plain({**(recipe or {}), **fields})))
+    if chosen.training.processes > 1 and is_given(chosen.base):
+        raise RecipeError(
+            "training.processes: a module that is given as an object is in this process alone. Name a function that "
+            'makes it: base="package.module:factory".'
+        )
+    return chosen
 
 
-def resume(where: str | Path, *, watchers: Sequence[Watcher] = ()) -> Run:
+def resume(where: str | Path, *, watchers: Sequence[Watcher] = (), base: Any = None) -> Run:
     """Go on with a run from its last checkpoint; it ends as it would have without the interruption.
+
+    Args:
+        base: the torch module that the run began with, or its factory, where it was given as an object; its weights
+            are those of the run.
 
     A run without a checkpoint begins again; a finished one is given back as it is, and its model, where that is gone,
     is written again from the last checkpoint.
@@ -85,6 +98,8 @@ def resume(where: str | Path, *, watchers: Sequence[Watcher] = ()) -> Run:
     Raises CheckpointError where a finished run has neither model nor checkpoints.
     """
     run = open_run(where)
+    if base is not None:
+        use_module(where, base)
     if run.done:
         return run
     refuse_lost(run)
@@ -254,7 +269,7 @@ def dry_run(recipe: Recipe | dict[str, Any]) -> dict[str, Any]:
     """
     chosen = recipe if isinstance(recipe, Recipe) else make_recipe(recipe)
     task, notices = _shape_of_task(chosen)
-    model = task.load(shape_of(chosen.base), weights=False)
+    model = _module_shape(chosen, task) if is_factory(chosen.base) else task.load(shape_of(chosen.base), weights=False)
     total = parameter_count(model.module)
     chosen.method.attach(model)
     counts = describe_parameters(model.module, total)
@@ -312,16 +327,26 @@ def _shape_of_task(recipe: Recipe) -> tuple[Any, list[str]]:
     return task_class(name)(), notices
 
 
-def plain(value: Any) -> Any:
-    """Configuration objects, paths and pandas' DataFrames as a document, so that one parser sees all recipes.
+def _module_shape(recipe: Recipe, task: Any) -> Model:
+    module = laid_out(recipe.base, recipe.module or ModuleConfig())
+    layout = layout_of(module)
+    assert layout is not None
+    return Model(module, None, task, recipe.base, along=(layout.head,))
 
-    Of a configuration only what was set, of a DataFrame its rows.
+
+def plain(value: Any) -> Any:
+    """Configuration objects, paths, modules and DataFrames as a document, so that one parser sees all recipes.
+
+    Of a configuration only what was set, of a torch module a name by which it is known, of a DataFrame its rows.
     """
     if hasattr(value, "model_dump"):
         typed = {"type": value.type} if hasattr(value, "type") else {}
         return {**typed, **value.model_dump(exclude_unset=True)}
     if isinstance(value, dict):
         return {name: plain(inner) for name, inner in value.items()}
+    torch = sys.modules.get("torch")  # whoever has a module has imported it
+    if torch and isinstance(value, torch.nn.Module):
+        return name_of(value)
     pandas = sys.modules.get("pandas")  # whoever has a DataFrame has imported it
     if pandas and isinstance(value, pandas.DataFrame):
         import pyarrow

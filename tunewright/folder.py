@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -166,7 +167,7 @@ def _held(lock: Path) -> bool:
 
 def new_folder(recipe: Recipe, parent: Path = Path("runs")) -> Path:
     """A free folder under runs/, named after base and method."""
-    stem = f"{Path(recipe.base).name}-{recipe.method.type}".lower()
+    stem = f"{re.sub(r'[:#]', '-', Path(recipe.base).name)}-{recipe.method.type}".lower()
     numbers = (f"{stem}-{i}" if i > 1 else stem for i in range(1, 10**6))
     return next(parent / name for name in numbers if not (parent / name).exists())
 

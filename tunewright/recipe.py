@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union, get_a
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from tunewright.data.config import DataConfig
+from tunewright.data.config import LOCAL, DataConfig
 from tunewright.data.rows import absolute
 from tunewright.engine.config import TrainingConfig
 from tunewright.errors import RecipeError
@@ -19,6 +19,7 @@ from tunewright.evaluation.config import EvaluationConfig
 from tunewright.methods import METHODS, LoRA, Method
 from tunewright.objectives import OBJECTIVES, Objective, Supervised
 from tunewright.tasks import MODULES
+from tunewright.tasks._module_config import ModuleConfig
 
 if TYPE_CHECKING:  # the unions are made of what exists, which a type checker cannot follow
     AnyMethod = Method
@@ -38,7 +39,7 @@ LONGEST_VALUE = 100  # characters that an error repeats
 
 Checked = TypeVar("Checked", bound=BaseModel)
 
-PLACES = ("base", "data.chat_template")
+PLACES = ("base", "weights", "data.chat_template")
 ROWS = ("data.train", "data.validation", "data.test")
 CHANGING = (
     "training.device",
@@ -57,7 +58,17 @@ class Recipe(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    base: str = Field(min_length=1, description="Model folder, hub name, earlier run, or PEFT adapter folder.")
+    base: str = Field(
+        min_length=1,
+        description="Model folder, hub name, earlier run, PEFT adapter folder, or package.module:factory of a module.",
+        json_schema_extra=LOCAL,
+    )
+    weights: str | None = Field(
+        None,
+        description="Weights of a torch module, a safetensors file; none: those that its factory gives it.",
+        json_schema_extra=LOCAL,
+    )
+    module: ModuleConfig | None = Field(None, description="What a torch module does not say of itself.")
     task: TaskName = Field("auto", description="What the model is for; auto: from base and data.")
     data: DataConfig
     method: AnyMethod = Field(default_factory=LoRA, description="Which parameters train.")
@@ -65,7 +76,7 @@ class Recipe(BaseModel):
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     output: str | None = Field(
-        None, description="Folder of the run; none: a new one under runs/.", json_schema_extra={"local_only": True}
+        None, description="Folder of the run; none: a new one under runs/.", json_schema_extra=LOCAL
     )
 
     @field_validator("method", mode="before")
@@ -107,7 +118,8 @@ def located(recipe: Recipe) -> Recipe:
         "chat_template": template if template == "plain" else absolute(template),  # the word has a meaning of its own
     }
     changed = {name: place for name, place in found.items() if place != getattr(data, name)}
-    return recipe.model_copy(update={"base": absolute(recipe.base), "data": data.model_copy(update=changed)})
+    places = {"base": absolute(recipe.base), "weights": absolute(recipe.weights)}
+    return recipe.model_copy(update={**places, "data": data.model_copy(update=changed)})
 
 
 def checked(kind: type[Checked], document: Mapping[str, Any]) -> Checked:

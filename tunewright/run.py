@@ -14,6 +14,7 @@ from typing import Any
 
 from tunewright.account import describe_data, describe_parameters, preview, refuse_changed, write_bad_rows
 from tunewright.artifacts.fingerprint import fingerprint, refuse_other_weights
+from tunewright.artifacts.load import allow_code
 from tunewright.artifacts.save import clear_drafts, save
 from tunewright.artifacts.start import Start, keep_adapter
 from tunewright.data.rows import absolute
@@ -32,6 +33,9 @@ from tunewright.folder import INFO, LOCK, RECIPE, Record, Run, occupied, refuse_
 from tunewright.head_first import refuse_idle, train_head
 from tunewright.prepare import Prepared, prepare
 from tunewright.recipe import PLACES, Recipe, differences, lasting, located
+from tunewright.tasks._factories import code_of
+from tunewright.tasks._modules import layout_of
+from tunewright.tasks.base import Model
 
 PACKAGES = ("tunewright", "torch", "transformers", "peft", "tokenizers", "numpy")
 
@@ -101,6 +105,7 @@ def _prepare(
 def _ready(recipe: Recipe, record: Record, processes: Processes, resume: bool) -> tuple[Prepared, Step]:
     """All that is read, checked and loaded before the first step. Whatever refuses the recipe does it here."""
     if resume:
+        allow_code(record.folder)
         refuse_other_recipe(recipe, record)
         refuse_other_weights(record.info["base"], record.info.get("base_sha256"), record.folder / INFO)
     prepared = prepare(recipe, record.folder / "start" / "base", processes.rank)
@@ -207,6 +212,7 @@ def describe(prepared: Prepared) -> dict[str, Any]:
         "labels": getattr(model.task, "labels", None),
         "base": model.base,
         "base_sha256": fingerprint(model.base),
+        "factory": _factory(model),
         "new": list(model.new),
         "stacked": bool(model.adapters),
         "method": recipe.method.model_dump(mode="json"),
@@ -219,6 +225,12 @@ def describe(prepared: Prepared) -> dict[str, Any]:
         "data": describe_data(prepared),
         "preview": preview(prepared),
     }
+
+
+def _factory(model: Model) -> dict[str, str | None] | None:
+    """The code that makes the model's module, where it is not transformers'; and the folder in which it was found."""
+    layout = layout_of(model.module)
+    return {"name": layout.factory, "code": code_of(layout.factory)} if layout else None
 
 
 def _go_on(prepared: Prepared, record: Record, passed: Sequence[str]) -> None:

@@ -29,6 +29,7 @@ from tunewright.artifacts.targets import TARGETS
 from tunewright.artifacts.verify import Comparison, Limits, compare, limits_for
 from tunewright.errors import DAMAGED, BaseModelError, OutputError, RecipeError, VerificationError
 from tunewright.methods._peft import layers_off
+from tunewright.tasks._modules import layout_of
 from tunewright.tasks.base import Model
 
 VERIFICATION = "verification.json"
@@ -69,6 +70,11 @@ def _export(where: str | Path, target: str, folder: Path, precision: str | None,
     weights = weights_folder(where)
     chosen.check(weights, precision)
     model = load(where)
+    if layout_of(model.module):
+        raise BaseModelError(
+            f"{where} is a torch module, which the libraries of no target know. {weights} has its weights as "
+            "load_state_dict takes them, or as PEFT loads them over the module."
+        )
     if model.task.name not in AUTO:
         raise BaseModelError(
             f"{model.task.name} cannot be exported yet. {weights} is itself in the format of transformers or PEFT."

@@ -10,9 +10,9 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from numbers import Real
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from tunewright.artifacts.load import below_adapter, card_of_adapter, is_adapter, put_on, weights_folder
+from tunewright.artifacts.load import below_adapter, card_of_adapter, is_adapter, put_on, use_module, weights_folder
 from tunewright.artifacts.load import load as load_end
 from tunewright.artifacts.save import refuse_place, save
 from tunewright.artifacts.start import Start, start_of, state_of
@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def load(where: str | Path, device: str = "cpu", task: str | None = None, alpha: float = 1.0) -> Model:
+def load(
+    where: str | Path, device: str = "cpu", task: str | None = None, alpha: float = 1.0, base: Any = None
+) -> Model:
     """A model as it was trained, ready to predict: `.module` is the torch module, in eval mode.
 
     Args:
@@ -37,11 +39,15 @@ def load(where: str | Path, device: str = "cpu", task: str | None = None, alpha:
         device: a torch device.
         task: needed only where a model's folder does not tell.
         alpha: the point on the path from the run's start (0) to its end (1).
+        base: the torch module that a run or folder is made of, or its factory, where the run's record does not lead to
+            it; its weights are those of the run.
 
     Raises:
         BaseModelError, MethodError: there is no model, its parts do not fit together, or there is no such path.
     """
     check_alpha(alpha)
+    if base is not None:
+        use_module(where, base)
     if alpha == 1:
         return load_end(where, device, task)
     start = start_of(where)

@@ -6,6 +6,7 @@ A folder with weights and nothing else is enough; a run is its `model/`.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from tunewright.methods._lora_file import WEIGHTS, stackable
 from tunewright.methods._peft import attach_folder, merge_adapter
 from tunewright.methods.adapter import CONFIG as ADAPTER_CONFIG
 from tunewright.tasks import task_class
+from tunewright.tasks._factories import allow, give, is_factory
+from tunewright.tasks._modules import FILE, is_module_folder
 from tunewright.tasks._pretrained import load_config, load_tokenizer
 from tunewright.tasks.base import Model, Task
 from tunewright.tasks.text_generation import grow_vocabulary
@@ -100,8 +103,31 @@ def weights_folder(where: str | Path) -> Path:
             raise BaseModelError(
                 f"The run {folder} has no model yet (it is {status}). Finish it: tunewright resume {folder}"
             )
+        allow_code(folder)
         return folder / "model"
     return folder
+
+
+def allow_code(run: Path) -> None:
+    """Who names a run names the code that makes its module, where it has some."""
+    found = json.loads((run / "run.json").read_text(encoding="utf-8")).get("factory")
+    if found:
+        allow(found["name"], found["code"])
+
+
+def use_module(where: str | Path, module: Any) -> None:
+    """Let a run, or a model's or adapter's folder, be made of this module, or of what this factory or its name makes.
+
+    Raises BaseModelError where it is made of none.
+    """
+    folder = Path(where).expanduser()
+    places = [folder / FILE, folder / "model" / FILE, folder / "start" / "base" / FILE]
+    if is_adapter(folder):
+        places.append(Path(card_of_adapter(folder).base) / FILE)
+    found = next((path for path in places if path.is_file()), None)
+    if found is None:
+        raise BaseModelError(f"base=…: {where} is not made of a torch module. Leave it out.")
+    give(json.loads(found.read_text(encoding="utf-8"))["factory"], module)
 
 
 def shape_of(base: str) -> str:
@@ -124,6 +150,8 @@ def infer_task(base: str) -> str:
     card = read_card(folder)
     if card:
         return card.task
+    if is_factory(base) or is_module_folder(str(folder)):
+        return "image-classification"
     architectures = load_config(str(folder) if folder.exists() else base).architectures or []
     if any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in architectures):
         return "text-generation"
@@ -168,7 +196,8 @@ def card_of_adapter(folder: Path) -> Card:
     """The card beside an adapter; for one that others made, what PEFT's own configuration tells."""
     card = read_card(folder)
     if card:
-        return card
+        beside = folder.parent / "start" / "base"  # of a run that was moved
+        return replace(card, base=str(beside)) if beside.is_dir() and not Path(card.base).exists() else card
     config = json.loads((folder / PEFT_CONFIG).read_text(encoding="utf-8"))
     base = config.get("base_model_name_or_path")
     tasks = {"CAUSAL_LM": "text-generation", "SEQ_CLS": "text-classification"}

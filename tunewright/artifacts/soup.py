@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tunewright.artifacts.fingerprint import fingerprint
 from tunewright.artifacts.interpolate import blend
 from tunewright.artifacts.load import below_adapter, card_of_adapter, is_adapter, load, put_on, weights_folder
 from tunewright.artifacts.save import refuse_place, save
@@ -51,7 +52,8 @@ def _refuse_other_starts(runs: Sequence[str | Path]) -> None:
     for run, start in zip(runs[1:], starts[1:], strict=True):
         head = start.head
         same = head.keys() == first.head.keys() and all(torch.equal(head[n], t) for n, t in first.head.items())
-        if start.base != first.base or start.new != first.new or not same or (start.new and not head):
+        other = start.base != first.base and fingerprint(start.base) != (fingerprint(first.base) or "none")
+        if other or start.new != first.new or not same or (start.new and not head):
             raise BaseModelError(
                 f"{run} and {runs[0]} did not begin alike, so that the mean of their weights means nothing. Runs of "
                 "one soup share the base and, where the head is new, the one that training.head_first made."

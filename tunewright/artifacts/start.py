@@ -20,6 +20,7 @@ from tunewright.artifacts.fingerprint import files_of, refuse_other_weights
 from tunewright.artifacts.load import below_adapter, card_of_adapter, is_adapter, load_adapter, weights_folder
 from tunewright.errors import BaseModelError, MethodError
 from tunewright.methods.base import plain_name
+from tunewright.tasks._modules import layout_of
 from tunewright.tasks.base import Model
 
 if TYPE_CHECKING:
@@ -191,9 +192,10 @@ def find_tensors(base: str, wanted: Mapping[str, Tensor], module: Any) -> dict[s
     from safetensors import safe_open
     from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
-    if get_checkpoint_conversion_mapping(module.config.model_type):
+    own_names = layout_of(module) is not None
+    if not own_names and get_checkpoint_conversion_mapping(module.config.model_type):
         return {}
-    prefix = f"{module.base_model_prefix}."
+    prefix = "" if own_names else f"{module.base_model_prefix}."
     places: dict[str, tuple[Path, str]] = {}
     for path in files_of(base):
         with safe_open(path, framework="pt") as file:

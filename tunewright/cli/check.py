@@ -10,7 +10,7 @@ import typer
 from tunewright.cli._app import AsJson, app
 from tunewright.cli._console import out, printable, show, table
 from tunewright.cli._progress import say_trained
-from tunewright.cli.train import RecipeArguments, compose
+from tunewright.cli.train import Base, RecipeArguments, Weights, compose
 from tunewright.errors import counted
 
 Document = dict[str, Any]
@@ -21,13 +21,14 @@ TRAINED = "bold green"
 @app.command()
 def check(
     arguments: RecipeArguments = None,
-    base: Annotated[str | None, typer.Option(help="Model folder, hub name, earlier run or adapter.")] = None,
+    base: Base = None,
+    weights: Weights = None,
     data: Annotated[str | None, typer.Option(help="Training rows: file, folder or hub name.")] = None,
     method: Annotated[str | None, typer.Option(help="Which parameters train.")] = None,
     as_json: AsJson = False,
 ) -> Document:
     """Check a recipe and its rows, and foresee time and memory from a few steps. Trains nothing, leaves nothing."""
-    document = compose(arguments or [], {"base": base, "data.train": data, "method": method})
+    document = compose(arguments or [], {"base": base, "weights": weights, "data.train": data, "method": method})
     from tunewright.rehearsal import check as find_out
 
     found = find_out(document)

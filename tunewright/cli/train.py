@@ -26,11 +26,18 @@ RecipeArguments = Annotated[
     typer.Argument(metavar="RECIPE.yaml|KEY.PATH=VALUE", help="A recipe, and keys to set in it: training.epochs=2."),
 ]
 
+Base = Annotated[
+    str | None,
+    typer.Option(help="Model folder, hub name, earlier run, adapter, or a torch module: PACKAGE.MODULE:FACTORY."),
+]
+Weights = Annotated[str | None, typer.Option(help="Weights of a torch module: a safetensors file.")]
+
 
 @app.command()
 def train(
     arguments: RecipeArguments = None,
-    base: Annotated[str | None, typer.Option(help="Model folder, hub name, earlier run or adapter.")] = None,
+    base: Base = None,
+    weights: Weights = None,
     data: Annotated[str | None, typer.Option(help="Training rows: file, folder or hub name.")] = None,
     method: Annotated[str | None, typer.Option(help="Which parameters train; `tunewright methods` lists them.")] = None,
     objective: Annotated[
@@ -44,8 +51,8 @@ def train(
     as_json: AsJson = False,
 ) -> Document:
     """Fine-tune a model, by a recipe or by --base and --data."""
-    shorthands = {"base": base, "data.train": data, "method": method, "objective": objective, "output": output}
-    document = compose(arguments or [], shorthands)
+    what = {"base": base, "weights": weights, "data.train": data, "method": method, "objective": objective}
+    document = compose(arguments or [], {**what, "output": output})
     if resume:
         return _finish(_go_on(document), as_json)
     from tunewright.recipe import make_recipe

@@ -12,6 +12,7 @@ import numpy as np
 from tunewright.data.batches import Example
 from tunewright.data.labels import name_of
 from tunewright.errors import BaseModelError, DataError, counted, them
+from tunewright.tasks._blocks import unwrapped
 from tunewright.tasks._pretrained import load_config, load_weights, without_weights
 from tunewright.tasks.base import Batch, Likelihood, Model, Predictions, Task, in_batches
 
@@ -61,10 +62,13 @@ class Classification(Task):
         config = load_config(base)
         auto_class = self.model_class(base, config)
         own = [str(name) for name in config.id2label.values()] if self._has_head(config) else []
-        self._settle_labels(base, own, config)
+        told = next((kind for kind, name in PROBLEM_TYPES.items() if name == config.problem_type), None)
+        self._settle_labels(base, own, told)
         config.num_labels = len(self.labels)
         config.id2label = dict(enumerate(self.labels))
         config.label2id = {label: i for i, label in enumerate(self.labels)}
+        if hasattr(config, "label_names"):  # timm's word for them, which is what transformers writes for its models
+            config.label_names = self.labels
         config.problem_type = PROBLEM_TYPES[self.kind]
         if not weights:
             shape = without_weights(auto_class, config)
@@ -74,8 +78,11 @@ class Classification(Task):
         unfit = {str(key[0]) for key in info["mismatched_keys"]}  # (name, shape there, shape here)
         new = self._new_modules(module, base, info["missing_keys"] | unfit, new_head=own != self.labels)
         begin_anew(module, new, seed)
-        model = Model(module, processor, self, base, along=self.along(module), new=new)
-        if new:
+        return self.begun(Model(module, processor, self, base, along=self.along(module), new=new), own)
+
+    def begun(self, model: Model, own: Sequence[str]) -> Model:
+        """The model, with a notice where its head is new, and the base's `own` classes are not kept."""
+        if model.new:
             had = f" in place of the base's ({len(own)} classes)" if own else ""
             model.notices.append(f"A new head for {self._answers()}{had}.")
         return model
@@ -121,15 +128,17 @@ class Classification(Task):
         several = {"single_label": "classes, one a row", "multi_label": "labels, any number a row"}
         return f"{len(self.labels)} {several[self.kind]}" if self.kind in several else "one number"
 
-    def _settle_labels(self, base: str, own: list[str], config: Any) -> None:
-        """Keep the order of a base that already has just these classes, so that its head keeps its meaning."""
+    def _settle_labels(self, base: str, own: list[str], told: str | None) -> None:
+        """Keep the order of a base that already has just these classes, so that its head keeps its meaning.
+
+        Without labels of its own the task takes the base's, and the kind that the base is told to have.
+        """
         if not self.labels:
             if not own:
                 raise BaseModelError(
                     f"{base} has no classification head yet: train one first (tunewright train --base {base})."
                 )
             self.labels = own
-            told = next((k for k, p in PROBLEM_TYPES.items() if p == config.problem_type), None)
             self.kind = told or ("regression" if len(own) == 1 else "single_label")
         elif sorted(own) == sorted(self.labels):
             self.labels = own
@@ -144,8 +153,9 @@ class Classification(Task):
 
     def along(self, module: nn.Module) -> tuple[str, ...]:
         """The head, and the pooler in front of it, which was made for another head if the base has one at all."""
-        poolers = [name for name, _ in module.named_modules() if name.endswith("pooler")]
-        return (*poolers, *self.head(module))
+        heads = self.head(module)
+        poolers = [n for n, m in module.named_modules() if n.endswith("pooler") and any(True for _ in m.parameters())]
+        return (*(name for name in poolers if not name.startswith(tuple(f"{head}." for head in heads))), *heads)
 
     def usable(self, model: Model, records: Sequence[Any], skip: bool) -> tuple[list[Any], list[str]]:
         """The rows that the model can be fed and have the labels of; and what is wrong with the others, if skipped."""
@@ -268,8 +278,16 @@ class Classification(Task):
         """The linear layer whose outputs are the logits; None where a head ends otherwise."""
         from torch import nn
 
-        inside = [layer for name in self.head(module) for layer in module.get_submodule(name).modules()]
-        return next((layer for layer in reversed(inside) if isinstance(layer, nn.Linear)), None)
+        layer = self.final_layer(module)
+        return layer if isinstance(layer, nn.Linear) else None
+
+    def final_layer(self, module: nn.Module) -> Any:
+        """The last linear layer or convolution of the head, wrapped by a method or not; None where there is neither."""
+        from torch import nn
+
+        bare = unwrapped(module)
+        inside = [layer for name in self.head(bare) for layer in bare.get_submodule(name).modules()]
+        return next((layer for layer in reversed(inside) if isinstance(layer, nn.Linear | nn.Conv2d)), None)
 
     def features(self, model: Model, examples: Sequence[Example]) -> np.ndarray:
         """What enters the last layer, [N, H]: it hands that through, so that pooling stays the model's own."""

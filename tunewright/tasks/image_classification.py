@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -14,8 +15,14 @@ from tunewright.data.config import DataConfig
 from tunewright.data.kinds import LabelledImage
 from tunewright.data.pictures import Picture, as_picture
 from tunewright.data.rendered import Fitted
-from tunewright.errors import DataError, counted
+from tunewright.errors import BaseModelError, DataError, MethodError, counted
+from tunewright.tasks import _modules
+from tunewright.tasks._blocks import blocks_of_names, nested_blocks, trunk_blocks, unwrapped
 from tunewright.tasks._classification import Classification
+from tunewright.tasks._module_config import timm_preprocessing
+from tunewright.tasks._module_head import logits as module_logits
+from tunewright.tasks._module_head import replace_head
+from tunewright.tasks._modules import layout_of
 from tunewright.tasks._pretrained import load_image_processor
 from tunewright.tasks._zero_shot import HEAD as PROMPT_HEAD
 from tunewright.tasks._zero_shot import has_prompt_head, prompt_head_class, put_prompts, refuse_without_text
@@ -80,6 +87,8 @@ class ImageClassification(Classification):
         self.templates = list(templates)
 
     def load(self, base: str, *, seed: int = 0, dtype: Any = None, weights: bool = True) -> Model:
+        if _modules.is_module_folder(base):
+            return self._load_module(base, seed, dtype)
         model = super().load(base, seed=seed, dtype=dtype, weights=weights)
         if self.templates and PROMPT_HEAD in model.new:
             refuse_without_text(base, model.module.config)
@@ -97,8 +106,45 @@ class ImageClassification(Classification):
             return prompt_head_class(config)
         return super().model_class(base, config)
 
+    def _load_module(self, base: str, seed: int, dtype: Any) -> Model:
+        import torch
+
+        if self.templates:
+            raise BaseModelError("training.zero_shot needs a base with a text tower, and a torch module has none.")
+        module, layout = _modules.load(Path(base))
+        processor = load_image_processor(base)
+        _modules.refuse_other_code(module, processor, Path(base))
+        self._settle_labels(base, layout.labels, layout.kind)
+        new = (layout.head,) if layout.labels != self.labels else ()
+        if new:
+            replace_head(module, layout.head, len(self.labels), seed)
+            _modules.refuse_fixed_outputs(module, processor, len(self.labels))
+        module.to(getattr(torch, dtype or "float32"))
+        return self.begun(Model(module, processor, self, base, along=(layout.head,), new=new), layout.labels)
+
+    def _has_head(self, config: Any) -> bool:
+        return super()._has_head(config) or config.model_type == "timm_wrapper"
+
     def processor(self, base: str, config: Any) -> Any:
-        return load_image_processor(base)
+        found = load_image_processor(base)
+        return timm_preprocessing(found.data_config).processor() if hasattr(found, "data_config") else found
+
+    def save(self, model: Model, folder: Path) -> None:
+        if layout_of(model.module) is None:
+            super().save(model, folder)
+        else:
+            _modules.save(model.module, self.labels, self.kind, model.processor, folder)
+
+    def head(self, module: nn.Module) -> list[str]:
+        if layout := layout_of(module):
+            return [layout.head]
+        return _timm_head(module) or super().head(module)
+
+    def blocks(self, module: nn.Module) -> list[tuple[str, nn.Module]]:
+        layout, bare = layout_of(module), unwrapped(module)
+        timm = _timm_head(bare)
+        names = layout.blocks if layout else nested_blocks(bare, timm[0]) if timm else []
+        return blocks_of_names(module, names) if names else trunk_blocks(module)
 
     def unreadable(self, model: Model, record: Any) -> str | None:
         try:
@@ -141,15 +187,41 @@ class ImageClassification(Classification):
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
     def width(self, module: nn.Module) -> int:
-        """What enters the head: architectures have several names for it, and some have none."""
-        config: Any = getattr(module.config, "vision_config", module.config)
-        named = [getattr(config, name, None) for name in ("hidden_size", "hidden_sizes", "hidden_dim")]
-        sizes = next((size for size in named if size), None)
-        if sizes is None:
-            sizes = [p.shape[1] for name, p in module.named_parameters() if p.ndim == 2 and ".lora_" not in name]
-        return int(sizes[-1] if isinstance(sizes, list) else sizes)
+        """The hidden size where there is one for all blocks, else what enters the head's last layer."""
+        config = getattr(module, "config", None)
+        config = getattr(config, "vision_config", config)
+        hidden = getattr(config, "hidden_size", None)
+        layer = self.final_layer(module)
+        return int(hidden or getattr(layer, "in_features", 0) or layer.in_channels)
+
+    def channels(self, model: Model, blocks: Sequence[nn.Module]) -> list[int]:
+        """How many channels leave each of these blocks, by a forward pass of a black image.
+
+        Raises MethodError for a block that does not give [B, C, H, W] or [B, T, C].
+        """
+        import torch
+
+        size = _modules.image_size(model.processor) if layout_of(model.module) and model.processor else (224, 224)
+        found: dict[int, int] = {}
+
+        def note(block: nn.Module, _: object, output: Any) -> None:
+            first = output[0] if isinstance(output, tuple) else output
+            shape = list(getattr(first, "shape", ()))
+            if len(shape) not in (3, 4):
+                raise MethodError("The blocks of this model give no [B, C, H, W], so there is no place for adapters.")
+            found[id(block)] = shape[1] if len(shape) == 4 else shape[2]
+
+        handles = [block.register_forward_hook(note) for block in blocks]
+        like = next(model.module.parameters())
+        with torch.no_grad():
+            model.module.eval()(torch.zeros(1, 3, *size, device=like.device, dtype=like.dtype))
+        for handle in handles:
+            handle.remove()
+        return [found[id(block)] for block in blocks]
 
     def logits(self, module: nn.Module, batch: Batch) -> Tensor:
+        if layout_of(module):
+            return module_logits(module, batch.inputs["pixel_values"]).float()
         return module(**batch.inputs).logits.float()
 
     def shown(self, given: Any) -> dict[str, Any]:
@@ -172,6 +244,13 @@ class ImageClassification(Classification):
         return example.source
 
 
+def _timm_head(module: Any) -> list[str]:
+    """The name of the layer that a timm model within transformers' wrapper calls its classifier."""
+    inner = getattr(module, "timm_model", None)
+    head = inner.get_classifier() if inner is not None else None
+    return [name for name, layer in module.named_modules() if layer is head]
+
+
 def _varied(example: Example, draw: Draw) -> Example:
     return replace(example, inputs={"pixel_values": replace(example.inputs["pixel_values"], draw=draw)})
 
@@ -182,6 +261,8 @@ def _positions(pixels: Sequence[Pixels]) -> tuple[int, tuple[int, int]]:
     Raises DataError where the processor makes images of several sizes.
     """
     shapes = {np.asarray(p).shape for p in pixels[:8]}
+    if any(len(shape) != 3 for shape in shapes):
+        raise BaseModelError("This model is fed patches in place of images (NaFlex), which is not supported.")
     if len(shapes) > 1:
         sizes = ", ".join(sorted(f"{w} × {h}" for _, h, w in shapes))
         raise DataError(
