@@ -267,7 +267,7 @@ def test_two_runs_are_compared_and_mixed(tmp_path: Path) -> None:
         for n, r in (("a", 0.01), ("b", 0.02))
     ]
     found = tw.compare(runs[0].folder, runs[1].folder, data=pictures(9))
-    assert found["sets"]["rows"]["rows"] == 9
+    assert [one["rows"] for one in found["sets"].values()] == [9]
     shutil.copy(runs[0].folder / "start/head.safetensors", runs[1].folder / "start/head.safetensors")
     tw.soup([runs[0].folder, runs[1].folder], tmp_path / "soup")
     ends = [load_file(run.folder / "model/model.safetensors")["stem.weight"] for run in runs]
