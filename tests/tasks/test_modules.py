@@ -83,6 +83,12 @@ def test_head_and_blocks_are_found(factory: str, image: Any, head: str, blocks: 
     assert found and (found.head, found.blocks) == (head, blocks)
 
 
+def test_a_wide_layer_is_not_the_trunk() -> None:
+    """Layers are counted, not parameters; and the head is none of the blocks."""
+    found = layout_of(laid_out("tests.networks:Wide", ModuleConfig(image=IMAGE)))
+    assert found and (found.head, found.blocks) == ("classifier.3", ["features", "classifier"])
+
+
 def test_blocks_are_those_that_are_named() -> None:
     config = ModuleConfig(image=IMAGE, blocks=["stem", "layer[12].*"])
     found = layout_of(laid_out("tests.networks:net", config))
