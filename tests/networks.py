@@ -47,6 +47,20 @@ class Convolving(nn.Module):
         return self.classifier(self.features(x))
 
 
+class Wide(nn.Module):
+    """Most of its weights are in one linear layer, as in a VGG."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3), nn.AdaptiveAvgPool2d(6)
+        )
+        self.classifier = nn.Sequential(nn.Flatten(), nn.Linear(144, 300), nn.ReLU(), nn.Linear(300, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.features(x))
+
+
 class FixedView(Convolving):
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x).view(len(x), 5)

@@ -83,6 +83,12 @@ def test_head_and_blocks_are_found(factory: str, image: Any, head: str, blocks: 
     assert found and (found.head, found.blocks) == (head, blocks)
 
 
+def test_a_wide_layer_is_not_the_trunk() -> None:
+    """Layers are counted, not parameters; and the head is none of the blocks."""
+    found = layout_of(laid_out("tests.networks:Wide", ModuleConfig(image=IMAGE)))
+    assert found and (found.head, found.blocks) == ("classifier.3", ["features", "classifier"])
+
+
 def test_blocks_are_those_that_are_named() -> None:
     config = ModuleConfig(image=IMAGE, blocks=["stem", "layer[12].*"])
     found = layout_of(laid_out("tests.networks:net", config))
@@ -267,7 +273,7 @@ def test_two_runs_are_compared_and_mixed(tmp_path: Path) -> None:
         for n, r in (("a", 0.01), ("b", 0.02))
     ]
     found = tw.compare(runs[0].folder, runs[1].folder, data=pictures(9))
-    assert found["sets"]["rows"]["rows"] == 9
+    assert [one["rows"] for one in found["sets"].values()] == [9]
     shutil.copy(runs[0].folder / "start/head.safetensors", runs[1].folder / "start/head.safetensors")
     tw.soup([runs[0].folder, runs[1].folder], tmp_path / "soup")
     ends = [load_file(run.folder / "model/model.safetensors")["stem.weight"] for run in runs]
