@@ -1,7 +1,7 @@
 """Tiny random pipelines of diffusers' real classes, as folders that look like what people download, and their rows.
 
-About 450 KB each (SDXL: 680). Text encoders differ from each other, and VAE and U-Net do something visible: weights are scaled up
-from what the classes begin with, and biases and norms are not 0 and 1.
+About 450 KB each (SDXL: 680). Weights are wide enough that captions and images differ visibly in what comes out, and
+biases and norms are not 0 and 1.
 """
 
 from __future__ import annotations

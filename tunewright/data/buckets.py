@@ -22,7 +22,7 @@ Size = tuple[int, int]
 
 @cache
 def buckets(resolution: int, unit: int) -> tuple[Size, ...]:
-    """Sizes of at most `resolution`² pixels with sides that are multiples of `unit`: each width with its largest height."""
+    """Sizes of at most `resolution`² pixels whose sides are multiples of `unit`: each width with its largest height."""
     area, sides = resolution**2, range(unit, resolution * STEEPEST + 1, unit)
     found = [(width, area // width // unit * unit) for width in sides]
     return tuple((w, h) for w, h in found if h and max(w, h) <= STEEPEST * min(w, h))

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from tunewright.errors import MethodError
-from tunewright.methods._lora_file import read_adapter, stack_loras, stackable, write_adapter
+from tunewright.methods._diffusers_file import write_diffusers
+from tunewright.methods._lora_file import WEIGHTS, read_adapter, stack_loras, stackable, write_adapter
 from tunewright.methods._peft import PEFT_TASKS, PeftMethod, linear_layers, linear_names
 from tunewright.tasks.base import Model
 
@@ -122,6 +123,8 @@ class LoRA(PeftMethod):
 
     def _check_targets(self, model: Model) -> None:
         module, targets = model.module, self._chosen(model)
+        if self.train_along and hasattr(model.task, "pipeline"):
+            raise MethodError("train_along: a LoRA file of diffusers' holds LoRAs alone. Leave it out.")
         names = [name for name, _ in module.named_modules()]
         if targets != "all-linear":
             wanted = [targets] if isinstance(targets, str) else targets
@@ -143,6 +146,9 @@ class LoRA(PeftMethod):
             terms.insert(-1, (model.start_adapter, config, -1.0))
         if len(terms) > 1:
             write_adapter(folder, *stack_loras(terms))
+        if hasattr(model.task, "pipeline"):
+            write_diffusers(folder, *read_adapter(folder))
+            (folder / WEIGHTS).unlink()
 
     @property
     def stacks(self) -> bool:

@@ -64,7 +64,7 @@ class Caption:
 
     def arrays(self) -> Arrays:
         tokens = self.empty if self.dropped else self.tokens
-        return {"tokens": tokens, "kept": np.float32(not self.dropped)}
+        return {"tokens": tokens, "kept": np.array(not self.dropped, dtype=np.float32)}
 
     def drawn(self, random: np.random.Generator) -> Caption:
         return replace(self, dropped=bool(random.random() < self.dropout))
@@ -89,7 +89,7 @@ class Chance:
         channels = self.shape[0]
         draws = {"noise": self.shape, "spread": self.shape, "offset": (channels, 1, 1)}
         found = {name: random.standard_normal(shape, dtype=np.float32) for name, shape in draws.items()}
-        return {**found, "step": np.int64(self.step)}
+        return {**found, "step": np.array(self.step, dtype=np.int64)}
 
     def drawn(self, random: np.random.Generator) -> Chance:
         return replace(self, seed=int(random.integers(2**62)), step=int(random.integers(self.steps)))

@@ -79,6 +79,10 @@ class Diffusion(nn.Module):
         zeros: whether no caption is told by zeros, or by the embedding of an empty one.
     """
 
+    signal_N: Tensor
+    noise_N: Tensor
+    told_N: Tensor
+
     def __init__(
         self, unet: nn.Module, encoders: Mapping[str, nn.Module], vae: nn.Module, schedule: Schedule, zeros: bool
     ) -> None:
@@ -124,47 +128,32 @@ class Diffusion(nn.Module):
         states_BLW = torch.cat(found, dim=-1)
         return states_BLW, states_BLW[:, 0, :0] if pooled is None else pooled
 
-    def forward(
-        self,
-        step: Tensor,
-        noise: Tensor,
-        spread: Tensor,
-        offset: Tensor,
-        kept: Tensor,
-        pixels: Tensor | None = None,
-        moments: Tensor | None = None,
-        tokens: Tensor | None = None,
-        states: Tensor | None = None,
-        pooled: Tensor | None = None,
-        sizes: Tensor | None = None,
-        noise_offset: float = 0.0,
-    ) -> Denoised:
+    def forward(self, noise_offset: float = 0.0, **given: Tensor) -> Denoised:
         """How well the noise of each image is told from the image.
 
         Args:
+            noise_offset: how much of `offset` is added to the noise.
             step: which timestep [B].
             noise, spread: draws of the noise, and of a latent around its mean, [B, C, H, W].
-            offset: a draw for each channel [B, C, 1, 1], of which `noise_offset` is added to the noise.
+            offset: a draw for each channel [B, C, 1, 1].
+            pixels, or moments: an image [B, 3, X, Y] in −1 … 1, or what `moments` made of it.
+            tokens, or states and pooled: captions [B, E, L], or what `embeddings` made of them.
             kept: 0 where there is to be no caption [B].
-            pixels, moments: an image [B, 3, X, Y] in −1 … 1, or what `moments` made of it.
-            tokens, states, pooled: captions [B, E, L], or what `embeddings` made of them.
             sizes: SDXL's conditions [B, 6]: original, crop and target, height before width (arXiv 2307.01952).
         """
-        mean_BCHW, std_BCHW = (self.moments(pixels) if moments is None else moments).chunk(2, dim=1)
-        x0_BCHW = mean_BCHW + std_BCHW * spread
-        signal, level = (table[step].view(-1, 1, 1, 1) for table in (self.signal_N, self.noise_N))
-        epsilon_BCHW = noise + noise_offset * offset
-        if states is None:
-            states, pooled = self.embeddings(tokens)
+        moments = given["moments"] if "moments" in given else self.moments(given["pixels"])
+        states, pooled = self.embeddings(given["tokens"]) if "tokens" in given else (given["states"], given["pooled"])
         if self.zeros:
-            states, pooled = states * kept.view(-1, 1, 1), pooled * kept.view(-1, 1)
-        added = {"text_embeds": pooled, "time_ids": sizes} if self.wide else None
-        said_BCHW = self.unet(
-            signal * x0_BCHW + level * epsilon_BCHW, self.told_N[step], states, added_cond_kwargs=added
-        ).sample
-        target_BCHW = answer(self.predicts, x0_BCHW, epsilon_BCHW, signal, level)
-        error_B = (said_BCHW.float() - target_BCHW).square().mean(dim=(1, 2, 3))
-        return Denoised(error_B, (signal / level).square().flatten())
+            states, pooled = states * given["kept"][:, None, None], pooled * given["kept"][:, None]
+        mean_BCHW, std_BCHW = moments.chunk(2, dim=1)
+        x0_BCHW = mean_BCHW + std_BCHW * given["spread"]
+        epsilon_BCHW = given["noise"] + noise_offset * given["offset"]
+        signal, level = (table[given["step"]].view(-1, 1, 1, 1) for table in (self.signal_N, self.noise_N))
+        noisy_BCHW = signal * x0_BCHW + level * epsilon_BCHW
+        added = {"text_embeds": pooled, "time_ids": given["sizes"]} if self.wide else None
+        said_BCHW = self.unet(noisy_BCHW, self.told_N[given["step"]], states, added_cond_kwargs=added).sample
+        error_BCHW = said_BCHW.float() - answer(self.predicts, x0_BCHW, epsilon_BCHW, signal, level)
+        return Denoised(error_BCHW.square().mean(dim=(1, 2, 3)), (signal / level).square().flatten())
 
 
 def _in_order(unet: nn.Module) -> nn.Module:

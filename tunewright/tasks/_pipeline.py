@@ -1,4 +1,4 @@
-"""Folders of diffusers' pipelines: their components, read from `model_index.json`; safetensors only, no code of theirs."""
+"""Folders of diffusers' pipelines: their components, by `model_index.json`; safetensors only, no code of theirs."""
 
 from __future__ import annotations
 
@@ -135,7 +135,9 @@ PARTS = ("unet", "vae", "scheduler", "text_encoder", "text_encoder_2", "tokenize
 def make_pipeline(index: Mapping[str, Any], parts: Mapping[str, Any]) -> Any:
     """A pipeline of diffusers' from its components; without the checker of its images, which is none of the weights."""
     kind = getattr(_diffusers(), index["_class_name"])
-    options = {key: value for key, value in index.items() if isinstance(value, bool) and not key.startswith("_")}
+    options: dict[str, Any] = {
+        key: value for key, value in index.items() if isinstance(value, bool) and not key.startswith("_")
+    }
     if "XL" not in index["_class_name"]:
         options |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
     with silence():
@@ -211,8 +213,8 @@ def _named(base: str, part: str) -> Iterator[None]:
         pickles = sorted(path.name for path in folder.glob("*") if path.suffix in (".bin", ".pt", ".pth", ".ckpt"))
         if pickles and not list(folder.glob("*.safetensors")):
             raise BaseModelError(
-                f"{folder} holds its weights as a pickle ({pickles[0]}), which can run code when it is loaded: refused. "
-                "Convert it to safetensors on a machine you can lose, or take the safetensors revision."
+                f"{folder} holds its weights as a pickle ({pickles[0]}), which can run code when it is loaded: "
+                "refused. Convert it to safetensors on a machine you can lose, or take the safetensors revision."
             ) from error
         said = next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]
         raise BaseModelError(f"{base}: {part} cannot be loaded: {said}") from error

@@ -94,7 +94,7 @@ class TextToImage(Task):
         return Encoded(examples, longest, Fitted([], truncated=cut), faults)
 
     def _usable(self, feed: Feed, records: Sequence[Any], skip: bool) -> tuple[list[Any], list[Fit], list[str]]:
-        """The rows whose images can be read, how each fits its bucket, and what is wrong with the others, if skipped."""
+        """The rows whose images can be read, how each fits its bucket, and the faults of others, if skipped."""
         usable, fits, faults = [], [], []
         for record in records:
             try:
@@ -233,7 +233,8 @@ class TextToImage(Task):
         scheduler = type(feed.scheduler).from_config(feed.scheduler.config)
         if not hasattr(scheduler, "init_noise_sigma"):  # flows begin with plain noise
             scheduler.init_noise_sigma = 1.0
-        tokenizers = {name.replace("text_encoder", "tokenizer"): t for name, t in zip(feed.encoders, feed.tokenizers)}
+        names = [name.replace("text_encoder", "tokenizer") for name in feed.encoders]
+        tokenizers = dict(zip(names, feed.tokenizers, strict=True))
         encoders = {name: module.get_submodule(name) for name in feed.encoders}
         parts = {"unet": module.unet, "vae": module.vae, "scheduler": scheduler, **encoders, **tokenizers}
         return make_pipeline(feed.index, parts)
