@@ -10,13 +10,31 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunewright.methods._lora_file import DIFFUSERS, PREFIX, lora_scale, module_of
+from tunewright.methods._lora_file import (
+    DIFFUSERS,
+    PREFIX,
+    TEXT_MODEL,
+    WEIGHTS,
+    lora_scale,
+    module_of,
+    read_adapter,
+    write_adapter,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 HEADER = "lora_adapter_metadata"
-ENCODER, TEXT_MODEL = "text_encoder", "text_model."
+ENCODER = "text_encoder"
+
+
+def as_diffusers(folder: Path) -> None:
+    """Put a LoRA's weights in a folder into diffusers' file; PEFT's configuration stays, with every module by name."""
+    state, config = read_adapter(folder)
+    modules = sorted({module_of(key) for key in state})
+    write_adapter(folder, state, {**config, "target_modules": modules})
+    write_diffusers(folder, state, config)
+    (folder / WEIGHTS).unlink()
 
 
 def write_diffusers(folder: Path, state: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
@@ -33,11 +51,6 @@ def write_diffusers(folder: Path, state: Mapping[str, Tensor], config: Mapping[s
     tensors = {_key(name): tensor.contiguous() for name, tensor in state.items()}
     metadata = {"format": "pt", HEADER: json.dumps(header, indent=2, sort_keys=True)}
     save_file(tensors, folder / DIFFUSERS, metadata=metadata)
-
-
-def fitted(state: Mapping[str, Tensor], modules: set[str]) -> dict[str, Tensor]:
-    """A LoRA's weights under the names that the text encoders' modules have here: with or without `text_model`."""
-    return {name if module_of(name) in modules else name.replace(TEXT_MODEL, "", 1): t for name, t in state.items()}
 
 
 def _part(state: Mapping[str, Tensor], config: Mapping[str, Any], component: str) -> dict[str, Any]:
