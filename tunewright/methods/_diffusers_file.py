@@ -49,7 +49,7 @@ def write_diffusers(folder: Path, state: Mapping[str, Tensor], config: Mapping[s
     for component in sorted({module_of(key).split(".")[0] for key in state}):
         header |= {f"{component}.{key}": value for key, value in _part(state, config, component).items()}
     tensors = {_key(name): tensor.contiguous() for name, tensor in state.items()}
-    metadata = {"format": "pt", HEADER: json.dumps(header, indent=2, sort_keys=True)}
+    metadata = {HEADER: json.dumps(header, indent=2, sort_keys=True)}  # alone: the file has several in any order
     save_file(tensors, folder / DIFFUSERS, metadata=metadata)
 
 

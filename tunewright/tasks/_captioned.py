@@ -73,7 +73,7 @@ class Caption:
         return {"kept": np.array(not self.dropped, dtype=np.float32)}
 
     def drawn(self, random: np.random.Generator) -> Caption:
-        return replace(self, dropped=bool(random.random() < self.dropout))
+        return replace(self, dropped=bool(random.random() < self.dropout)) if self.dropout else self
 
 
 @dataclass(frozen=True)
