@@ -1,29 +1,27 @@
-"""Tiny random pipelines of diffusers' real classes, as folders that look like what people download, and their rows.
+"""Tiny random pipelines of diffusers' real classes, as folders that look like what people download.
 
-About 450 KB each (SDXL: 680). Text encoders differ from each other, and VAE and U-Net do something visible: weights are scaled up
-from what the classes begin with, and biases and norms are not 0 and 1.
+About 450 KB each (SDXL: 680). Weights are wide enough that captions and images differ visibly in what comes out, and
+biases and norms are not 0 and 1.
 """
 
 from __future__ import annotations
 
 import gzip
 from functools import cache
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import transformers as hf
-from PIL import Image
 
 from tests.conftest import SHARED
+from tests.tiny import PIPELINES, captioned
 
 diffusers = pytest.importorskip("diffusers")
 
-PIPELINES = ("sd1", "sd2", "sdxl", "flow")
-"""Epsilon; v-prediction; two text encoders and sizes as conditions; a flow-matching schedule on a U-Net."""
+__all__ = ["PIPELINES", "captioned", "make_pipeline"]
+
 MERGES = 200
 SIDE = 16
 """Pixels of an image's side; a latent has a half of that."""
@@ -39,18 +37,6 @@ def make_pipeline(folder: Path, kind: str) -> Path:
                 _enliven(part)
     pipeline.save_pretrained(folder, safe_serialization=True)
     return folder
-
-
-def captioned(count: int = 6, side: int = SIDE) -> list[dict[str, Any]]:
-    """Noise with a bright half, and a caption that names its colour."""
-    rows = []
-    for i in range(count):
-        values = np.random.default_rng(i).integers(0, 90, (side, side, 3))
-        values[:, : side // 2, i % 3] += 150
-        file = BytesIO()
-        Image.fromarray(values.astype(np.uint8)).save(file, "PNG")
-        rows.append({"image": file.getvalue(), "text": f"a {('red', 'green', 'blue')[i % 3]} wall, number {i}"})
-    return rows
 
 
 @cache

@@ -14,11 +14,11 @@ from peft import PeftModel
 from safetensors.torch import load_file
 
 from tests.contracts.journeys import Journey, base_logits, close, journey, logits
-from tests.tiny import DECODERS, KINDS, VISION
+from tests.tiny import DECODERS, KINDS, PIPELINES, VISION
 from tunewright.errors import TunewrightError
 from tunewright.methods import METHODS
-from tunewright.methods._lora_file import lora_scale, read_adapter
-from tunewright.tasks import MODULES
+from tunewright.methods._lora_file import DIFFUSERS, lora_scale, read_adapter
+from tunewright.tasks import MODULES, task_class
 
 
 def peft(kind: str, **options: Any) -> dict[str, Any]:
@@ -26,7 +26,7 @@ def peft(kind: str, **options: Any) -> dict[str, Any]:
 
 
 LORA = {"type": "lora", "rank": 4, "alpha": 8}
-LLAMA, BERT = ["q_proj", "down_proj"], ["query", "value"]
+LLAMA, BERT, UNET = ["q_proj", "down_proj"], ["query", "value"], ["to_q", "to_v"]
 
 # Every method as it is, on every kind of base …
 PLAIN: dict[str, dict[str, Any]] = {
@@ -45,6 +45,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "pissa rslora": {**LORA, "init": "pissa", "rslora": True},
     "lora+": {**LORA, "plus_ratio": 16},
     "lora by name": {**LORA, "targets": r".*\.(v_proj|value)"},
+    "text encoder": {**LORA, "targets": r".*\.(to_q|q_proj|fc1)"},
     "freeze 2": {"type": "freeze", "last": 2},
     "pfeiffer": {"type": "adapter", "width": 8, "variant": "pfeiffer"},
     "prefix": peft("PREFIX_TUNING", num_virtual_tokens=3),
@@ -57,22 +58,32 @@ PEFT_TYPES: dict[str, dict[str, Any]] = {
     "LORA": {"r": 4, "init_lora_weights": "pissa"},
 }  # fmt: skip
 PEFT_VARIANTS = {
-    **{f"peft {kind}": peft(kind, target_modules=[*LLAMA, *BERT], **options) for kind, options in PEFT_TYPES.items()},
+    **{
+        f"peft {kind}": peft(kind, target_modules=[*LLAMA, *BERT, *UNET], **options)
+        for kind, options in PEFT_TYPES.items()
+    },
     "peft bias": peft("LORA", r=4, target_modules=[*LLAMA, *BERT], bias="all"),
 }
 CASES = {**PLAIN, **VARIANTS, **PEFT_VARIANTS, "experts": {**LORA, "experts": True}}
 
-KINDS_OF = {"text-generation": DECODERS, "text-classification": KINDS, "image-classification": VISION}
+KINDS_OF = {
+    "text-generation": DECODERS,
+    "text-classification": KINDS,
+    "image-classification": VISION,
+    "text-to-image": PIPELINES,
+}
 Pair = tuple[str, str, str]
 PAIRS: list[Pair] = [
     *[(task, kind, name) for task, kinds in KINDS_OF.items() for kind in kinds for name in PLAIN],
     *[(task, kind, name) for task, kind in (("text-generation", "llama"), ("text-classification", "bert"))
-      for name in (*VARIANTS, *PEFT_VARIANTS)],
+      for name in (*VARIANTS, *PEFT_VARIANTS) if name != "text encoder"],
     ("text-generation", "gpt2", "pissa"), ("text-generation", "gpt2", "dora"), ("text-generation", "gemma3", "dora"),
     ("text-generation", "mixtral", "experts"), ("text-classification", "mixtral", "experts"),
     ("text-generation", "gpt_neox", "adapter"), ("text-generation", "qwen3_moe", "experts"),
     ("text-generation", "llama", "experts"), ("text-classification", "llama", "prompt"),
     ("text-classification", "llama", "prefix"),
+    *[("text-to-image", "sdxl", name) for name in ("rslora", "dora", "pissa", "pissa rslora", "lora+", "freeze 2")],
+    *[("text-to-image", "sd1", name) for name in ("text encoder", "peft LOHA")],
 ]  # fmt: skip
 MOVING = ("running_mean", "running_var", "num_batches_tracked")
 EXACT = {"pissa": 1e-5, "pissa rslora": 1e-5}  # saved as what was added less what was taken out: exact but for rounding
@@ -83,6 +94,7 @@ REFUSED = {  # (task, kind, method): what the refusal must say
     ("text-generation", "llama", "experts"): "no fused expert",
     ("image-classification", "resnet", "peft"): "No modules were targeted",  # its all-linear has no convolutions
     ("text-classification", "llama", "prompt"): "method: lora",
+    **{("text-to-image", kind, "head"): "has no head" for kind in PIPELINES},
 }
 
 
@@ -187,7 +199,9 @@ def test_peft_itself_loads_it_over_the_base(pair: Pair, made: Any, tiny_base: An
 
 
 def by_peft(base: str, seen: Journey, vocabulary: int | None = None) -> torch.Tensor:
-    """The logits that somebody gets who has PEFT and transformers alone."""
+    """The logits that somebody gets who has PEFT and transformers alone, or diffusers."""
+    if seen.model.task.name == "text-to-image":
+        return by_diffusers(base, seen)
     if seen.model.task.name == "text-generation":
         module = transformers.AutoModelForCausalLM.from_pretrained(base, dtype="float32")
     elif seen.model.task.name == "image-classification":
@@ -201,9 +215,33 @@ def by_peft(base: str, seen: Journey, vocabulary: int | None = None) -> torch.Te
     return logits(model)
 
 
+def by_diffusers(base: str, seen: Journey) -> torch.Tensor:
+    """What the U-Net predicts in a pipeline that somebody put the LoRA's file into, or loaded whole."""
+    pipeline = diffusers_pipeline(base)
+    whole = seen.method.saved_as == "transformers"
+    pipeline = diffusers_pipeline(str(seen.folder)) if whole else pipeline
+    if (seen.folder / DIFFUSERS).is_file():
+        pipeline.load_lora_weights(seen.folder)
+    model = task_class("text-to-image")().load(base)
+    for name in (*model.processor.encoders, "unet"):
+        model.module.add_module(name, getattr(pipeline, name))
+    if not whole and not (seen.folder / DIFFUSERS).is_file():
+        model.module = PeftModel.from_pretrained(model.module, str(seen.folder))
+    return logits(model)
+
+
+def diffusers_pipeline(folder: str) -> Any:
+    from tests.pipelines import diffusers
+
+    return diffusers.DiffusionPipeline.from_pretrained(folder)
+
+
 @pairs(lambda pair: METHODS[CASES[pair[2]]["type"]].saved_as == "transformers")
 def test_transformers_itself_loads_it(pair: Pair, made: Any) -> None:
     seen = made(pair)
+    if pair[0] == "text-to-image":
+        assert torch.equal(by_diffusers(seen.model.base, seen), seen.end)
+        return
     auto = {
         "text-generation": transformers.AutoModelForCausalLM,
         "text-classification": transformers.AutoModelForSequenceClassification,

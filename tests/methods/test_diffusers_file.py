@@ -16,9 +16,9 @@ from tunewright.methods._diffusers_file import (
     METADATA,
     LoraFile,
     evened,
-    fitted,
     from_peft,
     from_state,
+    on_base,
     read_lora,
     to_kohya,
     write_kohya,
@@ -300,9 +300,9 @@ def test_dora_is_not_written_where_readers_drop_it(sdxl: Any) -> None:
 
 def test_a_lora_of_another_base_is_refused(pipe: Any) -> None:
     lora, shapes = a_lora(pipe), layers_of(pipe)
-    state = fitted(lora, shapes)
+    state = on_base(lora, shapes)
     assert {key.split(".lora_")[0] for key in state} == shapes.keys()
     with pytest.raises(BaseModelError, match=r"unet\.conv_in: the base has no such layer"):
-        fitted(lora, {name: shape for name, shape in shapes.items() if name != "unet.conv_in"})
+        on_base(lora, {name: shape for name, shape in shapes.items() if name != "unet.conv_in"})
     with pytest.raises(BaseModelError, match=r"unet\.conv_in: 8×4×3×3, the base's is 9×4×3×3"):
-        fitted(lora, {**shapes, "unet.conv_in": (9, 4, 3, 3)})
+        on_base(lora, {**shapes, "unet.conv_in": (9, 4, 3, 3)})

@@ -19,6 +19,7 @@ from tunewright.methods._lora_file import WEIGHTS, stackable
 from tunewright.methods._peft import attach_folder, merge_adapter
 from tunewright.methods.adapter import CONFIG as ADAPTER_CONFIG
 from tunewright.tasks import task_class
+from tunewright.tasks._pipeline import is_pipeline
 from tunewright.tasks._pretrained import load_config, load_tokenizer
 from tunewright.tasks.base import Model, Task
 from tunewright.tasks.text_generation import grow_vocabulary
@@ -117,6 +118,8 @@ def infer_task(base: str) -> str:
     card = read_card(folder)
     if card:
         return card.task
+    if is_pipeline(str(folder)):
+        return "text-to-image"
     architectures = load_config(str(folder) if folder.exists() else base).architectures or []
     if any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in architectures):
         return "text-generation"
@@ -142,7 +145,10 @@ def below_adapter(folder: Path) -> Model:
     refuse_other_weights(card.base, card.base_sha256, folder / CARD)
     model = card.make_task().load(card.base)
     model.chats, model.max_length = card.chats, card.max_length
-    model.processor = load_tokenizer(str(folder)) if (folder / "tokenizer_config.json").is_file() else model.processor
+    if (folder / "tokenizer_config.json").is_file():
+        model.processor = load_tokenizer(str(folder))
+    if hasattr(model.processor, "as_in"):
+        model.processor = model.processor.as_in(folder)
     if card.task == "text-generation":
         grow_vocabulary(model)
     return model

@@ -191,7 +191,7 @@ def find_tensors(base: str, wanted: Mapping[str, Tensor], module: Any) -> dict[s
     from safetensors import safe_open
     from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
-    if get_checkpoint_conversion_mapping(module.config.model_type):
+    if not hasattr(module, "base_model_prefix") or get_checkpoint_conversion_mapping(module.config.model_type):
         return {}
     prefix = f"{module.base_model_prefix}."
     places: dict[str, tuple[Path, str]] = {}

@@ -43,7 +43,17 @@ class DataConfig(BaseModel):
         json_schema_extra=LOCAL,
     )
     format: Literal[
-        "auto", "chat", "prompt_completion", "alpaca", "sharegpt", "text", "classification", "image", "image_file"
+        "auto",
+        "chat",
+        "prompt_completion",
+        "alpaca",
+        "sharegpt",
+        "text",
+        "classification",
+        "image",
+        "image_file",
+        "captioned_image",
+        "captioned_file",
     ] = Field("auto", description="what a row looks like; auto: found from its columns")
     columns: dict[str, str] = Field(
         default_factory=dict, description="standard column name -> name in the file, e.g. {text: review, label: stars}"
@@ -68,6 +78,15 @@ class DataConfig(BaseModel):
     )
     augment: Augmentation | None = Field(
         None, description="how training images are varied: {} for mirroring and crops; none: as they are"
+    )
+    resolution: int | None = Field(
+        None,
+        ge=8,
+        description="captioned images are resized to about the pixels of a square of this side, in the allowed sides "
+        "nearest to their ratio; none: the model's own",
+    )
+    caption_dropout: float = Field(
+        0.0, ge=0, lt=1, description="chance that a caption is left out, for classifier-free guidance (often 0.1)"
     )
     special_tokens: list[str] = Field(
         default_factory=list, description="tokens to add to the tokenizer, each learned as a row of its own"

@@ -9,22 +9,21 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunewright.errors import BaseModelError, MethodError
-from tunewright.methods._lora_file import CONFIG, PREFIX
+from tunewright.methods._lora_file import CONFIG, DIFFUSERS, PREFIX, module_of
 from tunewright.methods._unet_names import dotted, from_original, is_original, to_original
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-WEIGHTS = "pytorch_lora_weights.safetensors"
 METADATA = "lora_adapter_metadata"
 """Where diffusers looks in a file's header for the configurations, as JSON: `{"unet.r": 4, …}`."""
-FIELDS = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "target_modules", "use_rslora", "use_dora")
+TEXT_MODEL = "text_model."
 COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
 KOHYA = {"lora_unet_": "unet", "lora_te_": "text_encoder", "lora_te1_": "text_encoder", "lora_te2_": "text_encoder_2"}
 ENDINGS = {
@@ -110,7 +109,7 @@ def lora_path(place: Path) -> Path:
     if not place.is_dir():
         return place
     found = sorted(place.glob("*.safetensors"))
-    named = [path for path in found if path.name == WEIGHTS] or found
+    named = [path for path in found if path.name == DIFFUSERS] or found
     if len(named) != 1:
         names = ", ".join(path.name for path in found) or "none"
         raise BaseModelError(f"{place} should hold one LoRA file; it holds {names}. Name the file.")
@@ -207,7 +206,12 @@ def from_peft(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> LoraFil
     return from_state(state, dict.fromkeys(COMPONENTS, config))
 
 
-def fitted(lora: LoraFile, shapes: Mapping[str, tuple[int, ...]], name: str = "This LoRA") -> dict[str, Tensor]:
+def fitted(state: Mapping[str, Tensor], modules: Container[str]) -> dict[str, Tensor]:
+    """PEFT's keys with the names that the text encoders' modules have here: with or without `text_model`."""
+    return {name if module_of(name) in modules else name.replace(TEXT_MODEL, "", 1): t for name, t in state.items()}
+
+
+def on_base(lora: LoraFile, shapes: Mapping[str, tuple[int, ...]], name: str = "This LoRA") -> dict[str, Tensor]:
     """The tensors under the names of the model's own layers.
 
     Args:
@@ -254,7 +258,7 @@ def _parsed(key: str, layers: int) -> tuple[str, str] | None:
         module = f"{module}.0" if module.endswith(".to_out") else module
         known = module.startswith(("down_blocks.", "mid_block.", "up_blocks.", "conv_", "time_embedding.", "add_"))
     else:
-        module = module.removeprefix("text_model.")
+        module = module.removeprefix(TEXT_MODEL)
         *rest, last = module.split(".")
         module = ".".join([*rest, OLD_ENCODER.get(last, last)])
         known = module.startswith(("encoder.", "text_projection", "embeddings."))
@@ -304,10 +308,10 @@ def _kohya_name(layer: str, unet: Mapping[str, Any]) -> str:
 
 
 def _with_text_model(name: str) -> str:
-    """A text encoder's key as the most readers know it."""
+    """A text encoder's key as it has always been: transformers 5 leaves the `text_model` out in some of them."""
     component, module = name.split(".", 1)
-    bare = component == "unet" or module.startswith(("text_model.", "text_projection"))
-    return name if bare else f"{component}.text_model.{module}"
+    bare = component == "unet" or module.startswith((TEXT_MODEL, "text_projection"))
+    return name if bare else f"{component}.{TEXT_MODEL}{module}"
 
 
 def _unpacked(header: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

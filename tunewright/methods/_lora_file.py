@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 BESIDE = ("gaussian", "eva", "orthogonal")  # ways to begin a LoRA that take nothing out of the base
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+DIFFUSERS = "pytorch_lora_weights.safetensors"
+"""What diffusers calls a LoRA's weights: they lie there in place of PEFT's file, and under keys without its prefix."""
 
 
 def leaves_base(config: Mapping[str, Any]) -> bool:
@@ -25,7 +27,10 @@ def read_adapter(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Weights and configuration of a PEFT adapter, without a model."""
     from safetensors.torch import load_file
 
-    return load_file(folder / WEIGHTS), json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    if (folder / DIFFUSERS).is_file():
+        return {f"{PREFIX}{key}": tensor for key, tensor in load_file(folder / DIFFUSERS).items()}, config
+    return load_file(folder / WEIGHTS), config
 
 
 def write_adapter(folder: Path, state: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
