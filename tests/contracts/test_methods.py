@@ -87,6 +87,13 @@ PAIRS: list[Pair] = [
 ]  # fmt: skip
 MOVING = ("running_mean", "running_var", "num_batches_tracked")
 EXACT = {"pissa": 1e-5, "pissa rslora": 1e-5}  # saved as what was added less what was taken out: exact but for rounding
+
+
+def tolerance(pair: Pair) -> float:
+    """A product with a transposed activation, as in front of SDXL's attention, is rounded otherwise for a gradient."""
+    return 1e-6 if pair == ("text-to-image", "sdxl", "peft") else EXACT.get(pair[2], 0.0)
+
+
 REFUSED = {  # (task, kind, method): what the refusal must say
     ("text-generation", "qwen3", "head"): "tied",
     ("text-generation", "gemma3", "head"): "tied",
@@ -154,7 +161,7 @@ def test_pissa_starts_as_the_base(pair: Pair, made: Any, tiny_base: Any) -> None
 @pairs()
 def test_what_is_saved_loads_as_it_was(pair: Pair, made: Any) -> None:
     seen = made(pair)
-    assert close(seen.loaded, seen.end, EXACT.get(pair[2], 0.0))
+    assert close(seen.loaded, seen.end, tolerance(pair))
 
 
 @pairs(
@@ -195,7 +202,7 @@ def test_off_gives_the_base_or_refuses(pair: Pair, made: Any, tiny_base: Any) ->
 @pairs(lambda pair: METHODS[CASES[pair[2]]["type"]].saved_as == "peft")
 def test_peft_itself_loads_it_over_the_base(pair: Pair, made: Any, tiny_base: Any) -> None:
     seen = made(pair)
-    assert close(by_peft(tiny_base(pair[1]), seen), seen.end, EXACT.get(pair[2], 0.0))
+    assert close(by_peft(tiny_base(pair[1]), seen), seen.end, tolerance(pair))
 
 
 def by_peft(base: str, seen: Journey, vocabulary: int | None = None) -> torch.Tensor:
@@ -263,7 +270,8 @@ def test_pissa_is_saved_as_a_plain_lora(pair: Pair, made: Any, tiny_base: Any) -
     layer = name.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
     merged = seen.again()
     seen.method.merge(merged)
-    before = load_file(Path(tiny_base(pair[1])) / "model.safetensors")
+    image = pair[0] == "text-to-image"
+    before = load_file(Path(tiny_base(pair[1])) / f"{'unet/diffusion_pytorch_' if image else ''}model.safetensors")
     update = lora_scale(config, layer) * state[name.replace("lora_A", "lora_B")] @ state[name]
     after = merged.module.get_submodule(layer).weight.detach()
     original = next(
