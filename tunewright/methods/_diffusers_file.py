@@ -195,6 +195,30 @@ def evened(lora: LoraFile) -> LoraFile:
     return LoraFile(state, {component: {**config, **plain} for component, config in lora.configs.items()})
 
 
+def recognised(lora: LoraFile) -> LoraFile:
+    """With an update of nothing in each text encoder where diffusers (0.42) would not know what its kohya keys are.
+
+    It tells these by `out_proj` or the feed-forward layers, and gives up where neither is adapted.
+    """
+    state = dict(lora.state)
+    configs = {component: dict(config) for component, config in lora.configs.items()}
+    for component, config in configs.items():
+        layers = config["target_modules"]
+        attention = next((name.rpartition(".")[0] for name in layers if ".self_attn." in name), None)
+        if not attention or any(name.endswith(("out_proj", "fc1", "fc2")) for name in layers):
+            continue
+        down = next(state[f"{component}.{n}.lora_A.weight"] for n in layers if n.startswith(f"{attention}."))
+        state[f"{component}.{attention}.out_proj.lora_A.weight"] = down.new_zeros(down.shape)
+        state[f"{component}.{attention}.out_proj.lora_B.weight"] = down.new_zeros(down.shape[::-1])
+        config["target_modules"] = sorted([*layers, f"{attention}.out_proj"])
+    return LoraFile(state, configs)
+
+
+def cast(lora: LoraFile, dtype: Any) -> LoraFile:
+    """Its tensors in another precision."""
+    return LoraFile({key: tensor.to(dtype) for key, tensor in lora.state.items()}, lora.configs)
+
+
 def write_kohya(lora: LoraFile, unet: Mapping[str, Any], path: Path) -> None:
     from safetensors.torch import save_file
 
