@@ -16,17 +16,24 @@ from tunewright.artifacts.targets import TARGETS
 from tunewright.artifacts.verify import LIMITS
 from tunewright.errors import TunewrightError
 
-BASES = {"text-generation": "llama", "text-classification": "bert"}
+BASES = {"text-generation": "llama", "text-classification": "bert", "text-to-image": "sdxl"}
 PROMPTS = ("prefix", "prompt", "p-tuning")
 TRIPLES = [
-    *[(task, method, target) for task in BASES for method in PLAIN for target in TARGETS],
+    *[(task, method, target) for task in BASES for method in PLAIN for target in TARGETS
+      if (task, method) != ("text-to-image", "head")],
     *[("text-generation", method, target) for method in VARIANTS if method != "freeze 2"  # there is one layer here
-      for target in ("peft", "merged", "gguf")],
+      for target in ("peft", "merged", "gguf") if method != "text encoder"],
+    *[("text-to-image", method, target) for method in ("text encoder", "dora") for target in ("diffusers", "kohya")],
 ]  # fmt: skip
 
 
 def refusal(task: str, method: str, target: str) -> str:
     """What the refusal must say; nothing where the export is possible."""
+    if task not in TARGETS[target].tasks:
+        return f"has no form {target}"
+    if target in ("diffusers", "kohya"):
+        unread = "DoRA" if (method, target) == ("dora", "kohya") else ""
+        return unread if CASES[method]["type"] == "lora" else "no LoRA that diffusers loads"
     if target == "peft":
         kinds = {"adapter": "PEFT has no bottleneck adapters", "lora": "", "peft": ""}
         return kinds.get(CASES[method]["type"], "its own weights were trained")
@@ -41,7 +48,8 @@ def made(tiny_base: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[[
 
     @cache
     def make(task: str, method: str) -> Journey:
-        base = tiny_base(BASES[task], num_hidden_layers=1)
+        sizes = {} if task == "text-to-image" else {"num_hidden_layers": 1}
+        base = tiny_base(BASES[task], **sizes)
         return journey(base, task, CASES[method], tmp_path_factory.mktemp("journey"))
 
     return make

@@ -20,11 +20,12 @@ import numpy as np
 from tunewright.artifacts import foreign
 from tunewright.artifacts.foreign import Answers
 from tunewright.artifacts.interpolate import write_point
-from tunewright.artifacts.load import load, weights_folder
-from tunewright.artifacts.questions import AUTO, HeldOut, built_in, make_questions
+from tunewright.artifacts.load import infer_task, load, weights_folder
+from tunewright.artifacts.noise import noise_questions
+from tunewright.artifacts.questions import BUILT_IN, HeldOut, make_questions
 from tunewright.artifacts.save import beside, refuse_place
 from tunewright.artifacts.start import parse_point
-from tunewright.artifacts.targets import TARGETS
+from tunewright.artifacts.targets import TARGETS, Target
 from tunewright.artifacts.verify import Comparison, Limits, compare, limits_for
 from tunewright.errors import DAMAGED, BaseModelError, OutputError, RecipeError, VerificationError
 from tunewright.methods._peft import layers_off
@@ -66,20 +67,18 @@ def _export(where: str | Path, target: str, folder: Path, precision: str | None,
     chosen = TARGETS[target]
     precision = precision or chosen.precisions[0]
     weights = weights_folder(where)
+    _refuse_task(chosen, infer_task(str(where)), weights)
     chosen.check(weights, precision)
     model = load(where)
-    if model.task.name not in AUTO:
-        raise BaseModelError(
-            f"{model.task.name} cannot be exported yet. {weights} is itself in the format of transformers or PEFT."
-        )
-    held_out = held_out or built_in(model)
-    questions = {**make_questions(model, held_out), "device": chosen.device(precision)}
+    asked = noise_questions(model, held_out) if _is_pipeline(model) else make_questions(model, held_out)
+    questions = {**asked, "device": chosen.device(precision)}
     judge = _judge(model, questions, limits_for(target, precision, model.task.routes(model.module)))
     try:
         with beside(folder) as draft:
             chosen.write(model, precision, draft, weights)
             del model  # the export needs the memory
-            said = {"target": target, "precision": precision, "rows_from": held_out.source}
+            source = held_out.source if held_out else BUILT_IN
+            said = {"target": target, "precision": precision, "rows_from": source}
             verification = {**said, **_verify(target, draft, questions, judge)}
             text = json.dumps(verification, indent=2, ensure_ascii=False)
             (draft / VERIFICATION).write_text(text + "\n", encoding="utf-8")
@@ -118,7 +117,11 @@ def _verify(
 
 def _judge(model: Model, questions: Mapping[str, Any], limits: Limits) -> Callable[[Answers], Comparison]:
     """Ask the trained model, and give what compares the export's answers with its own."""
-    reader = foreign.Torch(model.module, model.processor, questions["stop"])
+    reader: foreign.Reader
+    if _is_pipeline(model):
+        reader = foreign.Diffusers(model.task.pipeline(model))  # type: ignore[attr-defined]
+    else:
+        reader = foreign.Torch(model.module, model.processor, questions["stop"])
     trained = foreign.answers(reader, questions, questions["prompts"])
     if not all(np.isfinite(logits).all() for logits in trained.logits):
         raise BaseModelError(DAMAGED)
@@ -126,8 +129,23 @@ def _judge(model: Model, questions: Mapping[str, Any], limits: Limits) -> Callab
     if hasattr(model.module, "peft_config"):
         with layers_off(model):
             untuned = Answers(foreign.logits_of(reader, questions), [], [])
-    kind = getattr(model.task, "kind", "single_label")
+    kind = "regression" if _is_pipeline(model) else getattr(model.task, "kind", "single_label")
     return partial(compare, trained, kind=kind, limits=limits, untuned=untuned)
+
+
+def _is_pipeline(model: Model) -> bool:
+    return hasattr(model.task, "pipeline")
+
+
+def _refuse_task(target: Target, task: str, weights: Path) -> None:
+    """Raises BaseModelError for a task whose models the target has no form for."""
+    others = [name for name, one in TARGETS.items() if task in one.tasks]
+    if not others:
+        raise BaseModelError(
+            f"{task} cannot be exported yet. {weights} is itself in the format of transformers or PEFT."
+        )
+    if target.name not in others:
+        raise BaseModelError(f"A model for {task} has no form {target.name}. Possible: {', '.join(others)}.")
 
 
 def in_a_fresh_process(target: str, folder: Path, questions: Mapping[str, Any]) -> Answers:

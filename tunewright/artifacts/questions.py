@@ -58,12 +58,13 @@ def built_in(model: Model) -> HeldOut:
     return HeldOut(records, BUILT_IN)
 
 
-def make_questions(model: Model, held_out: HeldOut) -> dict[str, Any]:
+def make_questions(model: Model, held_out: HeldOut | None = None) -> dict[str, Any]:
     """The questions as a document: see `foreign.py`, which reads it.
 
     Raises:
         DataError: rows of a kind that the model does not read, or a prompt that is not served as it was trained.
     """
+    held_out = held_out or built_in(model)
     kind = KINDS[type(held_out.records[0])]
     if kind not in model.task.data_kinds:
         raise DataError(
