@@ -425,6 +425,23 @@ def test_a_lora_loads_into_the_pipeline_with_its_alpha(run: tw.Run, tiny_base: A
     assert np.array_equal(pixels(ours), (made() * 255).round().astype(int))
 
 
+def test_a_run_goes_on_from_another_with_its_text_encoder(run: tw.Run, tiny_base: Any, tmp_path: Path) -> None:
+    """One LoRA over the base is both, and the path between begins where the first one ended."""
+    training = {"max_steps": 3, "learning_rate": 0.05}
+    then = tw.train(recipe(str(run.folder), tmp_path / "then", task=TASK, method=LORA, training=training))
+
+    def made(model: Any) -> np.ndarray:
+        return pixels(model.task.images(model, ["a red wall"], steps=3)[0])
+
+    assert then.info["stacked"] and then.info["base"] == tiny_base("sd1")
+    assert np.array_equal(made(tw.load(then.folder, alpha=0.0)), made(tw.load(run.folder)))
+    theirs = pipeline(tiny_base("sd1"))
+    theirs.load_lora_weights(then.folder / "model")
+    noise = {"generator": torch.Generator().manual_seed(0), "num_inference_steps": 3, "width": 16, "height": 16}
+    assert np.abs(made(tw.load(then.folder)) - pixels(theirs("a red wall", **noise).images[0])).max() <= 1
+    assert not np.array_equal(made(tw.load(then.folder, alpha=0.5)), made(tw.load(then.folder)))
+
+
 def test_the_picture_moves_from_the_bases_to_the_tuned_one(run: tw.Run, tiny_base: Any) -> None:
     made = []
     for alpha in (0, 0.25, 0.5, 0.75, 1):
