@@ -60,7 +60,7 @@ def test_siblings_share_only_their_base(path: Path) -> None:
 
 def test_nothing_above_asks_which_task_it_has() -> None:
     """Capabilities, never classes."""
-    names = {"TextGeneration", "TextClassification"}
+    names = {"TextGeneration", "TextClassification", "ImageClassification", "TextToImage"}
     asked = [
         str(path.relative_to(ROOT))
         for path in PACKAGE.rglob("*.py")
@@ -104,6 +104,7 @@ module.head module.blocks module.labels
 module.image.resize module.image.crop module.image.interpolation module.image.scale module.image.mean module.image.std
 data.train data.validation data.test data.format data.columns data.labels data.overlength data.max_length
 data.on_bad_rows data.loss_on data.chat_template data.special_tokens
+data.resolution data.caption_dropout data.cache_latents data.cache_captions
 data.augment.colour data.augment.crop data.augment.flip data.augment.mixup
 method.lora.rank method.lora.alpha method.lora.dropout method.lora.targets method.lora.rslora method.lora.dora
 method.lora.init method.lora.plus_ratio method.lora.experts method.lora.train_along
@@ -111,6 +112,7 @@ method.full.batch_norm method.freeze.last method.freeze.until method.freeze.batc
 method.adapter.variant method.adapter.width
 method.peft.config
 objective.supervised.label_smoothing objective.supervised.class_weights objective.supervised.router_loss
+objective.supervised.min_snr objective.supervised.noise_offset
 training.epochs training.max_steps training.head_first training.zero_shot
 training.learning_rate training.schedule training.warmup
 training.optimizer training.weight_decay training.gradient_clip training.batch training.batch_tokens

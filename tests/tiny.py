@@ -73,6 +73,9 @@ VISION: dict[str, Callable[..., Any]] = {
 TWO_TOWERS = {"clip": hf.CLIPConfig, "siglip": hf.SiglipConfig}
 """Image and text in one space."""
 
+PIPELINES = ("sd1", "sd2", "sdxl", "flow")
+"""Diffusion: epsilon; v-prediction; two text encoders and sizes as conditions; a flow-matching schedule."""
+
 # Decoders that are not in every table, but have something of their own.
 OTHERS: dict[str, tuple[str, Callable[..., Any]]] = {
     "qwen3_moe": (
@@ -96,6 +99,10 @@ def make_base(folder: Path, kind: str, **options: Any) -> Path:
         return make_vision_base(folder, kind, **options)
     if kind in TWO_TOWERS:
         return make_two_towers(folder, kind)
+    if kind in PIPELINES:
+        from tests.pipelines import make_pipeline
+
+        return make_pipeline(folder, kind)
     if kind in DECODERS or kind in OTHERS:
         family, make_config = {**DECODERS, **OTHERS}[kind]
         tokenizer, auto = tiny_tokenizer(family), hf.AutoModelForCausalLM
@@ -226,7 +233,24 @@ def pictures(count: int = 16, classes: int = 3) -> list[dict[str, Any]]:
     return rows
 
 
-ROWS = {"text-generation": completions, "text-classification": labelled, "image-classification": pictures}
+def captioned(count: int = 6, side: int = 16) -> list[dict[str, Any]]:
+    """Noise with a bright half, and a caption that names its colour."""
+    rows = []
+    for i in range(count):
+        values = np.random.default_rng(i).integers(0, 90, (side, side, 3))
+        values[:, : side // 2, i % 3] += 150
+        file = BytesIO()
+        Image.fromarray(values.astype(np.uint8)).save(file, "PNG")
+        rows.append({"image": file.getvalue(), "text": f"a {('red', 'green', 'blue')[i % 3]} wall, number {i}"})
+    return rows
+
+
+ROWS = {
+    "text-generation": completions,
+    "text-classification": labelled,
+    "image-classification": pictures,
+    "text-to-image": captioned,
+}
 
 
 def rows_for(task: str, count: int = 12) -> list[dict[str, Any]]:

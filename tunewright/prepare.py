@@ -20,7 +20,7 @@ from tunewright.engine.device import auto_batch, auto_learning_rate, pick_device
 from tunewright.errors import DataError, MethodError, RecipeError, counted
 from tunewright.evaluation.evaluate import refuse_idle_evaluation, refuse_idle_pattern
 from tunewright.methods.base import Method, moving_norms, parameter_count
-from tunewright.objectives.supervised import Supervised, class_weights
+from tunewright.objectives.supervised import NOISING, Supervised, class_weights
 from tunewright.recipe import Recipe
 from tunewright.tasks import MODULES, task_class
 from tunewright.tasks._blocks import unwrapped
@@ -160,6 +160,11 @@ def prepare(recipe: Recipe, start: Path, rank: int = 0) -> Prepared:
     recipe.method.attach(model, training.seed)
     if unlearned and not any(p.requires_grad for p in model.module.get_output_embeddings().parameters()):
         model.notices.append(f"{unlearned}: answers may not end unless its row trains, as with method: lora or full.")
+    if hasattr(task, "keep"):
+        encoded = {
+            name: replace(found, examples=task.keep(model, found.examples, recipe.data, device))
+            for name, found in encoded.items()
+        }
     decided = decide(training, recipe.method, model, len(encoded["train"].examples), bool(rows.validation))
     if rows.validation and not rows.tests:
         notices.append("There is no test set: figures are on the validation rows, which also choose the weights.")
@@ -292,8 +297,13 @@ def _refuse_idle(recipe: Recipe, model: Model) -> None:
         return
     if objective.router_loss and not model.task.routes(model.module):
         raise RecipeError("objective.router_loss is for language models that are mixtures of experts. Leave it out.")
-    if objective.label_smoothing and getattr(model.task, "kind", "") == "regression":
-        raise RecipeError("objective.label_smoothing is for classes, and these labels are numbers. Leave it out.")
+    predicts = model.task.predicts(model) if hasattr(model.task, "predicts") else ""
+    if objective.label_smoothing and (predicts or getattr(model.task, "kind", "") == "regression"):
+        raise RecipeError("objective.label_smoothing is for classes, and these rows have none. Leave it out.")
+    if idle := [name for name in NOISING if getattr(objective, name) and not predicts]:
+        raise RecipeError(f"objective.{idle[0]} is for text-to-image, which learns from noise. Leave it out.")
+    if objective.min_snr and predicts == "flow":
+        raise RecipeError("objective.min_snr is not defined for flow matching, as this base does it. Leave it out.")
 
 
 def _refuse_weightless(encoded: Mapping[str, Encoded]) -> None:

@@ -16,6 +16,8 @@ from tests.contracts.steps import job_of, prepared
 from tests.tiny import rows_for
 from tunewright.artifacts.load import load
 from tunewright.artifacts.save import save
+from tunewright.data.config import DataConfig
+from tunewright.data.records import load_records
 from tunewright.engine.loop import Step
 from tunewright.engine.state import TrainState
 from tunewright.errors import TunewrightError
@@ -72,6 +74,8 @@ def logits(model: Model, rows: int = 5) -> torch.Tensor:
     """The logits of the first rows in one padded batch, [B, T, V] with 0 at the padding, or [B, C]."""
     if model.task.name == "image-classification":
         return image_logits(model, rows)
+    if model.task.name == "text-to-image":
+        return denoised(model, rows)
     texts = [row.get("text") or row["prompt"] + row["completion"] for row in rows_for(model.task.name)[:rows]]
     model.processor.padding_side = "right"
     batch = dict(model.processor(texts, padding=True, return_tensors="pt"))
@@ -90,6 +94,20 @@ def image_logits(model: Model, rows: int) -> torch.Tensor:
         return model.task.logits(
             model.module, SimpleNamespace(inputs=dict(model.processor(images, return_tensors="pt")))
         )
+
+
+def denoised(model: Model, rows: int) -> torch.Tensor:
+    """What the U-Net predicts for the first rows, [B, C, H, W]."""
+    records = load_records(rows_for(model.task.name)[:rows], DataConfig(train="-")).records
+    batch = model.task.collate(model.task.encode(model, records, DataConfig(train="-")).examples)
+    said: list[torch.Tensor] = []
+    unet = next(m for n, m in model.module.named_modules() if n.rsplit(".", 1)[-1] == "unet")
+    handle = unet.register_forward_hook(lambda _, __, output: said.append(output.sample))
+    model.module.eval()
+    with torch.no_grad():
+        model.task.nll(model.module, batch)
+    handle.remove()
+    return said[0]
 
 
 @cache

@@ -21,19 +21,27 @@ BASES: dict[str, dict[str, dict[str, int]]] = {
     "text-generation": {"llama": ONE_LAYER},
     "text-classification": {"bert": ONE_LAYER},
     "image-classification": {"vit": ONE_LAYER, "resnet": {}},
+    "text-to-image": {"sdxl": {}},
 }
 PROMPTS = ("prefix", "prompt", "p-tuning")
 EXPORTS = [
     *[(task, kind, method, target) for task in BASES for kind in BASES[task] for method in PLAIN for target in TARGETS
       if (task, kind, method) not in REFUSED],
     *[("text-generation", "llama", method, target)
-      for method in VARIANTS if method != "freeze 2"  # there is one layer here
+      for method in VARIANTS if method not in ("freeze 2", "text encoder")  # there is one layer here, and no pipeline
       for target in ("peft", "merged", "gguf")],
+    *[("text-to-image", "sdxl", method, target)
+      for method in ("text encoder", "dora") for target in ("diffusers", "kohya")],
 ]  # fmt: skip
 
 
 def refusal(task: str, kind: str, method: str, target: str) -> str:
     """What the refusal must say; nothing where the export is possible."""
+    if task not in TARGETS[target].tasks:
+        return f"has no form {target}"
+    if target in ("diffusers", "kohya"):
+        unread = "DoRA" if (method, target) == ("dora", "kohya") else ""
+        return unread if CASES[method]["type"] == "lora" else "no LoRA that diffusers loads"
     if target == "peft":
         kinds = {"adapter": "PEFT has no bottleneck adapters", "lora": "", "peft": ""}
         return kinds.get(CASES[method]["type"], "its own weights were trained")

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from tests.contracts.steps import assert_same, gradient, likelihood, prepared
 from tests.contracts.test_methods import KINDS_OF
-from tests.tiny import DECODERS, chats, completions, labelled, rows_for, words
+from tests.tiny import DECODERS, captioned, chats, completions, labelled, rows_for, words
 from tunewright.objectives import OBJECTIVES
 from tunewright.tasks import MODULES, task_class
 
-BASES = {"text-generation": "llama", "text-classification": "bert", "image-classification": "vit"}
+BASES = {
+    "text-generation": "llama",
+    "text-classification": "bert",
+    "image-classification": "vit",
+    "text-to-image": "sdxl",
+}
 FULL = {"type": "full"}
 
 
@@ -47,6 +54,11 @@ def numbers() -> list[dict[str, Any]]:
     return [{**row, "label": i / 5 - 1} for i, row in enumerate(labelled())]
 
 
+def images_of_several_sizes() -> list[dict[str, Any]]:
+    return [{**row, "image": Image.open(BytesIO(row["image"])).resize((16 + 8 * (i % 3), 20)), "weight": 0.5 + i % 3}
+            for i, row in enumerate(captioned())]  # fmt: skip
+
+
 SPECIAL_CASES: dict[str, dict[str, Any]] = {
     "token weights": {"base": "llama", "rows": weighted_chats()},
     "label smoothing of tokens": {"base": "gpt2", "rows": completions(), "objective": {"label_smoothing": 0.1}},
@@ -60,6 +72,11 @@ SPECIAL_CASES: dict[str, dict[str, Any]] = {
     "several labels": {"base": "bert", "rows": several(), "objective": {"label_smoothing": 0.1}},
     "regression": {"base": "roberta", "rows": numbers()},
     "label smoothing": {"base": "bert", "rows": labelled(), "objective": {"label_smoothing": 0.2}},
+    "min-SNR and images of several sizes": {
+        "base": "sd2",
+        "rows": images_of_several_sizes(),
+        "objective": {"min_snr": 5.0, "noise_offset": 0.1},
+    },
     "a decoder that classifies": {"base": "llama", "rows": labelled()},
 }
 

@@ -21,11 +21,12 @@ import numpy as np
 from tunewright.artifacts import foreign
 from tunewright.artifacts.foreign import Answers
 from tunewright.artifacts.interpolate import write_point
-from tunewright.artifacts.load import load, weights_folder
-from tunewright.artifacts.questions import AUTO, HeldOut, built_in, make_questions
+from tunewright.artifacts.load import infer_task, load, weights_folder
+from tunewright.artifacts.noise import noise_questions
+from tunewright.artifacts.questions import HeldOut, make_questions
 from tunewright.artifacts.save import beside, refuse_place
 from tunewright.artifacts.start import parse_point
-from tunewright.artifacts.targets import TARGETS
+from tunewright.artifacts.targets import TARGETS, Target
 from tunewright.artifacts.verify import Comparison, Limits, compare, limits_for
 from tunewright.errors import DAMAGED, BaseModelError, OutputError, RecipeError, VerificationError
 from tunewright.methods._peft import layers_off
@@ -68,6 +69,7 @@ def _export(where: str | Path, target: str, folder: Path, precision: str | None,
     chosen = TARGETS[target]
     precision = precision or chosen.precisions[0]
     weights = weights_folder(where)
+    _refuse_task(chosen, infer_task(str(where)), weights)
     chosen.check(weights, precision)
     model = load(where)
     if layout_of(model.module):
@@ -75,18 +77,14 @@ def _export(where: str | Path, target: str, folder: Path, precision: str | None,
             f"{where} is a torch module, which the libraries of no target know. {weights} has its weights as "
             "load_state_dict takes them, or as PEFT loads them over the module."
         )
-    if model.task.name not in AUTO:
-        raise BaseModelError(
-            f"{model.task.name} cannot be exported yet. {weights} is itself in the format of transformers or PEFT."
-        )
-    held_out = held_out or built_in(model)
-    questions = {**make_questions(model, held_out), "device": chosen.device(precision)}
+    asks = noise_questions if _is_pipeline(model) else make_questions
+    questions = {**asks(model, held_out), "device": chosen.device(precision)}
     judge = _judge(model, questions, limits_for(target, precision, model.task.routes(model.module)))
     try:
         with beside(folder) as draft:
             chosen.write(model, precision, draft, weights)
             del model  # the export needs the memory
-            said = {"target": target, "precision": precision, "rows_from": held_out.source}
+            said = {"target": target, "precision": precision, "rows_from": questions["rows_from"]}
             verification = {**said, **_verify(target, draft, questions, judge)}
             text = json.dumps(verification, indent=2, ensure_ascii=False)
             (draft / VERIFICATION).write_text(text + "\n", encoding="utf-8")
@@ -125,8 +123,12 @@ def _verify(
 
 def _judge(model: Model, questions: Mapping[str, Any], limits: Limits) -> Callable[[Answers], Comparison]:
     """Ask the trained model, and give what compares the export's answers with its own."""
-    labels = getattr(model.task, "labels", [])
-    reader = foreign.Torch(model.module, model.processor, questions["stop"], labels=labels)
+    reader: foreign.Reader
+    if _is_pipeline(model):
+        reader = foreign.Diffusers(model.task.pipeline(model))  # type: ignore[attr-defined]
+    else:
+        labels = getattr(model.task, "labels", [])
+        reader = foreign.Torch(model.module, model.processor, questions["stop"], labels=labels)
     trained = foreign.answers(reader, questions)
     trained = replace(trained, prompts=questions["prompts"], pixels=questions["pixels"])  # as training fed them
     if not all(np.isfinite(logits).all() for logits in trained.logits):
@@ -135,8 +137,23 @@ def _judge(model: Model, questions: Mapping[str, Any], limits: Limits) -> Callab
     if hasattr(model.module, "peft_config"):
         with layers_off(model):
             untuned = Answers(foreign.logits_of(reader, questions), [], [])
-    kind = getattr(model.task, "kind", "single_label")
+    kind = "regression" if _is_pipeline(model) else getattr(model.task, "kind", "single_label")
     return partial(compare, trained, kind=kind, limits=limits, untuned=untuned)
+
+
+def _is_pipeline(model: Model) -> bool:
+    return hasattr(model.task, "pipeline")
+
+
+def _refuse_task(target: Target, task: str, weights: Path) -> None:
+    """Raises BaseModelError for a task whose models the target has no form for."""
+    others = [name for name, one in TARGETS.items() if task in one.tasks]
+    if not others:
+        raise BaseModelError(
+            f"{task} cannot be exported yet. {weights} is itself in the format of transformers or PEFT."
+        )
+    if target.name not in others:
+        raise BaseModelError(f"A model for {task} has no form {target.name}. Possible: {', '.join(others)}.")
 
 
 def in_a_fresh_process(target: str, folder: Path, questions: Mapping[str, Any]) -> Answers:

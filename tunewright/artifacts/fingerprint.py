@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 from tunewright.errors import BaseModelError
+from tunewright.tasks._pipeline import INDEX
 
+HERE: dict[str, Any] = {"local_files_only": True, "_raise_exceptions_for_missing_entries": False}
 BLOCKS, BLOCK = 64, 2**16
 """A file is read in so many pieces of so many bytes, spread over it: weights that trained on differ in all of them."""
 
@@ -40,14 +43,17 @@ def refuse_other_weights(base: str, known: str | None, record: Path) -> None:
 
 
 def files_of(base: str) -> list[Path]:
-    """The safetensors files of a base, in its folder or where the hub's were put when it was trained."""
+    """The safetensors files of a base, in its folder or where the hub's were put when it was trained.
+
+    A pipeline of diffusers' has them in folders, one for each component.
+    """
     from transformers.utils import cached_file
 
     folder = Path(base)
     if not folder.is_dir():
         try:
-            found = cached_file(base, "config.json", local_files_only=True, _raise_exceptions_for_missing_entries=False)
+            places = [cached_file(base, name, **HERE) for name in (INDEX, "config.json")]
         except OSError:  # no name on the hub either
             return []
-        folder = Path(found).parent if found else folder
-    return sorted(folder.glob("*.safetensors"))
+        folder = next((Path(found).parent for found in places if found), folder)
+    return sorted(folder.glob("*/*.safetensors" if (folder / INDEX).is_file() else "*.safetensors"))

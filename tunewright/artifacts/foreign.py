@@ -1,4 +1,4 @@
-"""How others run an export: with transformers, PEFT, onnxruntime or llama.cpp, and not a line of Tunewright.
+"""How others run an export: with transformers, PEFT, diffusers, onnxruntime or llama.cpp, and not a line of Tunewright.
 
 This file is run by its path in a process of its own and imports nothing of the package, so that whatever makes the
 export behave well is in the export. It answers the questions of `questions.py`: logits on token ids or on images,
@@ -23,7 +23,7 @@ from typing import Any, Protocol
 import numpy as np
 
 Row = Mapping[str, Any]
-"""Token ids by the name of the input; or `image`: an image file, in base64."""
+"""Token ids by the name of the input; or `image`: an image file, in base64; or a noisy latent, see `Diffusers`."""
 GREEDY = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
 """The base's own settings for generation may ask for sampling or penalties, which no other runtime knows of."""
 THREADS = int(os.environ.get("OMP_NUM_THREADS", 0))  # 0: as many as the library thinks right
@@ -37,7 +37,8 @@ class Answers:
     """What a model answered.
 
     Attributes:
-        logits: [T, V] for the last positions of each row of a language model; [C] for each row of a classifier.
+        logits: [T, V] for the last positions of each row of a language model; [C] for each row of a classifier; for
+            a noisy latent all that a U-Net predicts, [C·H·W].
         texts: what greedy decoding gave behind each prompt, with the token that ended it.
         prompts: the token ids of each prompt.
         by: what ran the model.
@@ -169,7 +170,53 @@ def prompt_tokens(tokenizer: Any, asked: Mapping[str, Any]) -> list[int]:
     return list(tokenizer(asked["text"], asked.get("text_pair"), **cut)["input_ids"])
 
 
+class Diffusers:
+    """A pipeline of diffusers': what its U-Net predicts of a noisy latent, told by its own text encoders."""
+
+    labels: list[str] = []  # noqa: RUF012  it names nothing
+    processor = None
+
+    def __init__(self, pipeline: Any, by: Sequence[str] = ()) -> None:
+        self.pipeline = pipeline
+        self.by = [f"{name} {version(name)}" for name in ("diffusers", *by)]
+
+    def logits(self, row: Row) -> np.ndarray:
+        import torch
+
+        added = None
+        with torch.inference_mode():
+            said = self.pipeline.encode_prompt(
+                row["text"], device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False
+            )
+            if len(said) == 4:  # SDXL, which is told the projection of the whole text and sizes too
+                added = {"text_embeds": said[2], "time_ids": torch.tensor([row["sizes"]])}
+            noisy, told = torch.tensor([row["noisy"]]), torch.tensor([row["told"]])
+            found = self.pipeline.unet(noisy, told, encoder_hidden_states=said[0], added_cond_kwargs=added).sample
+        return found.flatten().numpy()
+
+    def greedy(self, tokens: list[int], length: int) -> list[int]:
+        raise NotImplementedError("a pipeline makes no text")
+
+    def prompt(self, asked: Mapping[str, Any]) -> list[int]:
+        return prompt_tokens(self.pipeline.tokenizer, asked)
+
+
+def read_pipeline(folder: Path, questions: Mapping[str, Any]) -> Reader:
+    """A folder of diffusers', or a LoRA on its base, in fp32."""
+    import torch
+    from diffusers import DiffusionPipeline
+
+    whole = (folder / "model_index.json").is_file()
+    base = folder if whole else questions["base"]
+    pipeline = DiffusionPipeline.from_pretrained(base, torch_dtype=torch.float32, safety_checker=None)
+    if not whole:
+        pipeline.load_lora_weights(folder, weight_name=next(folder.glob("*.safetensors")).name)
+    return Diffusers(pipeline, by=["transformers", *([] if whole else ["peft"])])
+
+
 def read_transformers(folder: Path, questions: Mapping[str, Any]) -> Reader:
+    if (folder / "model_index.json").is_file():
+        return read_pipeline(folder, questions)
     import transformers
 
     by = ["torchao"] if "quantization_config" in json.loads((folder / "config.json").read_text()) else []
@@ -353,6 +400,8 @@ READERS = {
     "quantized": read_transformers,
     "onnx": Onnx,
     "gguf": read_gguf,
+    "diffusers": read_pipeline,
+    "kohya": read_pipeline,
 }
 
 

@@ -22,6 +22,7 @@ from tunewright.methods.adapter import CONFIG as ADAPTER_CONFIG
 from tunewright.tasks import task_class
 from tunewright.tasks._factories import allow, give, is_factory
 from tunewright.tasks._modules import FILE, is_module_folder
+from tunewright.tasks._pipeline import is_pipeline
 from tunewright.tasks._pretrained import load_config, load_tokenizer
 from tunewright.tasks.base import Model, Task
 from tunewright.tasks.text_generation import grow_vocabulary
@@ -152,6 +153,8 @@ def infer_task(base: str) -> str:
         return card.task
     if is_factory(base) or is_module_folder(str(folder)):
         return "image-classification"
+    if is_pipeline(str(folder)):
+        return "text-to-image"
     architectures = load_config(str(folder) if folder.exists() else base).architectures or []
     if any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in architectures):
         return "text-generation"
@@ -177,7 +180,10 @@ def below_adapter(folder: Path) -> Model:
     refuse_other_weights(card.base, card.base_sha256, folder / CARD)
     model = card.make_task().load(card.base)
     model.chats, model.max_length = card.chats, card.max_length
-    model.processor = load_tokenizer(str(folder)) if (folder / "tokenizer_config.json").is_file() else model.processor
+    if (folder / "tokenizer_config.json").is_file():
+        model.processor = load_tokenizer(str(folder))
+    if hasattr(model.processor, "as_in"):
+        model.processor = model.processor.as_in(folder)
     if card.task == "text-generation":
         grow_vocabulary(model)
     return model

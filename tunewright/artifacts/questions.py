@@ -96,12 +96,13 @@ def _png(image: Any) -> bytes:
     return file.getvalue()
 
 
-def make_questions(model: Model, held_out: HeldOut) -> dict[str, Any]:
+def make_questions(model: Model, held_out: HeldOut | None) -> dict[str, Any]:
     """The questions as a document: see `foreign.py`, which reads it.
 
     Raises:
         DataError: rows of a kind that the model does not read, or a prompt that is not served as it was trained.
     """
+    held_out = held_out or built_in(model)
     kind = KINDS[type(held_out.records[0])]
     if kind not in model.task.data_kinds:
         raise DataError(
@@ -115,6 +116,7 @@ def make_questions(model: Model, held_out: HeldOut) -> dict[str, Any]:
         raise DataError(f"{held_out.source} holds no row that this model can read.")
     prompted = hasattr(model.module, PROMPT_HEAD)
     return {
+        "rows_from": held_out.source,
         "auto": TOWERS[model.module.config.model_type] if prompted else AUTO[model.task.name],
         "head": PROMPT_HEAD if prompted else "",
         "labels": len(getattr(model.task, "labels", [])),

@@ -193,7 +193,8 @@ def find_tensors(base: str, wanted: Mapping[str, Tensor], module: Any) -> dict[s
     from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
     own_names = layout_of(module) is not None
-    if not own_names and get_checkpoint_conversion_mapping(module.config.model_type):
+    named = own_names or hasattr(module, "base_model_prefix")
+    if not named or (not own_names and get_checkpoint_conversion_mapping(module.config.model_type)):
         return {}
     prefix = "" if own_names else f"{module.base_model_prefix}."
     places: dict[str, tuple[Path, str]] = {}

@@ -43,6 +43,10 @@ LIMITS: dict[tuple[str, str], Limits] = {
     ("quantized", "int8"): Limits(top1=0.97, logits=0.12, kl=0.01),  # (.062, 1e-3): a scale a row, the rest in bf16
     ("quantized", "int4"): Limits(top1=0.9, logits=0.4, kl=0.2, effect=0.2),  # not yet measured
     ("onnx", "fp32"): EXACT,
+    ("diffusers", "fp32"): EXACT,
+    ("kohya", "fp32"): EXACT,
+    ("kohya", "fp16"): Limits(top1=0.99, logits=0.01, kl=1e-4, effect=0.005),
+    ("kohya", "bf16"): Limits(top1=0.98, logits=0.07, kl=5e-3),
     ("gguf", "f16"): Limits(top1=0.99, logits=0.01, kl=1e-4, effect=0.005),  # (.003, 5e-6), in llama.cpp: 11 bits
     ("gguf", "q8_0"): Limits(top1=0.98, logits=0.08, kl=5e-3),  # (.049, 1e-3), in llama.cpp: a scale for 32 weights
 }
@@ -131,7 +135,7 @@ def effect_of(p_NC: np.ndarray, q_NC: np.ndarray, untuned_NC: np.ndarray, kind: 
 
 OF = {"prompt": "prompts", "pixels": "pixels", "labels": "labels"}
 WORDS = {
-    "max_logit_difference": "A logit differs by {0:.3g}, at most {1:.3g} is allowed.",
+    "max_logit_difference": "An output differs by {0:.3g}, at most {1:.3g} is allowed.",
     "kl": "The answers diverge by {0:.3g} nats, at most {1:.3g} are allowed.",
     "top1_where_decided": "The likeliest answer is the same at {0:.1%} of positions without near ties, not at {1:.0%}.",
     "effect": "It has {0:.1%} of what tuning changed, and may be {1:.1%} off.",

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic.config import JsonDict
 
 from tunewright.data.augmentation import Augmentation
@@ -43,7 +43,17 @@ class DataConfig(BaseModel):
         json_schema_extra=LOCAL,
     )
     format: Literal[
-        "auto", "chat", "prompt_completion", "alpaca", "sharegpt", "text", "classification", "image", "image_file"
+        "auto",
+        "chat",
+        "prompt_completion",
+        "alpaca",
+        "sharegpt",
+        "text",
+        "classification",
+        "image",
+        "image_file",
+        "captioned_image",
+        "captioned_file",
     ] = Field("auto", description="what a row looks like; auto: found from its columns")
     columns: dict[str, str] = Field(
         default_factory=dict, description="standard column name -> name in the file, e.g. {text: review, label: stars}"
@@ -69,6 +79,25 @@ class DataConfig(BaseModel):
     augment: Augmentation | None = Field(
         None, description="how training images are varied: {} for mirroring and crops; none: as they are"
     )
+    resolution: int | None = Field(
+        None,
+        ge=8,
+        description="captioned images are resized to about the pixels of a square of this side, in the allowed sides "
+        "nearest to their ratio; none: the model's own",
+    )
+    caption_dropout: float = Field(
+        0.0, ge=0, lt=1, description="chance that a caption is left out, for classifier-free guidance (often 0.1)"
+    )
+    cache_latents: str | None = Field(
+        None,
+        description="folder in which what the VAE makes of images is kept, computed once",
+        json_schema_extra=LOCAL,
+    )
+    cache_captions: str | None = Field(
+        None,
+        description="folder in which what the text encoders make of captions is kept, computed once",
+        json_schema_extra=LOCAL,
+    )
     special_tokens: list[str] = Field(
         default_factory=list, description="tokens to add to the tokenizer, each learned as a row of its own"
     )
@@ -81,6 +110,19 @@ class DataConfig(BaseModel):
         if isinstance(value, Path):
             return str(value)
         return [as_text(row) if isinstance(row, dict) else row for row in value] if isinstance(value, list) else value
+
+    @model_validator(mode="after")
+    def _what_can_be_kept(self) -> DataConfig:
+        if self.cache_latents and self.augment:
+            raise ValueError("cache_latents keeps images as they are, and augment varies them at each step: choose one")
+        if self.cache_captions and self.caption_dropout:
+            raise ValueError("cache_captions keeps every caption, and caption_dropout leaves some out: choose one")
+        return self
+
+    @field_validator("cache_latents", "cache_captions")
+    @classmethod
+    def _from_anywhere(cls, value: str | None) -> str | None:
+        return value and str(Path(value).expanduser().absolute())
 
     @field_validator("test")
     @classmethod

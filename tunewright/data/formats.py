@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tunewright.data.functions import tools_of
-from tunewright.data.kinds import Completion, Conversation, Document, Labelled, LabelledImage, Record
+from tunewright.data.kinds import CaptionedImage, Completion, Conversation, Document, Labelled, LabelledImage, Record
 from tunewright.data.labels import check_label
 from tunewright.data.messages import check_messages, check_weight, untrained
 from tunewright.data.pictures import COLUMNS, Picture
@@ -128,10 +128,20 @@ def _classification(values: Values, source: str) -> Labelled:
 
 
 def _image(values: Values, source: str) -> LabelledImage:
+    return LabelledImage(_picture(values), _label(values), source, _weight(values))
+
+
+def _captioned(values: Values, source: str) -> CaptionedImage:
+    if not _text(values, "text").strip():
+        raise DataError("text is empty: write what the image shows, or remove the row")
+    return CaptionedImage(_picture(values), values["text"], source, _weight(values))
+
+
+def _picture(values: Values) -> Picture:
     column = next(name for name in COLUMNS if name in values)
     if not isinstance(values[column], Picture):
         raise DataError(f"{column} must be a path, or the bytes of an image, not {type(values[column]).__name__}")
-    return LabelledImage(values[column], _label(values), source, _weight(values))
+    return values[column]
 
 
 def _label(values: Values) -> Any:
@@ -171,6 +181,8 @@ FORMATS: dict[str, Format] = {
     "alpaca": Format(("instruction", "output"), ("input", "system"), _alpaca),
     "prompt_completion": Format(("prompt", "completion"), ("tools", "functions"), _prompt_completion),
     "classification": Format(("text", "label"), ("text_pair", "weight"), _classification),
+    "captioned_image": Format(("image", "text"), ("weight",), _captioned),
+    "captioned_file": Format(("file_name", "text"), ("weight",), _captioned),
     "text": Format(("text",), (), _document),
     "image": Format(("image", "label"), ("weight",), _image),
     "image_file": Format(("file_name", "label"), ("weight",), _image),

@@ -66,7 +66,17 @@ class LabelledImage(Classified):
     weight: float = 1.0
 
 
-Record = Conversation | Completion | Document | Labelled | LabelledImage
+@dataclass(frozen=True)
+class CaptionedImage:
+    """An image with a text that describes it, and its weight in the loss."""
+
+    image: Picture
+    text: str
+    source: str
+    weight: float = 1.0
+
+
+Record = Conversation | Completion | Document | Labelled | LabelledImage | CaptionedImage
 
 KINDS: dict[type, str] = {
     Conversation: "chat",
@@ -74,4 +84,5 @@ KINDS: dict[type, str] = {
     Document: "text",
     Labelled: "classification",
     LabelledImage: "image",
+    CaptionedImage: "captioned_image",
 }

@@ -163,6 +163,13 @@ def image_folder(folder: Path) -> Iterator[tuple[Path, str]]:
             yield from ((path, place.name) for path in sorted(_images_in(place)))
 
 
+def captioned_folder(folder: Path) -> dict[Path, Path | None]:
+    """The images that lie in a folder, each with the text file of its name; none where no image has one."""
+    images = [path for path in _visible(folder) if path.is_file() and path.suffix.lower() in EXTENSIONS]
+    found = {path: text if (text := path.with_suffix(".txt")).is_file() else None for path in images}
+    return found if any(found.values()) else {}
+
+
 def classes_in(folder: Path) -> Sequence[str]:
     """The folders in a folder that hold images, at any depth."""
     return [place.name for place in _visible(folder) if place.is_dir() and any(_images_in(place))]

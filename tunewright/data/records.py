@@ -80,13 +80,17 @@ def load_records(location: Location, config: DataConfig, *, require_label: bool 
 def _refuse_idle(kind: str, config: DataConfig) -> None:
     """An option that rows of this kind have no use for is an error, not an option without effect."""
     labelled = kind in ("classification", "image")
-    idle = ["special_tokens"] if config.special_tokens and labelled else []
+    idle = ["special_tokens"] if config.special_tokens and (labelled or kind == "captioned_image") else []
     idle += ["labels"] if config.labels != "auto" and not labelled else []
-    if kind != "image":
+    if kind not in ("image", "captioned_image"):
         idle += ["augment"] if config.augment is not None else []
     else:
         idle += ["max_length"] if config.max_length is not None else []
         idle += ["overlength"] if config.overlength != "auto" else []
+    if kind != "captioned_image":
+        idle += ["resolution"] if config.resolution is not None else []
+        idle += ["caption_dropout"] if config.caption_dropout else []
+        idle += [name for name in ("cache_latents", "cache_captions") if getattr(config, name)]
     if kind != "chat":
         idle += ["chat_template"] if config.chat_template is not None else []
         idle += ["loss_on"] if config.loss_on != "all" else []

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tunewright.data.config import Location
-from tunewright.data.pictures import Picture, classes_in, image_folder
+from tunewright.data.pictures import Picture, captioned_folder, classes_in, image_folder
 from tunewright.data.tables import Entry, read_table
 from tunewright.data.texts import HALF, is_whole
 from tunewright.errors import DataError
@@ -274,6 +274,8 @@ def _read_folder(folder: Path, split: str | None) -> Rows:
     files = sorted(path for path in folder.iterdir() if path.suffix.lower() in READERS)
     if not any(path.stem == "metadata" for path in files) and (classes := classes_in(folder)):
         return _read_images(folder, split, classes)
+    if not any(path.stem == "metadata" for path in files) and (captioned := captioned_folder(folder)):
+        return _read_captioned(captioned)
     files = [path for path in files if split is None or _split_in(path) == split]
     if not files:
         of_split = f" of the split {split}" if split else ""
@@ -296,6 +298,18 @@ def _read_images(folder: Path, split: str | None, classes: Sequence[str]) -> Row
         raise DataError(f"{folder} has no split {split}: it holds {', '.join(classes)}.")
     found = image_folder(folder / split if split else folder)
     return Rows([Row({"image": str(path.absolute()), "label": name}, str(path)) for path, name in found], [])
+
+
+def _read_captioned(captioned: dict[Path, Path | None]) -> Rows:
+    """Images with a text file of the same name beside each. One without such a file is a fault."""
+    read = Rows([], [])
+    for image, caption in captioned.items():
+        if caption is None:
+            read.faults.append(Fault(str(image), f"no caption: write it into {image.with_suffix('.txt').name}", None))
+        else:
+            values = {"image": str(image.absolute()), "text": _text(caption).strip()}
+            read.rows.append(Row(values, str(image)))
+    return read
 
 
 def _belong_together(files: list[Path]) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
 BESIDE = ("gaussian", "eva", "orthogonal")  # ways to begin a LoRA that take nothing out of the base
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+DIFFUSERS = "pytorch_lora_weights.safetensors"
+"""What diffusers calls a LoRA's weights: they lie there in place of PEFT's file, and under keys without its prefix."""
+TEXT_MODEL = "text_model."
 
 
 def leaves_base(config: Mapping[str, Any]) -> bool:
@@ -25,7 +28,16 @@ def read_adapter(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Weights and configuration of a PEFT adapter, without a model."""
     from safetensors.torch import load_file
 
-    return load_file(folder / WEIGHTS), json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    if (folder / DIFFUSERS).is_file():
+        state = {f"{PREFIX}{key}": tensor for key, tensor in load_file(folder / DIFFUSERS).items()}
+        return fitted(state, config["target_modules"]), config
+    return load_file(folder / WEIGHTS), config
+
+
+def fitted(state: Mapping[str, Tensor], modules: Collection[str]) -> dict[str, Tensor]:
+    """A LoRA's weights under the names that the text encoders' modules have here: with or without `text_model`."""
+    return {name if module_of(name) in modules else name.replace(TEXT_MODEL, "", 1): t for name, t in state.items()}
 
 
 def write_adapter(folder: Path, state: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:

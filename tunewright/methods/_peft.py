@@ -5,12 +5,21 @@ from __future__ import annotations
 import warnings
 from abc import abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from tunewright.errors import MethodError
-from tunewright.methods._lora_file import WEIGHTS, leaves_base
+from tunewright.methods._lora_file import (
+    DIFFUSERS,
+    WEIGHTS,
+    fitted,
+    leaves_base,
+    module_of,
+    read_adapter,
+    write_adapter,
+)
 from tunewright.methods._saved import refuse_loss
 from tunewright.methods.base import Method, trained_parameters
 from tunewright.tasks.base import Model
@@ -142,15 +151,17 @@ def attach_folder(model: Model, folder: Path) -> None:
     from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
     from safetensors import SafetensorError
 
-    if not (folder / WEIGHTS).is_file():  # PEFT would look for a pickle instead
+    diffusers = (folder / DIFFUSERS).is_file()
+    if not diffusers and not (folder / WEIGHTS).is_file():  # PEFT would look for a pickle instead
         raise MethodError(f"{folder} has no {WEIGHTS}. A pickle (adapter_model.bin) is not opened: convert it.")
-    with warnings.catch_warnings(record=True) as seen:
+    here = _as_peft(folder, model.module) if diffusers else nullcontext(folder)
+    with here as place, warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         try:
-            model.module = PeftModel.from_pretrained(model.module, str(folder))
+            model.module = PeftModel.from_pretrained(model.module, str(place))
             _show_geometry(model.module)
             # Once more, for the account of what found no place, which PEFT keeps to itself.
-            account: Any = set_peft_model_state_dict(model.module, load_peft_weights(str(folder)))
+            account: Any = set_peft_model_state_dict(model.module, load_peft_weights(str(place)))
         except (ValueError, RuntimeError, TypeError, OSError, SafetensorError) as error:
             raise MethodError(f"The adapter in {folder} does not fit {model.base}: {error}") from error
     wrong = [str(w.message) for w in seen if "missing adapter keys" in str(w.message)]
@@ -159,6 +170,16 @@ def attach_folder(model: Model, folder: Path) -> None:
     wrong += [f"it has no place for {', '.join(lost[:3])}"] if lost else []
     if wrong:
         raise MethodError(f"The adapter in {folder} does not fit {model.base}: {wrong[0]}")
+
+
+@contextmanager
+def _as_peft(folder: Path, module: nn.Module) -> Iterator[Path]:
+    """A LoRA that is in diffusers' file as PEFT writes it, with the names that the modules have here."""
+    state, config = read_adapter(folder)
+    state = fitted(state, {name for name, _ in module.named_modules()})
+    with TemporaryDirectory() as place:
+        write_adapter(Path(place), state, {**config, "target_modules": sorted({module_of(key) for key in state})})
+        yield Path(place)
 
 
 def merge_adapter(model: Model) -> None:

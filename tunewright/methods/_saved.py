@@ -10,7 +10,7 @@ from tunewright.errors import OutputError
 
 def refuse_loss(folder: Path, weights: int) -> None:
     """Raises OutputError where the files in `folder` hold fewer than `weights` numbers, or none. Reads headers only."""
-    found = sum(map(_numbers_in, folder.glob("*.safetensors")))
+    found = sum(map(_numbers_in, folder.rglob("*.safetensors")))
     if found < max(1, weights):
         raise OutputError(
             f"The model was not written whole: {found:,} of its {weights:,} weights were, and are removed again. "

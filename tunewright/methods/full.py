@@ -9,14 +9,15 @@ from tunewright.tasks.base import Model
 
 
 class Full(TunedTrunk):
-    """Every parameter trains."""
+    """Every parameter trains; in text-to-image those of the U-Net."""
 
     learning_rate: ClassVar[float] = 2e-5
     trains_new_tokens: ClassVar[bool] = True
     type: Literal["full"] = "full"
 
     def attach(self, model: Model, seed: int = 0) -> None:
-        model.module.requires_grad_(True)
+        model.module.requires_grad_(False)
+        model.module.get_submodule(model.task.trunk).requires_grad_(True)
         self.settle_norms(model.module)
 
 

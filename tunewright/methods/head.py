@@ -18,6 +18,10 @@ class Head(WholeModel):
 
     def attach(self, model: Model, seed: int = 0) -> None:
         heads = {*model.new, *model.task.head(model.module)}
+        if not heads:
+            raise MethodError(
+                f"{model.task.name} has no head that could train alone. Use method: lora, freeze or full."
+            )
         own = {n for n, _ in model.module.named_parameters() if n.startswith(tuple(f"{head}." for head in heads))}
         if not own:
             raise MethodError(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from tunewright.errors import MethodError
+from tunewright.methods._diffusers_file import as_diffusers
 from tunewright.methods._lora_file import read_adapter, stack_loras, stackable, write_adapter
 from tunewright.methods._peft import PEFT_TASKS, PeftMethod, linear_layers, linear_names
 from tunewright.tasks.base import Model
@@ -32,8 +33,9 @@ class LoRA(PeftMethod):
     alpha: float = Field(32, gt=0, description="Scale: the update is multiplied by alpha / rank.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on the adapter's input.")
     targets: str | list[str] = Field(
-        "all-linear",
-        description="all-linear (convolutions too), names of layers, or one regular expression.",
+        "auto",
+        description="all-linear (convolutions too), names of layers, or one regular expression; auto: all-linear, in "
+        "text-to-image the U-Net's attention.",
     )
     rslora: bool = Field(False, description="Scale by alpha / √rank (rsLoRA, arXiv 2312.03732).")
     dora: bool = Field(False, description="Learn magnitude and direction apart (DoRA, arXiv 2402.09353).")
@@ -63,11 +65,15 @@ class LoRA(PeftMethod):
     @classmethod
     def _names(cls, value: str | list[str]) -> str | list[str]:
         """`q_proj,v_proj` is a list of names; a text with more in it than names is a regular expression."""
-        plain = isinstance(value, str) and value != "all-linear" and re.fullmatch(r"\w+(\.\w+)*(,\w+(\.\w+)*)*", value)
+        plain = (
+            isinstance(value, str)
+            and value not in ("auto", "all-linear")
+            and re.fullmatch(r"\w+(\.\w+)*(,\w+(\.\w+)*)*", value)
+        )
         return value.split(",") if plain and isinstance(value, str) else value
 
     def attach(self, model: Model, seed: int = 0) -> None:
-        self._check_targets(model.module)
+        self._check_targets(model)
         super().attach(model, seed)
         self._check_experts(model.module)
         if self.init == "pissa":
@@ -97,11 +103,15 @@ class LoRA(PeftMethod):
 
     def _targets(self, model: Model, along: Sequence[str]) -> str | list[str]:
         """all-linear by name: PEFT's own includes the experts and routers of some models."""
-        if self.targets != "all-linear":
-            return self.targets
-        skipped = [*model.task.head(model.module), *along]
+        targets = self._chosen(model)
+        if targets != "all-linear":
+            return targets
+        skipped, trunk = [*model.task.head(model.module), *along], model.task.trunk
         names = [*linear_layers(model.module), *convolutions(model)]
-        return [name for name in names if not any(_holds(s, name) for s in skipped)]
+        return [name for name in names if _holds(trunk, name) and not any(_holds(s, name) for s in skipped)]
+
+    def _chosen(self, model: Model) -> str | list[str]:
+        return model.task.adapted if self.targets == "auto" else self.targets
 
     def _check_experts(self, module: nn.Module) -> None:
         """PEFT takes the names of layers that experts once had (w1, gate_proj) for their fused weights."""
@@ -111,11 +121,14 @@ class LoRA(PeftMethod):
                 f"These targets adapt the weights of experts ({adapted[0]}). Set experts: true, or name other targets."
             )
 
-    def _check_targets(self, module: nn.Module) -> None:
+    def _check_targets(self, model: Model) -> None:
+        module, targets = model.module, self._chosen(model)
+        if self.train_along and hasattr(model.task, "pipeline"):
+            raise MethodError("train_along: a LoRA file of diffusers' holds LoRAs alone. Leave it out.")
         names = [name for name, _ in module.named_modules()]
-        if self.targets != "all-linear":
-            wanted = [self.targets] if isinstance(self.targets, str) else self.targets
-            matches = re.fullmatch if isinstance(self.targets, str) else _is_end_of
+        if targets != "all-linear":
+            wanted = [targets] if isinstance(targets, str) else targets
+            matches = re.fullmatch if isinstance(targets, str) else _is_end_of
             idle = [t for t in wanted if not any(matches(t, name) for name in names)]
             if idle:
                 there = ", ".join(linear_names(module))
@@ -133,6 +146,8 @@ class LoRA(PeftMethod):
             terms.insert(-1, (model.start_adapter, config, -1.0))
         if len(terms) > 1:
             write_adapter(folder, *stack_loras(terms))
+        if hasattr(model.task, "pipeline"):
+            as_diffusers(folder)
 
     @property
     def stacks(self) -> bool:
@@ -175,8 +190,8 @@ def _is_end_of(target: str, name: str) -> bool:
 
 
 def _holds(place: str, name: str) -> bool:
-    """Whether the module `name` lies in one that is called `place`, or whose name ends so."""
-    return f".{place}." in f".{name}."
+    """Whether the module `name` lies in one that is called `place`, or whose name ends so; all lie in the nameless."""
+    return not place or f".{place}." in f".{name}."
 
 
 METHOD = LoRA

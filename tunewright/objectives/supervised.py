@@ -17,11 +17,16 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+NOISING = ("min_snr", "noise_offset")
+"""Options of a task that learns to tell noise from images."""
+
+
 class Supervised(Objective):
     """Weighted cross-entropy: Σ w·nll / Σ w over all positions of a step.
 
     Positions are tokens, rows, or the classes of a multi-label row. Targets may be hard or soft. Regression takes the
-    squared error instead. Class weights are folded into the rows' weights when the rows are read.
+    squared error instead, and images the mean squared error of what tells them from noise. Class weights are folded
+    into the rows' weights when the rows are read.
     """
 
     type: Literal["supervised"] = "supervised"
@@ -31,6 +36,13 @@ class Supervised(Objective):
     )
     router_loss: float = Field(
         0.0, ge=0, description="Coefficient of the load-balancing loss of a mixture of experts (its papers use 0.01)."
+    )
+
+    min_snr: float | None = Field(
+        None, gt=0, description="γ of min-SNR-γ, which weighs images by their timestep (arXiv 2303.09556, uses 5)."
+    )
+    noise_offset: float = Field(
+        0.0, ge=0, description="How much of the noise is alike in a whole image, for dark and bright ones (often 0.05)."
     )
 
     @field_validator("class_weights", mode="before")
@@ -47,7 +59,8 @@ class Supervised(Objective):
         }
 
     def terms(self, task: Task, module: nn.Module, batch: Batch) -> dict[str, Term]:
-        found = task.nll(module, batch, smoothing=self.label_smoothing, router=self.router_loss > 0)
+        noising = {name: value for name in NOISING if (value := getattr(self, name))}
+        found = task.nll(module, batch, smoothing=self.label_smoothing, router=self.router_loss > 0, **noising)
         terms = {"loss": Term((found.nll_BT * batch.weight).sum(), "weight", 1.0)}
         if found.correct_BT is not None:
             terms["accuracy"] = Term((found.correct_BT & (batch.weight != 0)).sum(), "positions")

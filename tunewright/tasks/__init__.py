@@ -9,6 +9,7 @@ MODULES = {
     "text-generation": "text_generation",
     "text-classification": "text_classification",
     "image-classification": "image_classification",
+    "text-to-image": "text_to_image",
 }
 
 

@@ -123,6 +123,8 @@ class Task(ABC):
 
     name: ClassVar[str]
     data_kinds: ClassVar[tuple[str, ...]]  # the kinds of rows that the task can encode
+    trunk: ClassVar[str] = ""  # the module that trains where nothing else is said; empty: all of them
+    adapted: ClassVar[str] = "all-linear"  # the layers that LoRA then adapts
     packs: ClassVar[bool] = False  # rows may share one sequence, told apart by `position_ids`
 
     @abstractmethod

@@ -19,12 +19,14 @@ class Target(ABC):
     """A form that a tuned model is exported in.
 
     Class attributes:
+        tasks: the tasks whose models have this form.
         precisions: those that the target has; the first is the default.
         needs: the packages that write and run it.
         extra: the extra of Tunewright that brings them.
     """
 
     name: ClassVar[str]
+    tasks: ClassVar[tuple[str, ...]] = ("text-generation", "text-classification", "image-classification")
     precisions: ClassVar[tuple[str, ...]]
     needs: ClassVar[tuple[str, ...]] = ()
     extra: ClassVar[str] = ""

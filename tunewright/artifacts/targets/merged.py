@@ -1,4 +1,4 @@
-"""`merged`: one folder that transformers loads by itself, with what was added folded into the weights."""
+"""`merged`: one folder that transformers or diffusers loads by itself, with what was added folded into the weights."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from tunewright.tasks.base import Model
 
 class Merged(Target):
     name: ClassVar[str] = "merged"
+    tasks: ClassVar[tuple[str, ...]] = (*Target.tasks, "text-to-image")
     precisions: ClassVar[tuple[str, ...]] = ("fp32", "bf16", "fp16")
 
     def write(self, model: Model, precision: str, folder: Path, weights: Path) -> None:
