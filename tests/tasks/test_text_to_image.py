@@ -108,6 +108,19 @@ def test_a_component_without_files_is_named(part: str, copy: Path) -> None:
         loaded(str(copy))
 
 
+@pytest.mark.parametrize("name", ["unet/diffusion_pytorch_model", "text_encoder/model"])
+@pytest.mark.parametrize("fault", ["lacks weights", "cannot be loaded"])
+def test_weights_that_are_missing_or_of_other_shapes_are_refused(fault: str, name: str, copy: Path) -> None:
+    """The libraries themselves would draw the missing ones at random."""
+    file = copy / f"{name}.safetensors"
+    state = load_file(file)
+    key = next(key for key in state if state[key].ndim == 2)
+    tensor = state.pop(key)
+    save_file(state if fault == "lacks weights" else {**state, key: tensor[1:].clone()}, file, {"format": "pt"})
+    with pytest.raises(BaseModelError, match=f"{name.split('/')[0]}.*{fault}"):
+        loaded(str(copy))
+
+
 @pytest.mark.parametrize("part", ["unet/diffusion_pytorch_model", "vae/diffusion_pytorch_model", "text_encoder/model"])
 def test_pickles_are_refused(part: str, copy: Path) -> None:
     (copy / f"{part}.safetensors").rename(copy / f"{part}.bin")

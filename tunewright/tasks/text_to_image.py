@@ -278,6 +278,12 @@ class TextToImage(Task):
         inside = [n for n in names if n == "mid_block" or (n.count(".") == 1 and n.split(".")[0] in LISTS)]
         return [(f"{unet}.{name}", module.get_submodule(f"{unet}.{name}")) for name in inside]
 
+    def channels(self, model: Model, blocks: Sequence[nn.Module]) -> list[int]:
+        """How many channels leave each of these blocks: those of its last convolution."""
+        from torch import nn
+
+        return [[m for m in block.modules() if isinstance(m, nn.Conv2d)][-1].out_channels for block in blocks]
+
     def predicts(self, model: Model) -> str:
         """What the U-Net predicts: epsilon, v_prediction, sample or flow."""
         return str(model_of(model.module).predicts)
