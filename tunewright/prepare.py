@@ -152,6 +152,11 @@ def prepare(recipe: Recipe, start: Path, rank: int = 0) -> Prepared:
     recipe.method.attach(model, training.seed)
     if unlearned and not any(p.requires_grad for p in model.module.get_output_embeddings().parameters()):
         model.notices.append(f"{unlearned}: answers may not end unless its row trains, as with method: lora or full.")
+    if hasattr(task, "keep"):
+        encoded = {
+            name: replace(found, examples=task.keep(model, found.examples, recipe.data, device))
+            for name, found in encoded.items()
+        }
     decided = decide(training, recipe.method, model, len(encoded["train"].examples), bool(rows.validation))
     if rows.validation and not rows.tests:
         notices.append("There is no test set: figures are on the validation rows, which also choose the weights.")

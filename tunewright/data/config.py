@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic.config import JsonDict
 
 from tunewright.data.augmentation import Augmentation
@@ -88,6 +88,16 @@ class DataConfig(BaseModel):
     caption_dropout: float = Field(
         0.0, ge=0, lt=1, description="chance that a caption is left out, for classifier-free guidance (often 0.1)"
     )
+    cache_latents: str | None = Field(
+        None,
+        description="folder in which what the VAE makes of images is kept, computed once",
+        json_schema_extra=LOCAL,
+    )
+    cache_captions: str | None = Field(
+        None,
+        description="folder in which what the text encoders make of captions is kept, computed once",
+        json_schema_extra=LOCAL,
+    )
     special_tokens: list[str] = Field(
         default_factory=list, description="tokens to add to the tokenizer, each learned as a row of its own"
     )
@@ -100,6 +110,19 @@ class DataConfig(BaseModel):
         if isinstance(value, Path):
             return str(value)
         return [as_text(row) if isinstance(row, dict) else row for row in value] if isinstance(value, list) else value
+
+    @model_validator(mode="after")
+    def _what_can_be_kept(self) -> DataConfig:
+        if self.cache_latents and self.augment:
+            raise ValueError("cache_latents keeps images as they are, and augment varies them at each step: choose one")
+        if self.cache_captions and self.caption_dropout:
+            raise ValueError("cache_captions keeps every caption, and caption_dropout leaves some out: choose one")
+        return self
+
+    @field_validator("cache_latents", "cache_captions")
+    @classmethod
+    def _from_anywhere(cls, value: str | None) -> str | None:
+        return value and str(Path(value).expanduser().absolute())
 
     @field_validator("test")
     @classmethod

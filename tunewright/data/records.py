@@ -90,6 +90,7 @@ def _refuse_idle(kind: str, config: DataConfig) -> None:
     if kind != "captioned_image":
         idle += ["resolution"] if config.resolution is not None else []
         idle += ["caption_dropout"] if config.caption_dropout else []
+        idle += [name for name in ("cache_latents", "cache_captions") if getattr(config, name)]
     if kind != "chat":
         idle += ["chat_template"] if config.chat_template is not None else []
         idle += ["loss_on"] if config.loss_on != "all" else []

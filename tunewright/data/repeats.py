@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from tunewright.data.kinds import Classified, Completion, Conversation, Labelled, LabelledImage, Record
+from tunewright.data.kinds import CaptionedImage, Classified, Completion, Conversation, Labelled, LabelledImage, Record
 from tunewright.data.messages import text_of
 from tunewright.data.records import Records
 
@@ -73,7 +73,7 @@ def text(record: Record) -> str:
         return f"{record.prompt}\n{record.completion}"
     if isinstance(record, Conversation):
         return "\n".join(text_of(message) for message in record.messages if message["role"] != "system")
-    if isinstance(record, LabelledImage):
+    if isinstance(record, LabelledImage | CaptionedImage):
         return record.image.sha256
     return record.text
 

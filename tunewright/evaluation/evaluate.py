@@ -63,6 +63,8 @@ def score(predictions: Predictions, labels: Sequence[str]) -> Scores:
     """The scores that fit the kind of predictions."""
     if predictions.kind == "likelihood":
         assert predictions.nll_N is not None and predictions.count_N is not None
+        if predictions.correct_N is None:
+            return metrics.errors(predictions.nll_N)
         return metrics.likelihood(predictions.nll_N, predictions.count_N, predictions.correct_N)
     assert predictions.output_NC is not None and predictions.gold is not None
     if predictions.kind == "regression":

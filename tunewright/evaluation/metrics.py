@@ -142,6 +142,14 @@ def likelihood(
     return _scores(metrics, primary="loss")
 
 
+def errors(errors_N: npt.ArrayLike) -> Scores:
+    """The mean of what is wrong with each row, with the bootstrap's interval: of images that are told from noise.
+
+    Raises TunewrightError: there are no rows, or an error is not finite.
+    """
+    return _scores({"loss": mean(_finite(errors_N))}, primary="loss")
+
+
 def generation(
     outputs: Sequence[str], references: Sequence[str], ended: Sequence[bool], pattern: str | None = None
 ) -> Scores:

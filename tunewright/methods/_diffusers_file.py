@@ -9,13 +9,22 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Container, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunewright.errors import BaseModelError, MethodError
-from tunewright.methods._lora_file import CONFIG, DIFFUSERS, PREFIX, module_of
+from tunewright.methods._lora_file import (
+    CONFIG,
+    DIFFUSERS,
+    PREFIX,
+    TEXT_MODEL,
+    WEIGHTS,
+    module_of,
+    read_adapter,
+    write_adapter,
+)
 from tunewright.methods._unet_names import dotted, from_original, is_original, to_original
 
 if TYPE_CHECKING:
@@ -23,7 +32,6 @@ if TYPE_CHECKING:
 
 METADATA = "lora_adapter_metadata"
 """Where diffusers looks in a file's header for the configurations, as JSON: `{"unet.r": 4, …}`."""
-TEXT_MODEL = "text_model."
 COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
 KOHYA = {"lora_unet_": "unet", "lora_te_": "text_encoder", "lora_te1_": "text_encoder", "lora_te2_": "text_encoder_2"}
 ENDINGS = {
@@ -225,14 +233,17 @@ def write_kohya(lora: LoraFile, unet: Mapping[str, Any], path: Path) -> None:
     save_file({key: tensor.contiguous() for key, tensor in to_kohya(lora, unet).items()}, path)
 
 
+def as_diffusers(folder: Path) -> None:
+    """Put a LoRA's weights in a folder into diffusers' file; PEFT's configuration stays, with every module by name."""
+    state, config = read_adapter(folder)
+    write_adapter(folder, state, {**config, "target_modules": sorted({module_of(key) for key in state})})
+    write_lora(from_peft(state, config), folder / DIFFUSERS)
+    (folder / WEIGHTS).unlink()
+
+
 def from_peft(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> LoraFile:
     """PEFT's adapter over a module that holds the components under their own names."""
     return from_state(state, dict.fromkeys(COMPONENTS, config))
-
-
-def fitted(state: Mapping[str, Tensor], modules: Container[str]) -> dict[str, Tensor]:
-    """PEFT's keys with the names that the text encoders' modules have here: with or without `text_model`."""
-    return {name if module_of(name) in modules else name.replace(TEXT_MODEL, "", 1): t for name, t in state.items()}
 
 
 def on_base(lora: LoraFile, shapes: Mapping[str, tuple[int, ...]], name: str = "This LoRA") -> dict[str, Tensor]:

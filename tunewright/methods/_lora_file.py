@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ BESIDE = ("gaussian", "eva", "orthogonal")  # ways to begin a LoRA that take not
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 DIFFUSERS = "pytorch_lora_weights.safetensors"
 """What diffusers calls a LoRA's weights: they lie there in place of PEFT's file, and under keys without its prefix."""
+TEXT_MODEL = "text_model."
 
 
 def leaves_base(config: Mapping[str, Any]) -> bool:
@@ -29,8 +30,14 @@ def read_adapter(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
     config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     if (folder / DIFFUSERS).is_file():
-        return {f"{PREFIX}{key}": tensor for key, tensor in load_file(folder / DIFFUSERS).items()}, config
+        state = {f"{PREFIX}{key}": tensor for key, tensor in load_file(folder / DIFFUSERS).items()}
+        return fitted(state, config["target_modules"]), config
     return load_file(folder / WEIGHTS), config
+
+
+def fitted(state: Mapping[str, Tensor], modules: Collection[str]) -> dict[str, Tensor]:
+    """A LoRA's weights under the names that the text encoders' modules have here: with or without `text_model`."""
+    return {name if module_of(name) in modules else name.replace(TEXT_MODEL, "", 1): t for name, t in state.items()}
 
 
 def write_adapter(folder: Path, state: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:

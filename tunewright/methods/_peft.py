@@ -11,8 +11,15 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from tunewright.errors import MethodError
-from tunewright.methods._diffusers_file import fitted
-from tunewright.methods._lora_file import DIFFUSERS, WEIGHTS, leaves_base, module_of, read_adapter, write_adapter
+from tunewright.methods._lora_file import (
+    DIFFUSERS,
+    WEIGHTS,
+    fitted,
+    leaves_base,
+    module_of,
+    read_adapter,
+    write_adapter,
+)
 from tunewright.methods._saved import refuse_loss
 from tunewright.methods.base import Method, trained_parameters
 from tunewright.tasks.base import Model

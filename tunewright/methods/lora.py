@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from tunewright.errors import MethodError
-from tunewright.methods._diffusers_file import from_peft, write_lora
-from tunewright.methods._lora_file import DIFFUSERS, WEIGHTS, read_adapter, stack_loras, stackable, write_adapter
+from tunewright.methods._diffusers_file import as_diffusers
+from tunewright.methods._lora_file import read_adapter, stack_loras, stackable, write_adapter
 from tunewright.methods._peft import PEFT_TASKS, PeftMethod, linear_layers, linear_names
 from tunewright.tasks.base import Model
 
@@ -147,8 +147,7 @@ class LoRA(PeftMethod):
         if len(terms) > 1:
             write_adapter(folder, *stack_loras(terms))
         if hasattr(model.task, "pipeline"):
-            write_lora(from_peft(*read_adapter(folder)), folder / DIFFUSERS)
-            (folder / WEIGHTS).unlink()
+            as_diffusers(folder)
 
     @property
     def stacks(self) -> bool:

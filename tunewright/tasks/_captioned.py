@@ -18,7 +18,10 @@ GOLDEN = (5**0.5 - 1) / 2
 
 
 class Part(Protocol):
-    """What a row is made of. `arrays` are the arguments of `Diffusion` for it; `drawn` is it as one step sees it."""
+    """What a row is made of. `arrays` are the arguments of `Diffusion` for it; `drawn` is it as one step sees it.
+
+    What a part says `beside` its pixels or tokens is also said where these are computed beforehand.
+    """
 
     def arrays(self) -> Arrays: ...
 
@@ -35,7 +38,7 @@ class View:
     draw: Draw | None = None
 
     def arrays(self) -> Arrays:
-        return {"pixels": self.pixels(), **self.sizes()}
+        return {"pixels": self.pixels(), **self.beside()}
 
     def pixels(self) -> np.ndarray:
         """[3, H, W] in −1 … 1."""
@@ -46,7 +49,7 @@ class View:
         values_HW3 = np.asarray(image, dtype=np.float32) / 127.5 - 1
         return np.ascontiguousarray(values_HW3.transpose(2, 0, 1))
 
-    def sizes(self) -> Arrays:
+    def beside(self) -> Arrays:
         return {"sizes": np.array(self.fit.conditions, dtype=np.float32)}
 
     def drawn(self, random: np.random.Generator) -> View:
@@ -64,10 +67,13 @@ class Caption:
 
     def arrays(self) -> Arrays:
         tokens = self.empty if self.dropped else self.tokens
-        return {"tokens": tokens, "kept": np.array(not self.dropped, dtype=np.float32)}
+        return {"tokens": tokens, **self.beside()}
+
+    def beside(self) -> Arrays:
+        return {"kept": np.array(not self.dropped, dtype=np.float32)}
 
     def drawn(self, random: np.random.Generator) -> Caption:
-        return replace(self, dropped=bool(random.random() < self.dropout))
+        return replace(self, dropped=bool(random.random() < self.dropout)) if self.dropout else self
 
 
 @dataclass(frozen=True)

@@ -120,6 +120,8 @@ def load_parts(base: str, index: Mapping[str, Any], dtype: Any, weights: bool) -
         if loader is None:
             raise BaseModelError(f"{base}: its {name} is a {library}.{kind}, which is not known here.")
         model = name.startswith(("unet", "vae", "text_encoder"))
+        if Path(place).is_dir() and not any((Path(place) / name).glob("*.json")):  # a tokenizer would come out empty
+            raise BaseModelError(f"{base}: {name} cannot be loaded: its folder is missing or empty. Fetch it again.")
         options = {"use_safetensors": True, "torch_dtype": "float32" if name == "vae" else dtype} if model else {}
         with silence(), _named(base, name):
             if model and not weights:

@@ -15,6 +15,7 @@ from tunewright.data.buckets import Fit, bucket, buckets
 from tunewright.data.rendered import Fitted
 from tunewright.errors import BaseModelError, DataError, RecipeError, counted, them
 from tunewright.tasks._captioned import Caption, Chance, View, shape_of
+from tunewright.tasks._kept import Keeper
 from tunewright.tasks._pipeline import Feed, load_parts, make_pipeline, read_index, silence
 from tunewright.tasks.base import Batch, Encoded, Likelihood, Model, Predictions, Task, in_batches
 
@@ -122,6 +123,23 @@ class TextToImage(Task):
     def vary(self, examples: Sequence[Example], random: np.random.Generator) -> list[Example]:
         """Timestep and noise anew, images as `data.augment` says, captions left out as `data.caption_dropout` says."""
         return [replace(e, inputs={name: part.drawn(random) for name, part in e.inputs.items()}) for e in examples]
+
+    def keep(self, model: Model, examples: Sequence[Example], data: Any, device: Any) -> list[Example]:
+        """The rows with what is computed once and kept, as `data` says. Raises RecipeError: see `Keeper`."""
+        if not (data.cache_latents or data.cache_captions):
+            return list(examples)
+        keeper = Keeper(model_of(model.module), data.cache_latents, data.cache_captions, device)
+        return [
+            replace(
+                e,
+                inputs={
+                    **e.inputs,
+                    "view": keeper.view(e.inputs["view"]),
+                    "caption": keeper.caption(e.inputs["caption"]),
+                },
+            )
+            for e in examples
+        ]
 
     def collate(self, examples: Sequence[Example]) -> Batch:
         """Rows of one shape are stacked; a batch of several shapes has each on its own, in this order."""
@@ -242,7 +260,8 @@ class TextToImage(Task):
     def pieces(self, model: Model, example: Example) -> list[tuple[str, float]]:
         """The caption as the first text encoder reads it, and the size that the image is given."""
         caption, (_, height, width) = example.inputs["caption"], shape_of(example.inputs)
-        said = model.processor.tokenizers[0].decode(caption.tokens[0], skip_special_tokens=True)
+        tokens = getattr(caption, "of", caption).tokens[0]
+        said = model.processor.tokenizers[0].decode(tokens, skip_special_tokens=True)
         factor = model.processor.factor
         return [(said, 0.0), (f" → {width * factor} × {height * factor} pixels", float(example.weight[0]))]
 
