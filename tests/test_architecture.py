@@ -101,7 +101,7 @@ def test_a_new_file_is_found(folder: str, found: Any, mark: str) -> None:
 OPTIONS = """
 base task output
 data.train data.validation data.test data.format data.columns data.labels data.overlength data.max_length
-data.on_bad_rows data.loss_on data.chat_template data.special_tokens
+data.prior data.prior_prompt data.prior_images data.on_bad_rows data.loss_on data.chat_template data.special_tokens
 data.augment.colour data.augment.crop data.augment.flip data.augment.mixup
 method.lora.rank method.lora.alpha method.lora.dropout method.lora.targets method.lora.rslora method.lora.dora
 method.lora.init method.lora.plus_ratio method.lora.experts method.lora.train_along
@@ -109,6 +109,7 @@ method.full.batch_norm method.freeze.last method.freeze.first method.freeze.batc
 method.adapter.variant method.adapter.width
 method.peft.config
 objective.supervised.label_smoothing objective.supervised.class_weights objective.supervised.router_loss
+objective.supervised.prior_weight
 training.epochs training.max_steps training.head_first training.learning_rate training.schedule training.warmup
 training.optimizer training.weight_decay training.gradient_clip training.batch training.batch_tokens
 training.micro_batch_tokens

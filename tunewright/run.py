@@ -118,6 +118,7 @@ def make_job(prepared: Prepared, folder: Path, processes: Processes) -> Job:
         folder=folder,
         device=prepared.device,
         precision=prepared.precision,
+        prior=prepared.examples("prior"),
         processes=processes,
     )
     if job.config.head_first:

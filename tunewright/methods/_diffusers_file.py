@@ -305,7 +305,8 @@ def _settled(
 ) -> dict[str, Any]:
     """The configuration of a component: as given, with its layers named one by one, or read off the tensors."""
     ranks = {layer: tensor.shape[0] for layer, tensor in _part(state, component).items()}
-    scales = {layer: _alpha(config, layer) if config else alphas.get(layer) or rank for layer, rank in ranks.items()}
+    given = {layer: _alpha(config, layer) if config else alphas.get(layer) or rank for layer, rank in ranks.items()}
+    scales = {layer: float(alpha) for layer, alpha in given.items()}  # 16 and 16.0 are to be one file
     rank, alpha = _most(ranks.values()), _most(scales.values())
     return {
         "r": rank,
