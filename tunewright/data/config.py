@@ -125,7 +125,7 @@ class DataConfig(BaseModel):
     def _one_prior(self) -> DataConfig:
         if self.prior and self.prior_prompt:
             raise ValueError("prior gives the images of the class, and prior_prompt has them drawn: choose one")
-        if "prior_images" in self.model_fields_set and not self.prior_prompt:
+        if self.prior_images != type(self).model_fields["prior_images"].default and not self.prior_prompt:
             raise ValueError("prior_images counts the images that are drawn of prior_prompt: give that too")
         return self
 

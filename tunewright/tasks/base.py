@@ -74,9 +74,8 @@ class Batch:
     prior: Tensor | None = None
 
     def to(self, device: Any) -> Batch:
-        tensors = {name: getattr(self, name).to(device) for name in ("target", "weight", "mask", "sequence")}
-        if self.prior is not None:
-            tensors["prior"] = self.prior.to(device)
+        held = {name: getattr(self, name) for name in ("target", "weight", "mask", "sequence", "prior")}
+        tensors = {name: tensor.to(device) for name, tensor in held.items() if tensor is not None}
         return replace(self, inputs={name: value.to(device) for name, value in self.inputs.items()}, **tensors)
 
 
