@@ -60,7 +60,7 @@ def test_siblings_share_only_their_base(path: Path) -> None:
 
 def test_nothing_above_asks_which_task_it_has() -> None:
     """Capabilities, never classes."""
-    names = {"TextGeneration", "TextClassification"}
+    names = {"TextGeneration", "TextClassification", "ImageClassification", "TextToImage"}
     asked = [
         str(path.relative_to(ROOT))
         for path in PACKAGE.rglob("*.py")
@@ -101,7 +101,9 @@ def test_a_new_file_is_found(folder: str, found: Any, mark: str) -> None:
 OPTIONS = """
 base task output
 data.train data.validation data.test data.format data.columns data.labels data.overlength data.max_length
-data.prior data.prior_prompt data.prior_images data.on_bad_rows data.loss_on data.chat_template data.special_tokens
+data.on_bad_rows data.loss_on data.chat_template data.special_tokens
+data.resolution data.caption_dropout data.cache_latents data.cache_captions
+data.prior data.prior_prompt data.prior_images
 data.augment.colour data.augment.crop data.augment.flip data.augment.mixup
 method.lora.rank method.lora.alpha method.lora.dropout method.lora.targets method.lora.rslora method.lora.dora
 method.lora.init method.lora.plus_ratio method.lora.experts method.lora.train_along
@@ -109,7 +111,7 @@ method.full.batch_norm method.freeze.last method.freeze.first method.freeze.batc
 method.adapter.variant method.adapter.width
 method.peft.config
 objective.supervised.label_smoothing objective.supervised.class_weights objective.supervised.router_loss
-objective.supervised.prior_weight
+objective.supervised.min_snr objective.supervised.noise_offset objective.supervised.prior_weight
 training.epochs training.max_steps training.head_first training.learning_rate training.schedule training.warmup
 training.optimizer training.weight_decay training.gradient_clip training.batch training.batch_tokens
 training.micro_batch_tokens

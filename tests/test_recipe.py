@@ -227,7 +227,8 @@ def test_paths_and_code_are_marked_for_the_service() -> None:
         if isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("local_only")
     }
     assert local == {
-        "Recipe.output", "DataConfig.train", "DataConfig.validation", "DataConfig.test", "DataConfig.chat_template"
+        "Recipe.output", "DataConfig.train", "DataConfig.validation", "DataConfig.test", "DataConfig.chat_template",
+        "DataConfig.cache_latents", "DataConfig.cache_captions",
     }  # fmt: skip
 
 

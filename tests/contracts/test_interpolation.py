@@ -26,11 +26,19 @@ from tunewright.artifacts.start import find_tensors, start_of, state_of
 from tunewright.errors import BaseModelError, MethodError, OutputError, RecipeError
 from tunewright.methods._peft import merge_adapter
 
-BASES = {"text-generation": "llama", "text-classification": "bert", "image-classification": "resnet"}
+BASES = {
+    "text-generation": "llama",
+    "text-classification": "bert",
+    "image-classification": "resnet",
+    "text-to-image": "sd1",
+}
 NO_PATH = ("prefix", "prompt", "p-tuning", "peft LORA", "peft bias")  # virtual tokens; the base's weights changed
 TEXT = ("text-generation", "text-classification")
-PAIRS = [(task, name) for task in TEXT for name in CASES if name != "experts"] + [("text-generation", "experts")]
+PAIRS = [(task, name) for task in TEXT for name in CASES if name not in ("experts", "text encoder")] + [
+    ("text-generation", "experts")
+]
 PAIRS += [("image-classification", name) for name in PLAIN if name != "peft"] + [("image-classification", "dora")]
+PAIRS += [("text-to-image", name) for name in (*PLAIN, "dora", "text encoder") if name != "head"]
 KINDS = {"experts": "mixtral"}
 QUICK = {"max_steps": 3, "batch": 4, "learning_rate": 0.02}
 
@@ -45,7 +53,7 @@ def ran(tiny_base: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[..
 
     @cache
     def train(task: str, name: str, kind: str = "", seed: int = 0) -> tw.Run:
-        head_first = 1 if task != "text-generation" and name != "head" else 0
+        head_first = 1 if task in ("text-classification", "image-classification") and name != "head" else 0
         training = {**QUICK, "head_first": head_first, "seed": seed}
         base = kind or tiny_base(KINDS.get(name, BASES[task]))
         folder = tmp_path_factory.mktemp("run") / "run"
@@ -88,7 +96,7 @@ def by_hand(run: tw.Run, alpha: float) -> torch.Tensor:
 def test_the_ends_are_exact(task: str, name: str, ran: Any, tiny_base: Any) -> None:
     run = ran(task, name)
     assert torch.equal(between(run, 1.0), logits(run.model))
-    if task == "text-generation":
+    if task in ("text-generation", "text-to-image"):
         assert torch.equal(between(run, 0.0), logits(load(run.info["base"])))
     elif name != "head":
         start = start_of(run.folder)

@@ -45,7 +45,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "pissa rslora": {**LORA, "init": "pissa", "rslora": True},
     "lora+": {**LORA, "plus_ratio": 16},
     "lora by name": {**LORA, "targets": r".*\.(v_proj|value)"},
-    "text encoder": {**LORA, "targets": r".*\.(to_q|q_proj|fc1)"},
     "freeze 2": {"type": "freeze", "last": 2},
     "pfeiffer": {"type": "adapter", "width": 8, "variant": "pfeiffer"},
     "prefix": peft("PREFIX_TUNING", num_virtual_tokens=3),
@@ -64,7 +63,13 @@ PEFT_VARIANTS = {
     },
     "peft bias": peft("LORA", r=4, target_modules=[*LLAMA, *BERT], bias="all"),
 }
-CASES = {**PLAIN, **VARIANTS, **PEFT_VARIANTS, "experts": {**LORA, "experts": True}}
+CASES = {
+    **PLAIN,
+    **VARIANTS,
+    **PEFT_VARIANTS,
+    "experts": {**LORA, "experts": True},
+    "text encoder": {**LORA, "targets": r".*\.(to_q|q_proj|fc1)"},
+}
 
 KINDS_OF = {
     "text-generation": DECODERS,
@@ -76,7 +81,7 @@ Pair = tuple[str, str, str]
 PAIRS: list[Pair] = [
     *[(task, kind, name) for task, kinds in KINDS_OF.items() for kind in kinds for name in PLAIN],
     *[(task, kind, name) for task, kind in (("text-generation", "llama"), ("text-classification", "bert"))
-      for name in (*VARIANTS, *PEFT_VARIANTS) if name != "text encoder"],
+      for name in (*VARIANTS, *PEFT_VARIANTS)],
     ("text-generation", "gpt2", "pissa"), ("text-generation", "gpt2", "dora"), ("text-generation", "gemma3", "dora"),
     ("text-generation", "mixtral", "experts"), ("text-classification", "mixtral", "experts"),
     ("text-generation", "gpt_neox", "adapter"), ("text-generation", "qwen3_moe", "experts"),

@@ -108,6 +108,19 @@ def test_a_component_without_files_is_named(part: str, copy: Path) -> None:
         loaded(str(copy))
 
 
+@pytest.mark.parametrize("name", ["unet/diffusion_pytorch_model", "text_encoder/model"])
+@pytest.mark.parametrize("fault", ["lacks weights", "cannot be loaded"])
+def test_weights_that_are_missing_or_of_other_shapes_are_refused(fault: str, name: str, copy: Path) -> None:
+    """The libraries themselves would draw the missing ones at random."""
+    file = copy / f"{name}.safetensors"
+    state = load_file(file)
+    key = next(key for key in state if state[key].ndim == 2)
+    tensor = state.pop(key)
+    save_file(state if fault == "lacks weights" else {**state, key: tensor[1:].clone()}, file, {"format": "pt"})
+    with pytest.raises(BaseModelError, match=f"{name.split('/')[0]}.*{fault}"):
+        loaded(str(copy))
+
+
 @pytest.mark.parametrize("part", ["unet/diffusion_pytorch_model", "vae/diffusion_pytorch_model", "text_encoder/model"])
 def test_pickles_are_refused(part: str, copy: Path) -> None:
     (copy / f"{part}.safetensors").rename(copy / f"{part}.bin")
@@ -423,6 +436,23 @@ def test_a_lora_loads_into_the_pipeline_with_its_alpha(run: tw.Run, tiny_base: A
     (ours,) = model.task.images(model, ["a red wall"], seed=3, steps=3, guidance=5.0)
     assert np.abs(made() - base).max() > 0.05, "the LoRA does nothing"
     assert np.array_equal(pixels(ours), (made() * 255).round().astype(int))
+
+
+def test_a_run_goes_on_from_another_with_its_text_encoder(run: tw.Run, tiny_base: Any, tmp_path: Path) -> None:
+    """One LoRA over the base is both, and the path between begins where the first one ended."""
+    training = {"max_steps": 3, "learning_rate": 0.05}
+    then = tw.train(recipe(str(run.folder), tmp_path / "then", task=TASK, method=LORA, training=training))
+
+    def made(model: Any) -> np.ndarray:
+        return pixels(model.task.images(model, ["a red wall"], steps=3)[0])
+
+    assert then.info["stacked"] and then.info["base"] == tiny_base("sd1")
+    assert np.array_equal(made(tw.load(then.folder, alpha=0.0)), made(tw.load(run.folder)))
+    theirs = pipeline(tiny_base("sd1"))
+    theirs.load_lora_weights(then.folder / "model")
+    noise = {"generator": torch.Generator().manual_seed(0), "num_inference_steps": 3, "width": 16, "height": 16}
+    assert np.abs(made(tw.load(then.folder)) - pixels(theirs("a red wall", **noise).images[0])).max() <= 1
+    assert not np.array_equal(made(tw.load(then.folder, alpha=0.5)), made(tw.load(then.folder)))
 
 
 def test_the_picture_moves_from_the_bases_to_the_tuned_one(run: tw.Run, tiny_base: Any) -> None:

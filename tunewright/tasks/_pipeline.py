@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tunewright.errors import BaseModelError, MissingExtra
+from tunewright.tasks._pretrained import refuse_missing
 from tunewright.tasks._quiet import quiet
 
 INDEX = "model_index.json"
@@ -83,7 +84,13 @@ def index_path(base: str) -> Path | None:
 
 def read_index(base: str) -> dict[str, Any]:
     """What a pipeline says of itself. Raises BaseModelError where it is none, or none that can be tuned."""
+    refuse_missing(base)
     path = index_path(base)
+    if path is None and not Path(base).exists():
+        raise BaseModelError(
+            f"{base} is neither a folder here nor a pipeline that could be fetched from the hub. Check the name and "
+            "the connection, or give a local folder."
+        )
     if path is None:
         raise BaseModelError(
             f"{base} is no pipeline of diffusers': it has no {INDEX}. Give the folder of one or its name on the hub; a "
@@ -123,12 +130,20 @@ def load_parts(base: str, index: Mapping[str, Any], dtype: Any, weights: bool) -
         model = name.startswith(("unet", "vae", "text_encoder"))
         if Path(place).is_dir() and not any((Path(place) / name).glob("*.json")):  # a tokenizer would come out empty
             raise BaseModelError(f"{base}: {name} cannot be loaded: its folder is missing or empty. Fetch it again.")
-        options = {"use_safetensors": True, "torch_dtype": "float32" if name == "vae" else dtype} if model else {}
+        options = (
+            {"use_safetensors": True, "output_loading_info": True, "torch_dtype": "float32" if name == "vae" else dtype}
+            if model
+            else {}
+        )
         with silence(), _named(base, name):
             if model and not weights:
                 found[name] = _shape(loader, place, name, library)
             else:
                 found[name] = loader.from_pretrained(place, subfolder=name, **_dtyped(options), **_variant(place, name))
+        if options and weights:
+            found[name], account = found[name]
+            if missing := sorted(account["missing_keys"]):  # which would be drawn at random
+                raise BaseModelError(f"{base}: {name} lacks weights: {', '.join(missing[:3])}. Fetch it again.")
     return found
 
 

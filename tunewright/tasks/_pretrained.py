@@ -81,11 +81,8 @@ def without_weights(auto_class: Any, config: Any) -> Any:
 def check_folder(base: str) -> None:
     """Refuse what must not be loaded: missing folders, pickles, code that travels with the weights."""
     folder = Path(base)
+    refuse_missing(base)
     if not folder.exists():
-        if base.startswith((".", "/", "~")) or base.count("/") > 1:
-            raise BaseModelError(
-                f"There is no folder {base}. Name a model folder, a run, or a model on the hub (owner/name)."
-            )
         return
     if not (folder / "config.json").is_file():
         raise BaseModelError(f"{base} is no model folder: it has no config.json.")
@@ -108,6 +105,14 @@ def check_folder(base: str) -> None:
         raise BaseModelError(
             f"{base} brings its own Python code (auto_map in config.json). Tunewright does not run code from a base. "
             "Use a base whose architecture transformers knows."
+        )
+
+
+def refuse_missing(base: str) -> None:
+    """Raises BaseModelError for the path of a folder that is not there."""
+    if not Path(base).exists() and (base.startswith((".", "/", "~")) or base.count("/") > 1):
+        raise BaseModelError(
+            f"There is no folder {base}. Name a model folder, a run, or a model on the hub (owner/name)."
         )
 
 

@@ -74,8 +74,7 @@ class Batch:
     prior: Tensor | None = None
 
     def to(self, device: Any) -> Batch:
-        held = {name: getattr(self, name) for name in ("target", "weight", "mask", "sequence", "prior")}
-        tensors = {name: tensor.to(device) for name, tensor in held.items() if tensor is not None}
+        tensors = {name: value.to(device) for name, value in vars(self).items() if hasattr(value, "to")}
         return replace(self, inputs={name: value.to(device) for name, value in self.inputs.items()}, **tensors)
 
 
