@@ -112,6 +112,7 @@ def _context(files: RunFiles) -> dict[str, Any]:
         "more_curves": more_curves,
         "confusions": sections.confusions(sets),
         "samples": sections.samples(run),
+        "pictures": sections.pictures(run, files.folder / "samples"),
         "parameters": run.get("parameters") or {},
         "method": sections.settings(run.get("method")),
         "objective": sections.settings(run.get("objective")),
