@@ -105,6 +105,7 @@ module.image.resize module.image.crop module.image.interpolation module.image.sc
 data.train data.validation data.test data.format data.columns data.labels data.overlength data.max_length
 data.on_bad_rows data.loss_on data.chat_template data.special_tokens
 data.resolution data.caption_dropout data.cache_latents data.cache_captions
+data.prior data.prior_prompt data.prior_images
 data.augment.colour data.augment.crop data.augment.flip data.augment.mixup
 method.lora.rank method.lora.alpha method.lora.dropout method.lora.targets method.lora.rslora method.lora.dora
 method.lora.init method.lora.plus_ratio method.lora.experts method.lora.train_along
@@ -112,7 +113,7 @@ method.full.batch_norm method.freeze.last method.freeze.until method.freeze.batc
 method.adapter.variant method.adapter.width
 method.peft.config
 objective.supervised.label_smoothing objective.supervised.class_weights objective.supervised.router_loss
-objective.supervised.min_snr objective.supervised.noise_offset
+objective.supervised.min_snr objective.supervised.noise_offset objective.supervised.prior_weight
 training.epochs training.max_steps training.head_first training.zero_shot
 training.learning_rate training.schedule training.warmup
 training.optimizer training.weight_decay training.gradient_clip training.batch training.batch_tokens
@@ -120,6 +121,7 @@ training.micro_batch_tokens
 training.packing training.precision training.activation_checkpointing training.device training.processes training.seed
 training.seeds training.layer_decay training.gradual_unfreezing training.prefix_cache
 training.evaluate_every training.patience training.keep training.ema training.checkpoint_every training.track
+evaluation.prompts evaluation.image_steps
 evaluation.before evaluation.samples evaluation.generate evaluation.max_new_tokens evaluation.pattern
 """
 

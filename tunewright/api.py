@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from os import PathLike, fspath
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, Field
 
@@ -40,6 +40,19 @@ from tunewright.tasks._factories import is_factory, is_given, name_of
 from tunewright.tasks._module_config import ModuleConfig
 from tunewright.tasks._modules import laid_out, layout_of
 from tunewright.tasks.base import Model
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+class Drawing(BaseModel):
+    """How an image is drawn from noise."""
+
+    seed: int = Field(ge=0)
+    steps: int = Field(ge=1)
+    guidance: float = Field(ge=0, allow_inf_nan=False)
+    size: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | None
+    negative: str | None
 
 
 class Sampling(BaseModel):
@@ -166,6 +179,47 @@ def chat(
         return generate(model, [question], **sampling.model_dump(), streamer=streamer)[0].text
 
 
+def generate(
+    where: str | Path | Model,
+    prompts: str | Sequence[str],
+    *,
+    alphas: Sequence[float] = (1.0,),
+    seed: int = 0,
+    steps: int = 30,
+    guidance: float = 7.5,
+    size: tuple[int, int] | None = None,
+    negative: str | None = None,
+    device: str = "auto",
+) -> dict[float, list[Image]]:
+    """Images from texts: for each α those of the prompts, in their order, as Pillow's.
+
+    Args:
+        where: a run, an adapter, a pipeline's folder or hub name, or a loaded model.
+        alphas: points on the path from the run's start (0) to its end (1).
+        seed: of the noise that each image begins with.
+        steps: how often the U-Net is asked.
+        guidance: how strongly the prompt counts (classifier-free guidance); 1: no guidance.
+        size: width and height in pixels; by default a square of the resolution that was trained with.
+        negative: what the image is led away from.
+
+    Raises:
+        RecipeError: an option is out of its range, or a size that the model cannot draw.
+        BaseModelError: the model makes no images, or it is no run and so has no path.
+    """
+    asked = [prompts] if isinstance(prompts, str) else list(prompts)
+    if not asked or not all(isinstance(prompt, str) and is_whole([prompt]) for prompt in asked):
+        raise DataError(f"prompts: {asked!r:.80} are no texts. Give a text, or a list of them.")
+    drawing = checked(Drawing, {"seed": seed, "steps": steps, "guidance": guidance, "size": size, "negative": negative})
+    if not alphas or (list(alphas) != [1.0] and isinstance(where, Model)):
+        raise RecipeError("alphas are points on the path of a run: name the run, and one point at least.")
+    found: dict[float, list[Image]] = {}
+    for alpha in alphas:
+        model = loaded(where, device, alpha)
+        images = capability(model, "images", "generate makes images. To ask a language model use: tunewright chat")
+        found[alpha] = images(model, asked, **drawing.model_dump())
+    return found
+
+
 @contextmanager
 def _finite(model: Model) -> Iterator[None]:
     """Inside, logits that are not finite raise BaseModelError: the likeliest token would be one without a meaning."""
@@ -284,12 +338,14 @@ def capability(model: Model, name: str, otherwise: str) -> Any:
     return found
 
 
-def loaded(where: str | Path | Model, device: str) -> Model:
+def loaded(where: str | Path | Model, device: str, alpha: float = 1.0) -> Model:
     """A model as it is, or one by its name; `RUN@0.5` is the point at α = 0.5 between the ends of a run."""
     if isinstance(where, Model):
         return where
-    name, alpha = parse_point(str(where))
-    return load(name, str(pick_device(device)), alpha=alpha)
+    name, named = parse_point(str(where))
+    if alpha != 1 and named != 1:
+        raise RecipeError(f"{where} is a point already. Give the run, or no other α.")
+    return load(name, str(pick_device(device)), alpha=named if alpha == 1 else alpha)
 
 
 def _question(prompt: Any, tools: Any, chats: bool) -> str | Conversation:

@@ -167,9 +167,13 @@ def _held(lock: Path) -> bool:
 
 def new_folder(recipe: Recipe, parent: Path = Path("runs")) -> Path:
     """A free folder under runs/, named after base and method."""
-    stem = f"{re.sub(r'[:#]', '-', Path(recipe.base).name)}-{recipe.method.type}".lower()
-    numbers = (f"{stem}-{i}" if i > 1 else stem for i in range(1, 10**6))
-    return next(parent / name for name in numbers if not (parent / name).exists())
+    return free_folder(parent / f"{re.sub(r'[:#]', '-', Path(recipe.base).name)}-{recipe.method.type}".lower())
+
+
+def free_folder(wanted: Path) -> Path:
+    """The wanted folder where it does not exist, or else with the first number behind its name that is free."""
+    numbered = (wanted.with_name(f"{wanted.name}-{i}") if i > 1 else wanted for i in range(1, 10**6))
+    return next(path for path in numbered if not path.exists())
 
 
 def open_run(where: str | Path) -> Run:

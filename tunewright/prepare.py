@@ -9,6 +9,7 @@ from typing import Any
 
 from tunewright.artifacts.card import read_card
 from tunewright.artifacts.load import infer_task, is_adapter, load_start, weights_folder
+from tunewright.artifacts.prior import drawn_prior, refuse_no_prior
 from tunewright.artifacts.save import beside
 from tunewright.data.batches import Example
 from tunewright.data.config import DataConfig
@@ -39,6 +40,7 @@ class Rows:
     tests: dict[str, Records]
     notices: list[str] = field(default_factory=list)
     held_out: bool = False
+    prior: Records | None = None
 
     @property
     def given(self) -> Records:
@@ -48,12 +50,15 @@ class Rows:
         return replace(self.train, records=[*self.train.records, *self.validation.records])
 
     def sets(self) -> dict[str, Records]:
-        return {"train": self.train, **({"validation": self.validation} if self.validation else {}), **self.tests}
+        others = {"validation": self.validation, "prior": self.prior}
+        return {"train": self.train, **{name: rows for name, rows in others.items() if rows}, **self.tests}
 
 
 def read_rows(data: DataConfig, seed: int) -> Rows:
     """Read every set. The faults of all files come in one DataError."""
     wanted = {"train": data.train, **data.test_sets()}
+    if data.prior:
+        wanted["prior"] = data.prior
     if not isinstance(data.validation, float | int):
         wanted["validation"] = data.validation
     found, errors = _each(wanted, lambda location: load_records(location, data))
@@ -62,17 +67,17 @@ def read_rows(data: DataConfig, seed: int) -> Rows:
             faults[0] if len(faults) == 1 else "The data cannot be used:", faults if len(faults) > 1 else ()
         )
     notices = [doubt for records in found.values() for doubt in records.doubts]
-    train, validation = found.pop("train"), found.pop("validation", None)
+    train, validation, prior = found.pop("train"), found.pop("validation", None), found.pop("prior", None)
     if isinstance(data.validation, float | int) and data.validation > 0:
         train, validation = split_validation(train, data.validation, seed)
         held_out = counted(len(validation.records), "of the training rows is", "of the training rows are")
         notices.append(f"{held_out} held out for validation.")
-    for name, records in [("validation", validation), *found.items()]:
+    for name, records in [("validation", validation), ("prior", prior), *found.items()]:
         if records and records.kind != train.kind:
             raise DataError(
                 f"{name} holds {records.kind} rows, the training set {train.kind} rows: they must be alike."
             )
-    return Rows(train, validation, found, notices, held_out=isinstance(data.validation, float | int))
+    return Rows(train, validation, found, notices, held_out=isinstance(data.validation, float | int), prior=prior)
 
 
 def choose_task(recipe: Recipe, rows: Records) -> tuple[Task, list[str]]:
@@ -138,7 +143,15 @@ def prepare(recipe: Recipe, start: Path, rank: int = 0) -> Prepared:
     model.max_length = recipe.data.max_length
     if hasattr(task, "prepare"):
         task.prepare(model, recipe.data, rows.train.kind)
+    if recipe.data.prior or recipe.data.prior_prompt:
+        refuse_no_prior(model)
+    if recipe.data.prior_prompt:
+        rows.prior = drawn_prior(model, recipe.data, training.seed, device, start.with_name("prior"))
     encoded = _encode(task, model, rows, recipe.data)
+    if rows.prior:
+        for name in ("train", "prior"):
+            examples = [replace(e, prior=name == "prior") for e in encoded[name].examples]
+            encoded[name] = replace(encoded[name], examples=examples)
     limit = encoded["train"].limit
     if recipe.data.max_length and recipe.data.max_length > limit:
         notices.append(
@@ -297,6 +310,8 @@ def _refuse_idle(recipe: Recipe, model: Model) -> None:
         return
     if objective.router_loss and not model.task.routes(model.module):
         raise RecipeError("objective.router_loss is for language models that are mixtures of experts. Leave it out.")
+    if objective.prior_weight != 1 and not (recipe.data.prior or recipe.data.prior_prompt):
+        raise RecipeError("objective.prior_weight is for data.prior or data.prior_prompt. Leave it out, or give one.")
     predicts = model.task.predicts(model) if hasattr(model.task, "predicts") else ""
     if objective.label_smoothing and (predicts or getattr(model.task, "kind", "") == "regression"):
         raise RecipeError("objective.label_smoothing is for classes, and these rows have none. Leave it out.")

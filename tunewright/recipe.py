@@ -40,7 +40,7 @@ LONGEST_VALUE = 100  # characters that an error repeats
 Checked = TypeVar("Checked", bound=BaseModel)
 
 PLACES = ("base", "weights", "data.chat_template")
-ROWS = ("data.train", "data.validation", "data.test")
+ROWS = ("data.train", "data.validation", "data.test", "data.prior")
 CHANGING = (
     "training.device",
     "training.precision",
@@ -115,6 +115,7 @@ def located(recipe: Recipe) -> Recipe:
         "train": absolute(data.train),
         "validation": absolute(data.validation),
         "test": {name: absolute(one) for name, one in test.items()} if isinstance(test, dict) else absolute(test),
+        "prior": absolute(data.prior),
         "chat_template": template if template == "plain" else absolute(template),  # the word has a meaning of its own
     }
     changed = {name: place for name, place in found.items() if place != getattr(data, name)}
@@ -143,7 +144,8 @@ def leaves(document: Any, path: str = "") -> dict[str, Any]:
 def lasting(recipe: Recipe) -> dict[str, Any]:
     """What a run keeps from its start to its end, by path. Its rows are known by their hashes, wherever they lie."""
     found = leaves(recipe.model_dump(mode="json"))
-    places = {path for path in found if path.startswith(ROWS) and not isinstance(found[path], float)}
+    rows = {path for path in found if path in ROWS or path.startswith("data.test.")}
+    places = {path for path in rows if not isinstance(found[path], float)}
     return {path: value for path, value in found.items() if path not in places.union(CHANGING)}
 
 

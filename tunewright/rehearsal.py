@@ -20,6 +20,8 @@ from tunewright.prepare import Prepared, prepare, read_rows
 from tunewright.recipe import Recipe
 from tunewright.run import make_job
 
+DRAWN = "What it takes to draw the images of data.prior_prompt before the training is not foreseen."
+
 
 def check(recipe: Recipe | Mapping[str, Any] | str | Path | None = None, **fields: Any) -> dict[str, Any]:
     """Say what a recipe would train, on which rows, how long it would take and how much memory it would need.
@@ -76,13 +78,20 @@ def _without_loading(recipe: Recipe) -> dict[str, Any] | None:
 def _with_probes(recipe: Recipe) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="tunewright-check-") as place:
         folder = Path(place)
-        prepared = prepare(recipe, folder / "base")
+        prepared = prepare(_with_one_of_the_class(recipe), folder / "base")
         job = make_job(prepared, folder, Processes())
         said = _described(prepared)
         cost = forecast(prepared, job)
         longest = max(job.lengths)
         changes = advice(prepared.recipe, cost, longest, said["parameters"]["trained"])
         return {**said, "steps": len(job.plan), "forecast": cost.to_dict(_place(recipe)), "advice": changes}
+
+
+def _with_one_of_the_class(recipe: Recipe) -> Recipe:
+    """Of the images that the base is to draw before the training: they can take longer than it."""
+    if not recipe.data.prior_prompt:
+        return recipe
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"prior_images": 1})})
 
 
 def _place(recipe: Recipe) -> Path:
@@ -96,7 +105,7 @@ def _described(prepared: Prepared) -> dict[str, Any]:
         **_named(prepared.recipe, prepared.model.task.name),
         "device": str(prepared.device),
         "precision": prepared.precision,
-        "notices": prepared.notices,
+        "notices": [*prepared.notices, *([DRAWN] if prepared.recipe.data.prior_prompt else [])],
         "parameters": describe_parameters(prepared.model.module, prepared.total),
         "data": describe_data(prepared),
         "repeats": find_repeats(prepared.rows.sets()),

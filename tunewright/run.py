@@ -15,6 +15,7 @@ from typing import Any
 from tunewright.account import describe_data, describe_parameters, preview, refuse_changed, write_bad_rows
 from tunewright.artifacts.fingerprint import fingerprint, refuse_other_weights
 from tunewright.artifacts.load import allow_code
+from tunewright.artifacts.samples import Sampler
 from tunewright.artifacts.save import clear_drafts, save
 from tunewright.artifacts.start import Start, keep_adapter
 from tunewright.data.rows import absolute
@@ -128,6 +129,7 @@ def make_job(prepared: Prepared, folder: Path, processes: Processes) -> Job:
         folder=folder,
         device=prepared.device,
         precision=prepared.precision,
+        prior=prepared.examples("prior"),
         processes=processes,
     )
     if job.config.head_first:
@@ -142,6 +144,9 @@ def _train(prepared: Prepared, step: Step, record: Record, watchers: Sequence[Wa
     if recipe.evaluation.before and first and step.state.step == 0:
         record.update(evaluation=measure(prepared, {}, "before"))
     step.job.watchers = watchers
+    sampler = _sampler(prepared, step)
+    if sampler and first and step.state.step == 0:
+        sampler.draw("before")
     start = Start(record.folder / "start", record.folder / "model", prepared.model.base, prepared.model.new)
     if first:
         keep_adapter(prepared.model, start.folder)
@@ -149,10 +154,29 @@ def _train(prepared: Prepared, step: Step, record: Record, watchers: Sequence[Wa
         step = train_head(step.job, start)
     tracked = recipe.training.track if first else []
     trackers = [tracker(name, record.folder, recipe.model_dump(mode="json")) for name in tracked]
-    step.job.watchers = [*watchers, *trackers]
+    step.job.watchers = [*watchers, *trackers, *([sampler] if sampler else [])]
     outcome = run_loop(step)
     if first:
         _finish(prepared, outcome, record)
+        if sampler:
+            sampler.draw("after")
+
+
+def _sampler(prepared: Prepared, step: Step) -> Sampler | None:
+    """What draws sample pictures, if any were asked for."""
+    wanted, job = prepared.recipe.evaluation, step.job
+    if not wanted.prompts:
+        return None
+    return Sampler(
+        prepared.model,
+        wanted.prompts,
+        wanted.image_steps,
+        job.config.seed,
+        job.evaluate_every,
+        job.folder / "samples",
+        job.device,
+        job.precision,
+    )
 
 
 def _finish(prepared: Prepared, outcome: Outcome, record: Record) -> None:

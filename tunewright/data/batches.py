@@ -27,6 +27,7 @@ class Example:
         weight: the loss weight of each position [T], [1] or [C]; 0 means that nothing is computed there.
         source: where the row came from, "train.jsonl:17".
         length: positions that the row costs; rows of similar length share a batch.
+        prior: whether it shows the class of what is learned, with a loss of its own; None where no rows do.
     """
 
     inputs: dict[str, Any]
@@ -34,6 +35,7 @@ class Example:
     weight: np.ndarray
     source: str
     length: int
+    prior: bool | None = None
 
     @property
     def trained(self) -> int:

@@ -42,6 +42,16 @@ class DataConfig(BaseModel):
         description="rows for the final evaluation: one set, or several by name",
         json_schema_extra=LOCAL,
     )
+    prior: Location | None = Field(
+        None,
+        description="captioned images of the class that the training images are a member of (DreamBooth): with each "
+        "row one of them is learned, so that the class stays what it was",
+        json_schema_extra=LOCAL,
+    )
+    prior_prompt: str | None = Field(
+        None, description="in place of prior: the class in words; the base draws its images before the training"
+    )
+    prior_images: int = Field(200, ge=1, description="how many images the base draws of prior_prompt")
     format: Literal[
         "auto",
         "chat",
@@ -102,7 +112,7 @@ class DataConfig(BaseModel):
         default_factory=list, description="tokens to add to the tokenizer, each learned as a row of its own"
     )
 
-    @field_validator("train", "validation", "test", mode="before")
+    @field_validator("train", "validation", "test", "prior", mode="before")
     @classmethod
     def _can_be_written_down(cls, value: Any) -> Any:
         if isinstance(value, dict):
@@ -110,6 +120,14 @@ class DataConfig(BaseModel):
         if isinstance(value, Path):
             return str(value)
         return [as_text(row) if isinstance(row, dict) else row for row in value] if isinstance(value, list) else value
+
+    @model_validator(mode="after")
+    def _one_prior(self) -> DataConfig:
+        if self.prior and self.prior_prompt:
+            raise ValueError("prior gives the images of the class, and prior_prompt has them drawn: choose one")
+        if self.prior_images != type(self).model_fields["prior_images"].default and not self.prior_prompt:
+            raise ValueError("prior_images counts the images that are drawn of prior_prompt: give that too")
+        return self
 
     @model_validator(mode="after")
     def _what_can_be_kept(self) -> DataConfig:
@@ -129,12 +147,14 @@ class DataConfig(BaseModel):
     def _plain_names(cls, value: Any) -> Any:
         """The names become names of files, beside those of the training and validation rows."""
         bad = (
-            [n for n in value if not re.fullmatch(r"[\w.-]+", n) or n in ("train", "validation")]
+            [n for n in value if not re.fullmatch(r"[\w.-]+", n) or n in ("train", "validation", "prior")]
             if isinstance(value, dict)
             else []
         )
         if bad:
-            raise ValueError(f"{', '.join(bad)}: a test set is named by letters and digits, not train or validation")
+            raise ValueError(
+                f"{', '.join(bad)}: a test set is named by letters and digits, not train, validation or prior"
+            )
         return value
 
     @field_validator("special_tokens")

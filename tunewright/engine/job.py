@@ -32,6 +32,7 @@ class Job:
     folder: Path
     device: Any
     precision: str
+    prior: Sequence[Example] = ()  # with each row of a step one of these is learned, see `Example.prior`
     processes: Processes = field(default_factory=Processes)
     watchers: Sequence[Watcher] = ()
 

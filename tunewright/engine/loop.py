@@ -117,7 +117,10 @@ class Step:
         enter_training(job.model, job.method)
         torch.manual_seed((job.config.seed * 1_000_003 + state.step) * 1024 + job.processes.rank)
         chance = np.random.default_rng([job.config.seed, state.step])
-        examples = job.model.task.vary([job.train[i] for i in rows], chance)
+        chosen = [job.train[i] for i in rows]
+        if job.prior:
+            chosen += [job.prior[i] for i in chance.integers(len(job.prior), size=len(rows))]
+        examples = job.model.task.vary(chosen, chance)
         totals = self._accumulate(examples, _counts(job, examples))
         training = [p for p in state.parameters.values() if p.requires_grad]
         for parameter in training:

@@ -18,6 +18,11 @@ class EvaluationConfig(BaseModel):
         32, ge=0, description="Rows that a language model answers, for exact match and ROUGE; the first are shown."
     )
     max_new_tokens: int = Field(128, ge=1, description="Longest generated answer, in tokens.")
+    prompts: list[str] = Field(
+        [],
+        description="Prompts of sample pictures, drawn before, at each evaluation, and after: always the same noise.",
+    )
+    image_steps: int = Field(30, ge=1, description="How often the U-Net is asked for a sample picture.")
     pattern: str | None = Field(
         None, description="Regular expression for the part of an answer that counts, e.g. '#### (.+)'."
     )

@@ -53,7 +53,9 @@ def described(
 
 
 def refuse_idle_evaluation(config: EvaluationConfig, model: Model) -> None:
-    """Raise RecipeError for a pattern where nothing is generated that it could be looked for in."""
+    """Raise RecipeError for a pattern where nothing is generated, and for prompts where no images are made."""
+    if config.prompts and not hasattr(model.task, "images"):
+        raise RecipeError(f"evaluation.prompts is for text-to-image, and this is {model.task.name}. Leave it out.")
     if config.pattern is not None and not (hasattr(model.task, "generate") and config.generate):
         raise RecipeError(
             "evaluation.pattern is for answers that are generated, evaluation.generate of them. Leave it out."

@@ -113,6 +113,7 @@ def _context(files: RunFiles) -> dict[str, Any]:
         "more_curves": more_curves,
         "confusions": sections.confusions(sets),
         "pictures": pictures,
+        "drawn": sections.drawn(run, files.folder / "samples"),
         "samples": [] if pictures else sections.samples(run),
         "parameters": run.get("parameters") or {},
         "method": sections.settings(run.get("method")),

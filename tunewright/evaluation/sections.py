@@ -36,6 +36,8 @@ from tunewright.evaluation.verdict import Change, Comparison
 
 Row = Mapping[str, Any]
 
+MOST_COLUMNS = 6  # of sample pictures
+
 MAIN_CURVES = ("loss", "accuracy", "reward", "learning_rate", "grad_norm")
 """Shown at once; every other recorded value is a click away."""
 NOT_CURVES = frozenset({"step", "epoch", "tokens", "trained_tokens", "examples", "rows"})
@@ -195,6 +197,41 @@ class Sample:
     """(heading, text, whether it equals the reference)."""
     picture: str = ""
     """A data: URL, where the row is an image."""
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """A sheet of sample pictures as a data URI, and what it shows in words."""
+
+    source: str
+    text: str
+
+
+def drawn(run: Row, folder: Path) -> Pictures | None:
+    """Those before and after, and of the steps between as many as find room."""
+    prompts = (run.get("recipe") or {}).get("evaluation.prompts") or []
+    places = sorted(folder.glob("*/1.png"), key=lambda path: _when(path.parent.name))
+    if not (prompts and places):
+        return None
+    from io import BytesIO
+
+    from PIL import Image
+
+    from tunewright.evaluation.sheet import sheet
+
+    chosen = [places[round(i * (len(places) - 1) / (MOST_COLUMNS - 1))].parent for i in range(MOST_COLUMNS)]
+    chosen = list(dict.fromkeys(chosen))
+    names = [place.name.replace("-", " ") for place in chosen]
+    images = [[Image.open(place / f"{n}.png") for place in chosen] for n in range(1, len(prompts) + 1)]
+    file = BytesIO()
+    sheet(prompts, names, images, side=192).save(file, "JPEG", quality=85)
+    text = f"{'; '.join(prompts)}: each {', '.join(names)}."
+    return Pictures(f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}", text)
+
+
+def _when(name: str) -> float:
+    """The order of `before`, `step-40` and `after`."""
+    return {"before": -1.0, "after": math.inf}.get(name, 0) or float(name.rpartition("-")[2])
 
 
 def samples(run: Row) -> list[Sample]:

@@ -206,14 +206,14 @@ def evened(lora: LoraFile) -> LoraFile:
 def recognised(lora: LoraFile) -> LoraFile:
     """With an update of nothing in each text encoder where diffusers (0.42) would not know what its kohya keys are.
 
-    It tells these by `out_proj` or the feed-forward layers, and gives up where neither is adapted.
+    It tells these by an `out_proj`: without one it gives up, or leaves the attention out without a word.
     """
     state = dict(lora.state)
     configs = {component: dict(config) for component, config in lora.configs.items()}
     for component, config in configs.items():
         layers = config["target_modules"]
         attention = next((name.rpartition(".")[0] for name in layers if ".self_attn." in name), None)
-        if not attention or any(name.endswith(("out_proj", "fc1", "fc2")) for name in layers):
+        if not attention or any(name.endswith(".out_proj") for name in layers):
             continue
         down = next(state[f"{component}.{n}.lora_A.weight"] for n in layers if n.startswith(f"{attention}."))
         state[f"{component}.{attention}.out_proj.lora_A.weight"] = down.new_zeros(down.shape)
@@ -305,7 +305,8 @@ def _settled(
 ) -> dict[str, Any]:
     """The configuration of a component: as given, with its layers named one by one, or read off the tensors."""
     ranks = {layer: tensor.shape[0] for layer, tensor in _part(state, component).items()}
-    scales = {layer: _alpha(config, layer) if config else alphas.get(layer) or rank for layer, rank in ranks.items()}
+    given = {layer: _alpha(config, layer) if config else alphas.get(layer) or rank for layer, rank in ranks.items()}
+    scales = {layer: float(alpha) for layer, alpha in given.items()}  # 16 and 16.0 are to be one file
     rank, alpha = _most(ranks.values()), _most(scales.values())
     return {
         "r": rank,

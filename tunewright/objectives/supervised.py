@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
@@ -27,6 +27,9 @@ class Supervised(Objective):
     Positions are tokens, rows, or the classes of a multi-label row. Targets may be hard or soft. Regression takes the
     squared error instead, and images the mean squared error of what tells them from noise. Class weights are folded
     into the rows' weights when the rows are read.
+
+    With images of the class (`data.prior`) the loss is Σ w·nll / Σ w + prior_weight · Σ' w·nll / Σ' w, each sum over
+    its own rows: prior preservation (Ruiz et al. 2023, arXiv 2208.12242, equation 2).
     """
 
     type: Literal["supervised"] = "supervised"
@@ -45,6 +48,12 @@ class Supervised(Objective):
         0.0, ge=0, description="How much of the noise is alike in a whole image, for dark and bright ones (often 0.05)."
     )
 
+    prior_weight: float = Field(
+        1.0,
+        ge=0,
+        description="Weight of the loss on data.prior, the images of the class (DreamBooth, arXiv 2208.12242).",
+    )
+
     @field_validator("class_weights", mode="before")
     @classmethod
     def _names_are_text(cls, value: Any) -> Any:
@@ -53,7 +62,8 @@ class Supervised(Objective):
 
     def counts(self, examples: Sequence[Example]) -> dict[str, float]:
         return {
-            "weight": float(sum(e.weight.sum(dtype="float64") for e in examples)),
+            "weight": _weight(e for e in examples if not e.prior),
+            "prior_weight": _weight(e for e in examples if e.prior),
             "positions": float(sum(e.trained for e in examples)),
             "rows": float(len(examples)),
         }
@@ -61,12 +71,23 @@ class Supervised(Objective):
     def terms(self, task: Task, module: nn.Module, batch: Batch) -> dict[str, Term]:
         noising = {name: value for name in NOISING if (value := getattr(self, name))}
         found = task.nll(module, batch, smoothing=self.label_smoothing, router=self.router_loss > 0, **noising)
-        terms = {"loss": Term((found.nll_BT * batch.weight).sum(), "weight", 1.0)}
+        weighted_BT = found.nll_BT * batch.weight
+        if batch.prior is None:
+            terms = {"loss": Term(weighted_BT.sum(), "weight", 1.0)}
+        else:
+            terms = {
+                "loss": Term((weighted_BT * ~batch.prior).sum(), "weight", 1.0),
+                "prior_loss": Term((weighted_BT * batch.prior).sum(), "prior_weight", self.prior_weight),
+            }
         if found.correct_BT is not None:
             terms["accuracy"] = Term((found.correct_BT & (batch.weight != 0)).sum(), "positions")
         if found.router is not None:
             terms["router_loss"] = Term(found.router, "rows", self.router_loss)
         return terms
+
+
+def _weight(examples: Iterable[Example]) -> float:
+    return float(sum(e.weight.sum(dtype="float64") for e in examples))
 
 
 def class_weights(

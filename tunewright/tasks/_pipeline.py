@@ -123,7 +123,8 @@ def load_parts(base: str, index: Mapping[str, Any], dtype: Any, weights: bool) -
     found: dict[str, Any] = {}
     for name, (library, kind) in ((n, p) for n, p in index.items() if isinstance(p, list) and n in PARTS):
         owner = diffusers if library == "diffusers" else __import__("transformers")
-        loader = getattr(owner, kind, None) if library in ("diffusers", "transformers") else None
+        with silence():
+            loader = getattr(owner, kind, None) if library in ("diffusers", "transformers") else None
         if loader is None:
             raise BaseModelError(f"{base}: its {name} is a {library}.{kind}, which is not known here.")
         model = name.startswith(("unet", "vae", "text_encoder"))
@@ -151,7 +152,8 @@ PARTS = ("unet", "vae", "scheduler", "text_encoder", "text_encoder_2", "tokenize
 
 def make_pipeline(index: Mapping[str, Any], parts: Mapping[str, Any]) -> Any:
     """A pipeline of diffusers' from its components; without the checker of its images, which is none of the weights."""
-    kind = getattr(_diffusers(), index["_class_name"])
+    with silence():  # diffusers imports what it needs at this moment, and tells what it would like to have
+        kind = getattr(_diffusers(), index["_class_name"])
     options: dict[str, Any] = {
         key: value for key, value in index.items() if isinstance(value, bool) and not key.startswith("_")
     }
@@ -166,6 +168,7 @@ def make_pipeline(index: Mapping[str, Any], parts: Mapping[str, Any]) -> Any:
 @contextmanager
 def silence() -> Iterator[None]:
     """As `quiet`, and diffusers too."""
+    _diffusers()
     from diffusers.utils import logging
 
     level = logging.get_verbosity()

@@ -62,7 +62,7 @@ class Batch:
     """Rows on a device. `target`, `weight`, `mask` and `sequence` are [B, T]; a soft target is [B, C], weight [B, 1].
 
     `mask` is true where a position is no padding; `sequence` numbers the rows of the batch that positions belong to,
-    so that per-row sums survive packing.
+    so that per-row sums survive packing. `prior` [B, 1] is true for rows of the class, see `Example`.
     """
 
     inputs: dict[str, Tensor]
@@ -71,9 +71,10 @@ class Batch:
     mask: Tensor
     sequence: Tensor
     sources: tuple[str, ...]
+    prior: Tensor | None = None
 
     def to(self, device: Any) -> Batch:
-        tensors = {name: getattr(self, name).to(device) for name in ("target", "weight", "mask", "sequence")}
+        tensors = {name: value.to(device) for name, value in vars(self).items() if hasattr(value, "to")}
         return replace(self, inputs={name: value.to(device) for name, value in self.inputs.items()}, **tensors)
 
 

@@ -157,6 +157,7 @@ class TextToImage(Task):
             mask=torch.ones_like(weight, dtype=torch.bool),
             sequence=torch.arange(len(ordered))[:, None],
             sources=tuple(e.source for e in ordered),
+            prior=None if ordered[0].prior is None else torch.tensor([[bool(e.prior)] for e in ordered]),
         )
 
     def nll(

@@ -1,0 +1,56 @@
+"""Sample pictures of a run: the same prompts and the same noise before, during and after the training.
+
+RUN/samples/
+  before/   1.png, 2.png, …: one a prompt
+  step-40/  …
+  after/    with the weights that the run ends with
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tunewright.artifacts.save import beside
+from tunewright.engine.device import computing
+from tunewright.tasks.base import Model
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """Draws the pictures; as a watcher of the loop, at every evaluation.
+
+    A picture depends on the weights, the prompt and the seed alone, and the loop seeds every step anew: so drawing it
+    changes nothing in the run.
+    """
+
+    model: Model
+    prompts: Sequence[str]
+    steps: int
+    seed: int
+    every: int
+    folder: Path
+    device: Any
+    precision: str
+
+    def __call__(self, line: Mapping[str, Any]) -> None:
+        step = line.get("step", 0)
+        if "loss" in line and step % self.every == 0 and step < line["total"]:
+            self.draw(f"step-{step}")
+
+    def draw(self, name: str) -> None:
+        """Put the pictures into `samples/NAME`, in place of those that an interrupted run left there."""
+        self.model.module.to(self.device)
+        with computing(self.precision, self.device):
+            images = self.model.task.images(  # type: ignore[attr-defined]
+                self.model, self.prompts, steps=self.steps, seed=self.seed
+            )
+        place = self.folder / name
+        with beside(place) as draft:
+            for number, image in enumerate(images, 1):
+                image.save(draft / f"{number}.png")
+            shutil.rmtree(place, ignore_errors=True)
+            draft.rename(place)
