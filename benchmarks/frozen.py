@@ -4,7 +4,8 @@
 
 Each work is trained with `training.prefix_cache: 0` and with its default in turns (A B A B …), each in a fresh process
 with one thread. Counted are CPU seconds from the first forward pass to the end of the last step, evaluations and
-checkpoints between them included.
+checkpoints between them included. Each work is appended to a JSON-lines file as soon as it is done, so that a study that
+is cut short goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -161,14 +162,18 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path(data), help="default: $TUNEWRIGHT_DATA, else ../shared/data")
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results")
     chosen = parser.parse_args()
-    lines: list[dict[str, Any]] = []
+    record = chosen.output / "frozen.jsonl"
+    lines = read_jsonl(record) if record.exists() else []
     with tempfile.TemporaryDirectory() as place:
         for name, work in works(chosen.data, Path(place)).items():
+            if any(line["work"] == name for line in lines):
+                continue
             lines.append(compare(name, work, chosen.rounds))
+            with record.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(lines[-1]) + "\n")
             print(name, {s: [round(r["seconds"], 1) for r in lines[-1]["rounds"][s]] for s in SIDES}, flush=True)
     told = "\n".join(page(lines))
-    (chosen.output / "frozen.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    (chosen.output / "frozen.md").write_text(told, encoding="utf-8")
+    record.with_suffix(".md").write_text(told, encoding="utf-8")
     print(told)
 
 
