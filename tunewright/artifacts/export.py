@@ -69,7 +69,7 @@ def _export(where: str | Path, target: str, folder: Path, precision: str | None,
     chosen = TARGETS[target]
     precision = precision or chosen.precisions[0]
     weights = weights_folder(where)
-    _refuse_task(chosen, infer_task(str(where)), weights)
+    _refuse_task(chosen, infer_task(str(where)))
     chosen.check(weights, precision)
     model = load(where)
     if layout_of(model.module):
@@ -145,13 +145,9 @@ def _is_pipeline(model: Model) -> bool:
     return hasattr(model.task, "pipeline")
 
 
-def _refuse_task(target: Target, task: str, weights: Path) -> None:
+def _refuse_task(target: Target, task: str) -> None:
     """Raises BaseModelError for a task whose models the target has no form for."""
     others = [name for name, one in TARGETS.items() if task in one.tasks]
-    if not others:
-        raise BaseModelError(
-            f"{task} cannot be exported yet. {weights} is itself in the format of transformers or PEFT."
-        )
     if target.name not in others:
         raise BaseModelError(f"A model for {task} has no form {target.name}. Possible: {', '.join(others)}.")
 
