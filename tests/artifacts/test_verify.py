@@ -42,9 +42,9 @@ def test_the_same_answers_agree(trained: Answers) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"logit": 0.01}, ["A logit differs by 0.01"]),
-        ({"logit": 20.0}, ["A logit differs by 20", "without near ties", "The answers diverge by"]),
-        ({"logit": np.nan}, ["A logit differs by nan", "without near ties", "The answers diverge by nan nats"]),
+        ({"logit": 0.01}, ["An output differs by 0.01"]),
+        ({"logit": 20.0}, ["An output differs by 20", "without near ties", "The answers diverge by"]),
+        ({"logit": np.nan}, ["An output differs by nan", "without near ties", "The answers diverge by nan nats"]),
         ({"texts": [[1, 2], [3, 3]]}, ["the same text behind 50% of the prompts only"]),
         ({"prompts": [[4], [5]]}, ["the trained tokens of 50% of the prompts only"]),
     ],

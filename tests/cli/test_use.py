@@ -150,7 +150,7 @@ def test_export_merged_answers_alike(invoke: Invoke, classifier: Path) -> None:
 def test_an_export_that_is_another_model_fails(invoke: Invoke, talker: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(base, "merge_adapter", lambda model: setattr(model, "module", model.module.unload()))
     done = invoke("export", talker, "out", "--to", "merged")
-    assert done.exit_code == 1 and "A logit differs by" in done.stderr and "out.unverified" in done.stderr
+    assert done.exit_code == 1 and "An output differs by" in done.stderr and "out.unverified" in done.stderr
     error = json.loads(invoke("export", talker, "out", "--to", "merged", "--json").stdout)["error"]
     assert error["type"] == "VerificationError" and error["verification"]["verified"] is False
 
