@@ -20,7 +20,7 @@ BASES = {"text-generation": "llama", "text-classification": "bert", "text-to-ima
 PROMPTS = ("prefix", "prompt", "p-tuning")
 TRIPLES = [
     *[(task, method, target) for task in BASES for method in PLAIN for target in TARGETS
-      if (task, method) != ("text-to-image", "head")],
+      if not (method == "head" if task == "text-to-image" else method == "textual inversion")],
     *[("text-generation", method, target) for method in VARIANTS if method != "freeze 2"  # there is one layer here
       for target in ("peft", "merged", "gguf") if method != "text encoder"],
     *[("text-to-image", method, target) for method in ("text encoder", "dora") for target in ("diffusers", "kohya")],
@@ -33,7 +33,8 @@ def refusal(task: str, method: str, target: str) -> str:
         return f"has no form {target}"
     if target in ("diffusers", "kohya"):
         unread = "DoRA" if (method, target) == ("dora", "kohya") else ""
-        return unread if CASES[method]["type"] == "lora" else "no LoRA that diffusers loads"
+        kinds = ("lora", "textual_inversion") if target == "diffusers" else ("lora",)
+        return unread if CASES[method]["type"] in kinds else "no LoRA that diffusers loads"
     if target == "peft":
         kinds = {"adapter": "PEFT has no bottleneck adapters", "lora": "", "peft": ""}
         return kinds.get(CASES[method]["type"], "its own weights were trained")

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from tunewright.artifacts import foreign
+from tunewright.artifacts.card import read_card
 from tunewright.artifacts.foreign import Answers
 from tunewright.artifacts.interpolate import write_point
 from tunewright.artifacts.load import infer_task, load, weights_folder
@@ -70,7 +71,9 @@ def _export(where: str | Path, target: str, folder: Path, precision: str | None,
     _refuse_task(chosen, infer_task(str(where)), weights)
     chosen.check(weights, precision)
     model = load(where)
-    asked = noise_questions(model, held_out) if _is_pipeline(model) else make_questions(model, held_out)
+    asked = (
+        noise_questions(model, held_out, read_card(weights)) if _is_pipeline(model) else make_questions(model, held_out)
+    )
     questions = {**asked, "device": chosen.device(precision)}
     judge = _judge(model, questions, limits_for(target, precision, model.task.routes(model.module)))
     try:

@@ -18,6 +18,7 @@ from tunewright.methods._lora_file import CONFIG as PEFT_CONFIG
 from tunewright.methods._lora_file import WEIGHTS, stackable
 from tunewright.methods._peft import attach_folder, merge_adapter
 from tunewright.methods.adapter import CONFIG as ADAPTER_CONFIG
+from tunewright.methods.textual_inversion import EMBEDS, join_rows
 from tunewright.tasks import task_class
 from tunewright.tasks._pipeline import is_pipeline
 from tunewright.tasks._pretrained import load_config, load_tokenizer
@@ -64,6 +65,8 @@ def load_start(base: str, task: Task, method: Method, folder: Path, seed: int = 
     inner = load_adapter(weights)
     if (weights / ADAPTER_CONFIG).is_file():
         return _adapter_goes_on(inner, task, method, base)
+    if (weights / EMBEDS).is_file():
+        return _joined(inner, task, folder, seed, dtype)
     merge_adapter(inner)
     config = json.loads((weights / PEFT_CONFIG).read_text(encoding="utf-8"))
     same_head = getattr(inner.task, "labels", None) == getattr(task, "labels", None)
@@ -72,6 +75,14 @@ def load_start(base: str, task: Task, method: Method, folder: Path, seed: int = 
         inner.task = task
         return inner
     if not folder.exists():  # a run that is resumed, or shared by several processes, has it already
+        save(inner, Full(), folder)
+    return task.load(str(folder), seed=seed, dtype=dtype)
+
+
+def _joined(inner: Model, task: Task, folder: Path, seed: int, dtype: Any) -> Model:
+    """The base with the words that an earlier run taught it, written to `folder`."""
+    join_rows(inner)
+    if not folder.exists():
         save(inner, Full(), folder)
     return task.load(str(folder), seed=seed, dtype=dtype)
 
@@ -107,7 +118,8 @@ def shape_of(base: str) -> str:
 
 
 def is_adapter(folder: Path) -> bool:
-    return (folder / PEFT_CONFIG).is_file() or (folder / ADAPTER_CONFIG).is_file()
+    named = (PEFT_CONFIG, ADAPTER_CONFIG, EMBEDS)
+    return any((folder / name).is_file() for name in named)
 
 
 def infer_task(base: str) -> str:
@@ -151,6 +163,7 @@ def below_adapter(folder: Path) -> Model:
         model.processor = model.processor.as_in(folder)
     if card.task == "text-generation":
         grow_vocabulary(model)
+    card.make_method().extend(model)
     return model
 
 
@@ -168,6 +181,8 @@ def card_of_adapter(folder: Path) -> Card:
     card = read_card(folder)
     if card:
         return card
+    if not (folder / PEFT_CONFIG).is_file():
+        raise BaseModelError(f"{folder} has no {CARD}, which says what its weights belong to. Name its run.")
     config = json.loads((folder / PEFT_CONFIG).read_text(encoding="utf-8"))
     base = config.get("base_model_name_or_path")
     tasks = {"CAUSAL_LM": "text-generation", "SEQ_CLS": "text-classification"}
