@@ -111,7 +111,7 @@ method.lora.rank method.lora.alpha method.lora.dropout method.lora.targets metho
 method.lora.init method.lora.plus_ratio method.lora.experts method.lora.train_along
 method.full.batch_norm method.freeze.last method.freeze.until method.freeze.batch_norm
 method.adapter.variant method.adapter.width
-method.peft.config
+method.peft.config method.textual_inversion.token method.textual_inversion.word method.textual_inversion.vectors
 objective.supervised.label_smoothing objective.supervised.class_weights objective.supervised.router_loss
 objective.supervised.min_snr objective.supervised.noise_offset objective.supervised.prior_weight
 training.epochs training.max_steps training.head_first training.zero_shot

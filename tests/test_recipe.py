@@ -46,6 +46,8 @@ def test_two_keys_are_enough() -> None:
 def test_a_method_by_its_name_alone(name: str) -> None:
     if name == "peft":
         assert "method.config is missing" in refusal(method=name)
+    elif name == "textual_inversion":
+        assert "method.token is missing" in refusal(method=name)
     else:
         assert make_recipe({**MINIMAL, "method": name}).method == METHODS[name]()
 

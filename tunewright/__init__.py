@@ -18,7 +18,7 @@ _HOMES = {
     **dict.fromkeys(("train", "resume", "evaluate", "predict", "chat", "generate", "export", "dry_run"), "api"),
     **dict.fromkeys(("Run", "open_run", "list_runs"), "folder"),
     **dict.fromkeys(("Recipe", "read_recipe"), "recipe"),
-    **dict.fromkeys(("LoRA", "Full", "Freeze", "Head", "Adapter", "Peft"), "methods"),
+    **dict.fromkeys(("LoRA", "Full", "Freeze", "Head", "Adapter", "Peft", "TextualInversion"), "methods"),
     "load": "artifacts.interpolate",
     "quickstart": "example",
     "catalogue": "choices",

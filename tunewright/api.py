@@ -279,21 +279,30 @@ def evaluate(
 
 
 def export(
-    where: str | Path, target: str, folder: str | Path, *, precision: str | None = None, rows: Location | None = None
+    where: str | Path,
+    target: str,
+    folder: str | Path,
+    *,
+    precision: str | None = None,
+    rows: Location | None = None,
+    base: str | Path | None = None,
 ) -> Path:
     """Write a run in another form, and verify that it answers like the trained model: see `verification.json` in it.
 
     Args:
         where: a run, an adapter, a model, or `RUN@0.5`: the point at α = 0.5 between a run's start and end.
-        target: `peft`, `merged`, `quantized`, `onnx` or `gguf`.
+        target: `peft`, `merged`, `quantized`, `onnx` or `gguf`; of a pipeline `diffusers`, `kohya` or `merged`.
         precision: fp32, bf16, fp16 (merged), int8, int4 (quantized), f16, q8_0 (gguf); by default the first of these.
         rows: what both models are asked; by default the run's test rows, else its validation rows.
+        base: where `where` is a LoRA file for a pipeline that others made (diffusers', PEFT's or kohya's): its base.
 
     Raises:
         VerificationError: it does not answer alike; it is left as FOLDER.unverified.
         TunewrightError: the model cannot be exported so; says what to do.
     """
-    return write_export(where, target, Path(folder), precision, _held_out(where, rows))
+    return write_export(
+        where, target, Path(folder), precision, _held_out(where, rows), None if base is None else str(base)
+    )
 
 
 def _held_out(where: str | Path, rows: Location | None) -> HeldOut | None:

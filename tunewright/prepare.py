@@ -147,6 +147,8 @@ def prepare(recipe: Recipe, start: Path, rank: int = 0) -> Prepared:
         refuse_no_prior(model)
     if recipe.data.prior_prompt:
         rows.prior = drawn_prior(model, recipe.data, training.seed, device, start.with_name("prior"))
+    recipe.method.extend(model)
+    recipe.method.check_rows(rows.train.records)
     encoded = _encode(task, model, rows, recipe.data)
     if rows.prior:
         for name in ("train", "prior"):

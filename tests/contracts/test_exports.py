@@ -41,7 +41,8 @@ def refusal(task: str, kind: str, method: str, target: str) -> str:
         return f"has no form {target}"
     if target in ("diffusers", "kohya"):
         unread = "DoRA" if (method, target) == ("dora", "kohya") else ""
-        return unread if CASES[method]["type"] == "lora" else "no LoRA that diffusers loads"
+        kinds = ("lora", "textual_inversion") if target == "diffusers" else ("lora",)
+        return unread if CASES[method]["type"] in kinds else "no LoRA that diffusers loads"
     if target == "peft":
         kinds = {"adapter": "PEFT has no bottleneck adapters", "lora": "", "peft": ""}
         return kinds.get(CASES[method]["type"], "its own weights were trained")

@@ -36,6 +36,7 @@ PLAIN: dict[str, dict[str, Any]] = {
     "head": {"type": "head"},
     "adapter": {"type": "adapter", "width": 8},
     "peft": peft("LORA", r=4, target_modules="all-linear"),
+    "textual inversion": {"type": "textual_inversion", "token": "wall", "word": "a", "vectors": 2},
 }
 # … and its variants on a few.
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -108,6 +109,12 @@ REFUSED = {  # (task, kind, method): what the refusal must say
     ("image-classification", "module", "peft"): "No modules were targeted",
     ("text-classification", "llama", "prompt"): "method: lora",
     **{("text-to-image", kind, "head"): "has no head" for kind in PIPELINES},
+    **{
+        (task, kind, "textual inversion"): "is for text-to-image"
+        for task, kinds in KINDS_OF.items()
+        for kind in kinds
+        if task != "text-to-image"
+    },
 }
 
 
@@ -128,7 +135,7 @@ def pairs(choose: Callable[[Pair], bool] = lambda _: True) -> Any:
 
 def test_every_task_and_method_is_here() -> None:
     assert set(MODULES) == set(KINDS_OF)
-    assert set(METHODS) == {case["type"] for case in CASES.values()} == set(PLAIN)
+    assert set(METHODS) == {case["type"] for case in CASES.values()} == {case["type"] for case in PLAIN.values()}
 
 
 @pytest.mark.parametrize("pair", REFUSED, ids=[" ".join(pair) for pair in REFUSED])
@@ -149,8 +156,11 @@ def test_only_what_trains_moves(pair: Pair, made: Any) -> None:
     assert all(torch.isfinite(torch.tensor(seen.losses)))
 
 
-# PiSSA takes the principal part out of the base and adds it again; prompts, and a few of PEFT's kinds, begin elsewhere.
-BEGINS_ELSEWHERE = ("pissa", "prefix", "prompt", "p-tuning", "peft HRA", "peft FOURIERFT", "peft LORA")
+# PiSSA takes the principal part out of the base and adds it again; prompts, a word that is new, and a few of PEFT's
+# kinds begin elsewhere.
+BEGINS_ELSEWHERE = (
+    "pissa", "prefix", "prompt", "p-tuning", "peft HRA", "peft FOURIERFT", "peft LORA", "textual inversion",
+)  # fmt: skip
 
 
 @pairs(lambda pair: not pair[2].startswith(BEGINS_ELSEWHERE))

@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 
 from tunewright.artifacts import foreign
+from tunewright.artifacts.adopt import adopt
+from tunewright.artifacts.card import read_card
 from tunewright.artifacts.foreign import Answers
 from tunewright.artifacts.interpolate import write_point
 from tunewright.artifacts.load import infer_task, load, weights_folder
@@ -37,7 +39,12 @@ VERIFICATION = "verification.json"
 
 
 def export(
-    where: str | Path, target: str, folder: Path, precision: str | None = None, held_out: HeldOut | None = None
+    where: str | Path,
+    target: str,
+    folder: Path,
+    precision: str | None = None,
+    held_out: HeldOut | None = None,
+    base: str | None = None,
 ) -> Path:
     """Write a run, an adapter or a point `RUN@0.5` to `folder` in another form, and compare it with the trained model.
 
@@ -48,6 +55,7 @@ def export(
     Args:
         precision: one of the target's; by default its first.
         held_out: the rows that both are asked; by default a few sentences.
+        base: the pipeline that a LoRA file of others belongs to, which is then what is exported.
 
     Raises:
         RecipeError, MissingExtra, MethodError, BaseModelError: the model cannot be exported so.
@@ -58,6 +66,9 @@ def export(
         raise RecipeError(f"{target} is no export target. Known: {', '.join(TARGETS)}.")
     refuse_place(folder)
     _refuse_unverified(folder)
+    if base is not None:
+        with beside(folder) as place:
+            return _export(adopt(Path(where), base, place / "lora"), target, folder, precision, held_out)
     run, alpha = parse_point(str(where))
     if alpha == 1:
         return _export(run, target, folder, precision, held_out)
@@ -77,8 +88,11 @@ def _export(where: str | Path, target: str, folder: Path, precision: str | None,
             f"{where} is a torch module, which the libraries of no target know. {weights} has its weights as "
             "load_state_dict takes them, or as PEFT loads them over the module."
         )
-    asks = noise_questions if _is_pipeline(model) else make_questions
-    questions = {**asks(model, held_out), "device": chosen.device(precision)}
+    if _is_pipeline(model):
+        asked = noise_questions(model, held_out, read_card(weights))
+    else:
+        asked = make_questions(model, held_out)
+    questions = {**asked, "device": chosen.device(precision)}
     judge = _judge(model, questions, limits_for(target, precision, model.task.routes(model.module)))
     try:
         with beside(folder) as draft:

@@ -209,9 +209,27 @@ def read_pipeline(folder: Path, questions: Mapping[str, Any]) -> Reader:
     whole = (folder / "model_index.json").is_file()
     base = folder if whole else questions["base"]
     pipeline = DiffusionPipeline.from_pretrained(base, torch_dtype=torch.float32, safety_checker=None)
-    if not whole:
+    if (folder / "learned_embeds.safetensors").is_file():
+        _teach_word(pipeline, folder / "learned_embeds.safetensors", questions["token"])
+    elif not whole:
         pipeline.load_lora_weights(folder, weight_name=next(folder.glob("*.safetensors")).name)
     return Diffusers(pipeline, by=["transformers", *([] if whole else ["peft"])])
+
+
+def _teach_word(pipeline: Any, file: Path, token: str) -> None:
+    """A textual inversion; that of SDXL has a part for each of its text encoders."""
+    from safetensors.torch import load_file
+
+    state = load_file(file)
+    if len(state) == 1:
+        pipeline.load_textual_inversion(str(file.parent), weight_name=file.name)
+        return
+    for name, end in {"clip_l": "", "clip_g": "_2"}.items():
+        parts = {
+            "text_encoder": getattr(pipeline, f"text_encoder{end}"),
+            "tokenizer": getattr(pipeline, f"tokenizer{end}"),
+        }
+        pipeline.load_textual_inversion(state[name], token=token, **parts)
 
 
 def read_transformers(folder: Path, questions: Mapping[str, Any]) -> Reader:

@@ -138,7 +138,7 @@ def _read(folder: Path) -> tuple[dict[str, Tensor], dict[str, list[int]]]:
     from safetensors.torch import load_file
 
     if not (folder / PEFT_CONFIG).is_file():
-        return load_file(folder / ADAPTER_WEIGHTS), {}
+        return load_file(folder / ADAPTER_WEIGHTS) if (folder / ADAPTER_WEIGHTS).is_file() else {}, {}
     state, config = read_adapter(folder)
     rows = config.get("trainable_token_indices")
     return {key.removeprefix(PREFIX): tensor for key, tensor in state.items()}, rows if isinstance(rows, dict) else {}

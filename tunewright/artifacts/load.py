@@ -19,6 +19,7 @@ from tunewright.methods._lora_file import CONFIG as PEFT_CONFIG
 from tunewright.methods._lora_file import WEIGHTS, stackable
 from tunewright.methods._peft import attach_folder, merge_adapter
 from tunewright.methods.adapter import CONFIG as ADAPTER_CONFIG
+from tunewright.methods.textual_inversion import EMBEDS, join_rows
 from tunewright.tasks import task_class
 from tunewright.tasks._factories import allow, give, is_factory
 from tunewright.tasks._modules import FILE, is_module_folder
@@ -67,6 +68,8 @@ def load_start(base: str, task: Task, method: Method, folder: Path, seed: int = 
     inner = load_adapter(weights)
     if (weights / ADAPTER_CONFIG).is_file():
         return _adapter_goes_on(inner, task, method, base)
+    if (weights / EMBEDS).is_file():
+        return _joined(inner, task, folder, seed, dtype)
     merge_adapter(inner)
     config = json.loads((weights / PEFT_CONFIG).read_text(encoding="utf-8"))
     same_head = getattr(inner.task, "labels", None) == getattr(task, "labels", None)
@@ -84,6 +87,14 @@ def _as_begun(task: Any, earlier: Any) -> Task:
     if hasattr(task, "templates"):
         task.templates = earlier.templates
     return task  # type: ignore[no-any-return]
+
+
+def _joined(inner: Model, task: Task, folder: Path, seed: int, dtype: Any) -> Model:
+    """The base with the words that an earlier run taught it, written to `folder`."""
+    join_rows(inner)
+    if not folder.exists():
+        save(inner, Full(), folder)
+    return task.load(str(folder), seed=seed, dtype=dtype)
 
 
 def weights_folder(where: str | Path) -> Path:
@@ -140,7 +151,8 @@ def shape_of(base: str) -> str:
 
 
 def is_adapter(folder: Path) -> bool:
-    return (folder / PEFT_CONFIG).is_file() or (folder / ADAPTER_CONFIG).is_file()
+    named = (PEFT_CONFIG, ADAPTER_CONFIG, EMBEDS)
+    return any((folder / name).is_file() for name in named)
 
 
 def infer_task(base: str) -> str:
@@ -186,6 +198,7 @@ def below_adapter(folder: Path) -> Model:
         model.processor = model.processor.as_in(folder)
     if card.task == "text-generation":
         grow_vocabulary(model)
+    card.make_method().extend(model)
     return model
 
 
@@ -204,6 +217,8 @@ def card_of_adapter(folder: Path) -> Card:
     if card:
         beside = folder.parent / "start" / "base"  # of a run that was moved
         return replace(card, base=str(beside)) if beside.is_dir() and not Path(card.base).exists() else card
+    if not (folder / PEFT_CONFIG).is_file():
+        raise BaseModelError(f"{folder} has no {CARD}, which says what its weights belong to. Name its run.")
     config = json.loads((folder / PEFT_CONFIG).read_text(encoding="utf-8"))
     base = config.get("base_model_name_or_path")
     tasks = {"CAUSAL_LM": "text-generation", "SEQ_CLS": "text-classification"}

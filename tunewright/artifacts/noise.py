@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from tunewright.artifacts.card import Card
 from tunewright.artifacts.questions import BUILT_IN, SENTENCES, HeldOut
 from tunewright.data.config import DataConfig
 from tunewright.data.kinds import CaptionedImage
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 ROWS = 8
 
 
-def noise_questions(model: Model, held_out: HeldOut | None) -> dict[str, Any]:
+def noise_questions(model: Model, held_out: HeldOut | None, card: Card | None) -> dict[str, Any]:
     """The questions as a document: see `foreign.py`, which reads it.
 
     Held-out images are drowned in the noise, and at the timesteps, that they are measured with; without any, the
@@ -26,12 +27,14 @@ def noise_questions(model: Model, held_out: HeldOut | None) -> dict[str, Any]:
     Raises:
         DataError: rows without an image or a caption.
     """
-    rows = _from_rows(model, held_out) if held_out else _plain(model)
+    token = getattr(card.make_method(), "token", "") if card else ""  # of a textual inversion
+    rows = _from_rows(model, held_out) if held_out else _plain(model, token)
     tokenizer = model.processor.tokenizers[0]
     options = {"truncation": True, "max_length": tokenizer.model_max_length}
     return {
         "rows_from": held_out.source if held_out else BUILT_IN,
         "base": model.base,
+        "token": token,
         "rows": rows,
         "positions": 0,
         "asked": [{"text": row["text"], "max_length": tokenizer.model_max_length} for row in rows],
@@ -65,7 +68,7 @@ def _from_rows(model: Model, held_out: HeldOut) -> list[dict[str, Any]]:
     return rows
 
 
-def _plain(model: Model) -> list[dict[str, Any]]:
+def _plain(model: Model, token: str) -> list[dict[str, Any]]:
     import numpy as np
 
     feed, told_N = model.processor, model_of(model.module).told_N
@@ -75,7 +78,7 @@ def _plain(model: Model) -> list[dict[str, Any]]:
     rows = []
     for i, text in enumerate(SENTENCES[:ROWS]):
         noisy = np.random.default_rng(i).standard_normal(shape, dtype=np.float32)
-        rows.append(_row(noisy, float(told_N[i * len(told_N) // ROWS]), text, sizes))
+        rows.append(_row(noisy, float(told_N[i * len(told_N) // ROWS]), f"{token} {text}".strip(), sizes))
     return rows
 
 

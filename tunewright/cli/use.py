@@ -209,14 +209,21 @@ def export(
     folder: Annotated[str, typer.Argument(metavar="DIR", help="New folder to write to.")],
     to: Annotated[
         str,
-        typer.Option(metavar="TARGET", help="peft, merged (for transformers), quantized (torchao), onnx or gguf."),
+        typer.Option(
+            metavar="TARGET", help="peft, merged, quantized (torchao), onnx or gguf; for images diffusers, kohya."
+        ),
     ],
     precision: Annotated[
         str | None,
-        typer.Option(help="merged: fp32, bf16, fp16; quantized: int8, int4; gguf: f16, q8_0. By default the first."),
+        typer.Option(
+            help="merged, kohya: fp32, bf16, fp16; quantized: int8, int4; gguf: f16, q8_0. Default: the first."
+        ),
     ] = None,
     rows: Annotated[
         str | None, typer.Option(metavar="FILE", help="Held-out rows to verify on; by default the run's own.")
+    ] = None,
+    base: Annotated[
+        str | None, typer.Option(help="Where RUN is a LoRA file for images that others made: the pipeline it is for.")
     ] = None,
     as_json: AsJson = False,
 ) -> Document:
@@ -224,7 +231,7 @@ def export(
     from tunewright import api
     from tunewright.artifacts.export import read_verification
 
-    written = api.export(run, to, Path(folder), precision=precision, rows=rows)
+    written = api.export(run, to, Path(folder), precision=precision, rows=rows, base=base)
     found = read_verification(written)
     if not as_json:
         _show_verification(found)

@@ -7,9 +7,10 @@ from tunewright.methods.full import Full
 from tunewright.methods.head import Head
 from tunewright.methods.lora import LoRA
 from tunewright.methods.peft import Peft
+from tunewright.methods.textual_inversion import TextualInversion
 
 METHODS: dict[str, type[Method]] = {
-    m.model_fields["type"].default: m for m in (LoRA, Full, Freeze, Head, Adapter, Peft)
+    m.model_fields["type"].default: m for m in (LoRA, Full, Freeze, Head, Adapter, Peft, TextualInversion)
 }
 
-__all__ = ["METHODS", "Adapter", "Freeze", "Full", "Head", "LoRA", "Method", "Peft"]
+__all__ = ["METHODS", "Adapter", "Freeze", "Full", "Head", "LoRA", "Method", "Peft", "TextualInversion"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -28,7 +28,8 @@ class Method(BaseModel):
 
     Class attributes:
         learning_rate: a good rate at hidden size 4096; `learning_rate: auto` scales it to the model's own.
-        saved_as: `transformers` (the whole model), `peft` (PEFT's format) or `adapter` (safetensors + JSON).
+        saved_as: `transformers` (the whole model), `peft` (PEFT's format), `adapter` (safetensors + JSON) or
+            `embeddings` (diffusers' textual inversion).
         trains_new_tokens: whether rows that were added to the vocabulary train and are saved.
     """
 
@@ -38,6 +39,12 @@ class Method(BaseModel):
     saved_as: ClassVar[str]
     trains_new_tokens: ClassVar[bool] = False
     type: str
+
+    def extend(self, model: Model) -> None:
+        """Add, in place, to what rows are encoded with: a method that teaches a new token."""
+
+    def check_rows(self, records: Sequence[Any]) -> None:
+        """Raise DataError for training rows that the method cannot learn from."""
 
     @abstractmethod
     def attach(self, model: Model, seed: int = 0) -> None:

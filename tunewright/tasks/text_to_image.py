@@ -116,7 +116,8 @@ class TextToImage(Task):
         tokens_NEL, empty_EL = tokenized(feed, [r.text for r in records]), tokenized(feed, [""])[0]
         captions = [Caption(tokens_EL, empty_EL, dropout) for tokens_EL in tokens_NEL]
         tokenizer = feed.tokenizers[0]
-        whole = tokenizer([r.text for r in records], verbose=False).input_ids if records else []
+        texts = spelled([r.text for r in records], tokenizer)
+        whole = tokenizer(texts, verbose=False).input_ids if texts else []
         most = tokenizer.model_max_length
         return captions, [r.source for r, ids in zip(records, whole, strict=True) if len(ids) > most]
 
@@ -304,12 +305,24 @@ def model_of(module: Any) -> Any:
     return module.get_base_model() if hasattr(module, "get_base_model") else module
 
 
+def spelled(texts: list[str], tokenizer: Any) -> list[str]:
+    """Texts with all tokens of a word that was learned as several: see `textual_inversion`."""
+    from diffusers.loaders import TextualInversionLoaderMixin
+
+    return list(TextualInversionLoaderMixin().maybe_convert_prompt(texts, tokenizer))
+
+
 def tokenized(feed: Feed, texts: Sequence[str]) -> list[np.ndarray]:
     """Tokens for each text encoder, [E, L] for each text, filled up and cut to what they read."""
     if not texts:
         return []
     each = [
-        tokenizer(list(texts), padding="max_length", max_length=tokenizer.model_max_length, truncation=True).input_ids
+        tokenizer(
+            spelled(list(texts), tokenizer),
+            padding="max_length",
+            max_length=tokenizer.model_max_length,
+            truncation=True,
+        ).input_ids
         for tokenizer in feed.tokenizers
     ]
     return [np.array(rows, dtype=np.int64) for rows in zip(*each, strict=True)]

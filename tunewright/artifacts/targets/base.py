@@ -12,6 +12,7 @@ from tunewright.data.render import Renderer
 from tunewright.errors import MissingExtra, RecipeError
 from tunewright.methods import Adapter, Full
 from tunewright.methods._peft import merge_adapter
+from tunewright.methods.textual_inversion import join_rows
 from tunewright.tasks.base import Model
 
 
@@ -56,6 +57,8 @@ def merge(model: Model) -> None:
         merge_adapter(model)
     elif any(hasattr(m, "bottleneck") for m in model.module.modules()):
         Adapter().merge(model)
+    elif hasattr(model.task, "pipeline"):
+        join_rows(model)
 
 
 def save_whole(model: Model, folder: Path) -> None:

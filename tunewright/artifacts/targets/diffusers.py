@@ -1,4 +1,4 @@
-"""`diffusers`: the LoRA of a pipeline alone, for `load_lora_weights`, its alpha in the file's header."""
+"""`diffusers`: the LoRA of a pipeline alone, or the word that it learned, as diffusers' pipelines load them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import ClassVar
 from tunewright.artifacts.targets.base import Target
 from tunewright.errors import MethodError
 from tunewright.methods._lora_file import DIFFUSERS
+from tunewright.methods.textual_inversion import EMBEDS
 from tunewright.tasks.base import Model
 
 
@@ -17,9 +18,11 @@ class Diffusers(Target):
     precisions: ClassVar[tuple[str, ...]] = ("fp32",)
     tasks: ClassVar[tuple[str, ...]] = ("text-to-image",)
 
+    files: ClassVar[tuple[str, ...]] = (DIFFUSERS, EMBEDS)
+
     def check(self, weights: Path, precision: str) -> None:
         super().check(weights, precision)
-        if not (weights / DIFFUSERS).is_file():
+        if not any((weights / name).is_file() for name in self.files):
             raise MethodError("This model has no LoRA that diffusers loads. Export it as merged.")
 
     def write(self, model: Model, precision: str, folder: Path, weights: Path) -> None:

@@ -8,6 +8,7 @@ from typing import ClassVar
 from tunewright.artifacts.targets.base import dtype_of
 from tunewright.artifacts.targets.diffusers import Diffusers
 from tunewright.methods._diffusers_file import cast, evened, read_lora, recognised, write_kohya
+from tunewright.methods._lora_file import DIFFUSERS
 from tunewright.tasks.base import Model
 from tunewright.tasks.text_to_image import model_of
 
@@ -16,6 +17,7 @@ FILE = "lora.safetensors"
 
 class Kohya(Diffusers):
     name: ClassVar[str] = "kohya"
+    files: ClassVar[tuple[str, ...]] = (DIFFUSERS,)
     precisions: ClassVar[tuple[str, ...]] = ("fp32", "fp16", "bf16")
 
     def write(self, model: Model, precision: str, folder: Path, weights: Path) -> None:

@@ -1,0 +1,63 @@
+"""LoRA files that others made are brought into another form, and verified like those of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tunewright as tw
+from tests.methods.test_diffusers_file import same, uneven
+from tests.pipelines import diffusers
+from tests.tiny import make_base
+from tunewright.artifacts.export import read_verification
+from tunewright.artifacts.targets.kohya import Kohya
+from tunewright.errors import BaseModelError, VerificationError
+from tunewright.methods import _diffusers_file as files
+from tunewright.methods._diffusers_file import evened, read_lora, write_kohya
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(make_base(tmp_path_factory.mktemp("base") / "sdxl", "sdxl"))
+
+
+@pytest.fixture(scope="module")
+def theirs(base: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """kohya's, with the original names of SDXL's blocks, and a rank and alpha of each layer's own."""
+    pipe = diffusers.DiffusionPipeline.from_pretrained(base)
+    path = tmp_path_factory.mktemp("lora") / "style.safetensors"
+    write_kohya(uneven(pipe), pipe.unet.config, path)
+    return path
+
+
+def test_a_file_of_kohyas_becomes_diffusers_and_kohyas_again(base: str, theirs: Path, tmp_path: Path) -> None:
+    own = tw.export(theirs, "diffusers", tmp_path / "own", base=base)
+    assert read_verification(own)["verified"] and read_verification(own)["figures"]["effect"] == pytest.approx(1)
+    first, again = read_lora(theirs, 1), read_lora(own)
+    assert first.modules == again.modules and all((first.state[k] == t).all() for k, t in again.state.items())
+    assert all(first.alpha(layer) == again.alpha(layer) for layer in first.modules)
+    back = tw.export(own, "kohya", tmp_path / "back")
+    assert same(read_lora(back, 1), evened(first))
+    assert tw.generate(own, "a red wall", steps=1)[1.0][0].size == (16, 16)
+
+
+def test_another_alpha_is_found(base: str, theirs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = files.to_kohya
+
+    def weaker(*given: Any) -> dict[str, Any]:
+        return {key: 0.9 * t if key.endswith(".alpha") else t for key, t in right(*given).items()}
+
+    monkeypatch.setattr(files, "to_kohya", weaker)
+    with pytest.raises(VerificationError, match="An output differs"):
+        tw.export(theirs, Kohya.name, tmp_path / "out", base=base)
+
+
+def test_what_does_not_fit_is_refused(theirs: Path, tmp_path: Path, tiny_base: Any) -> None:
+    other = make_base(tmp_path / "sd1", "sd1")
+    with pytest.raises(BaseModelError, match=r"style\.safetensors was made for another base"):
+        tw.export(theirs, "diffusers", tmp_path / "out", base=other)
+    with pytest.raises(BaseModelError, match="is for text-generation"):
+        tw.export(theirs, "diffusers", tmp_path / "out", base=tiny_base("llama"))
+    assert not (tmp_path / "out").exists()
