@@ -4,8 +4,8 @@
 
 Each work is trained with `training.prefix_cache: 0` and with its default in turns (A B A B …), each in a fresh process
 with one thread. Counted are CPU seconds from the first forward pass to the end of the last step, evaluations and
-checkpoints between them included. Each work is appended to a JSON-lines file as soon as it is done, so a study that is
-cut short goes on where it stopped.
+checkpoints between them included. Each work is appended to a JSON-lines file as soon as it is done, so that a study
+that is cut short goes on where it stopped.
 """
 
 from __future__ import annotations
