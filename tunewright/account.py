@@ -32,7 +32,7 @@ def describe_data(prepared: Prepared) -> dict[str, Any]:
             "sha256": records.sha256,
             "kind": records.kind,
             "bad_rows": len(records.bad_rows) + len(prepared.encoded[name].faults),
-            **_lengths(prepared.encoded[name]),
+            **(_cut(prepared.encoded[name]) if "image" in records.kind else _lengths(prepared.encoded[name])),
             **_labels(records),
         }
         for name, records in prepared.rows.sets().items()
@@ -67,18 +67,23 @@ def preview(prepared: Prepared, count: int = 3) -> list[dict[str, Any]]:
 
 
 def _lengths(encoded: Encoded) -> dict[str, Any]:
+    """How many tokens there are, and in how long rows; an image has none."""
     lengths = [e.length for e in encoded.examples] or [0]
-    over = encoded.overlength
-    account = {"truncated": len(over.truncated), "dropped": len(over.dropped), "split": len(over.split)}
     return {
-        "examples": len(encoded.examples),
         "tokens": sum(lengths),
         "trained_tokens": sum(e.trained for e in encoded.examples),
         "longest": max(lengths),
         "median": int(median(lengths)),
         "limit": encoded.limit,
-        "overlength": {what: count for what, count in account.items() if count},
+        **_cut(encoded),
     }
+
+
+def _cut(encoded: Encoded) -> dict[str, Any]:
+    over = encoded.overlength
+    account = {"truncated": len(over.truncated), "dropped": len(over.dropped), "split": len(over.split)}
+    cut = {what: count for what, count in account.items() if count}
+    return {"examples": len(encoded.examples), "overlength": cut}
 
 
 def _labels(records: Records) -> dict[str, Any]:

@@ -21,7 +21,7 @@ STARTED = {
         "share": 0.01,
         "names": [f"part.{i}: 2 × 3×4" for i in range(14)],
     },
-    "data": {"train": {"rows": 1_200}, "validation": {"rows": 100}},
+    "data": {"train": {"rows": 1_200, "tokens": 9_000}, "validation": {"rows": 100, "tokens": 800}},
     "notices": ["A new head."],
 }
 
@@ -31,6 +31,15 @@ def step(number: int) -> dict[str, Any]:
 
 
 LINES = [{"started": STARTED}, step(1), step(2), step(3), {"step": 3, "validation": {"loss": 0.4, "accuracy": 0.91}}]
+
+
+def test_images_have_patches_and_a_module_its_factory(capsys: pytest.CaptureFixture[str]) -> None:
+    images = {**STARTED, "data": {"train": {"rows": 12}}, "factory": {"name": "nets:make"}}
+    watcher = _Lines()
+    for line in ({"started": images}, step(1)):
+        watcher(line)
+    found = capsys.readouterr().err
+    assert "1,234 patches/s" in found and "on nets:make" in found and "some/base" not in found
 
 
 def test_lines_name_the_first_and_last_step(capsys: pytest.CaptureFixture[str]) -> None:

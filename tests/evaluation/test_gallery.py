@@ -114,6 +114,7 @@ def test_a_run_keeps_its_pictures_and_the_report_shows_them(runs: list[tw.Run]) 
     assert shown == [card["image"] for kind in ("shown", "worst") for card in kept["test"][kind]]
     assert "test: a few rows" in page.text and kept["test"]["shown"][0]["answer"] in page.text
     assert "an image of" not in page.text.split("Rows as the model reads them")[0], "samples in words say nothing here"
+    assert "Tokens" not in page.text, "an image has none"
     assert_it_loads_nothing(page)
     assert_it_can_be_read_aloud(page)
 

@@ -188,6 +188,8 @@ def test_preprocessing_that_means_nothing(image: Any) -> None:
 
 def test_plain_torch_loads_what_was_trained(tmp_path: Path) -> None:
     run = tw.train(document(tmp_path / "run"))
+    page = run.report.read_text(encoding="utf-8")
+    assert "from tests.networks:net" in page and "AutoModel" not in page and "module.load_state_dict(" in page
     plain = networks.Net(3)
     plain.load_state_dict(load_file(run.folder / "model/model.safetensors"))
     assert torch.equal(answers(plain), answers(run.model.module))

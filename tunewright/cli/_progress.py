@@ -31,10 +31,11 @@ class _Lines:
     """The first and last step, and one whenever some seconds have passed."""
 
     def __init__(self) -> None:
-        self.epoch, self.last = 0.0, -SECONDS_BETWEEN_LINES
+        self.epoch, self.last, self.unit = 0.0, -SECONDS_BETWEEN_LINES, "tokens"
 
     def __call__(self, line: Line) -> None:
         if "started" in line:
+            self.unit = unit(line["started"])
             say_started(line["started"])
         elif "validation" in line:
             say(validation(line, self.epoch))
@@ -44,7 +45,7 @@ class _Lines:
     def _step(self, line: Line) -> None:
         self.epoch, now = line["epoch"], time.monotonic()
         if line["step"] in (1, line["total"]) or now - self.last >= SECONDS_BETWEEN_LINES:
-            say(f"{named(line)} {line['step']}/{line['total']}  epoch {self.epoch:.2f}  {pace(line)}")
+            say(f"{named(line)} {line['step']}/{line['total']}  epoch {self.epoch:.2f}  {pace(line, self.unit)}")
             self.last = now
 
 
@@ -55,7 +56,7 @@ class _Bar:
         columns = TextColumn("{task.description}"), BarColumn(12), TextColumn("{task.fields[pace]}")
         self.progress = Progress(*columns, console=err(), transient=True)
         self.task = TaskID(0)
-        self.epoch = 0.0
+        self.epoch, self.unit = 0.0, "tokens"
 
     def __enter__(self) -> _Bar:
         self.progress.start()
@@ -67,6 +68,7 @@ class _Bar:
 
     def __call__(self, line: Line) -> None:
         if "started" in line:
+            self.unit = unit(line["started"])
             say_started(line["started"], self.progress.console)
             self.progress.update(self.task, description="Measuring the base")
         elif "validation" in line:
@@ -79,7 +81,7 @@ class _Bar:
         last = line["step"] == line["total"]
         description = "Measuring" if last else f"{named(line)} {line['step']}/{line['total']}"
         self.progress.update(
-            self.task, description=description, completed=line["step"], total=line["total"], pace=pace(line)
+            self.task, description=description, completed=line["step"], total=line["total"], pace=pace(line, self.unit)
         )
 
 
@@ -88,10 +90,15 @@ def named(line: Line) -> str:
     return "Head" if line.get("phase") == "head" else "Step"
 
 
-def pace(line: Line) -> str:
+def unit(info: Line) -> str:
+    """What positions are called: tokens, or of an image its patches."""
+    return "tokens" if all("tokens" in found for found in info["data"].values()) else "patches"
+
+
+def pace(line: Line, unit: str) -> str:
     from tunewright.evaluation.formats import duration, number
 
-    speed = f"{line['tokens_per_second']:,.0f} tokens/s"
+    speed = f"{line['tokens_per_second']:,.0f} {unit}/s"
     return f"loss {number(float(line['loss']))}  {speed}  ETA {duration(line['eta'])}"
 
 
@@ -106,7 +113,8 @@ def say_started(info: Mapping[str, Any], console: Any = None) -> None:
     """What a run is about to do, in a few lines."""
     method, rows = info["method"]["type"], info["data"]
     sizes = ", ".join(f"{name} {found['rows']:,}" for name, found in rows.items())
-    say_trained(info["parameters"], f"{info['task']} with {method} on {info['base']}", console)
+    base = (info.get("factory") or {}).get("name") or info["base"]
+    say_trained(info["parameters"], f"{info['task']} with {method} on {base}", console)
     for line in (f"Rows: {sizes}", *(f"Note: {notice}" for notice in info["notices"])):
         (console or err()).print(line, soft_wrap=True)
 

@@ -44,10 +44,10 @@ def _show(found: Document) -> None:
     for notice in found["notices"]:
         show(f"Note: {notice}")
     show()
-    titles = ("Set", "Rows", "Tokens", "Trained", "Median", "Longest")
-    keys = ("rows", "tokens", "trained_tokens", "median", "longest")
-    rows = [(name, *(number(facts.get(key)) for key in keys)) for name, facts in found["data"].items()]
-    out().print(table(titles, rows, clip=("Set",)))
+    named = {"rows": "Rows", "tokens": "Tokens", "trained_tokens": "Trained", "median": "Median", "longest": "Longest"}
+    keys = [key for key in named if all(key in facts for facts in found["data"].values())]
+    rows = [(name, *(number(facts[key]) for key in keys)) for name, facts in found["data"].items()]
+    out().print(table(("Set", *(named[key] for key in keys)), rows, clip=("Set",)))
     for line in _repeated(found["repeats"], found["data"]["train"]["kind"]):
         out().print(line)
     show()

@@ -88,7 +88,8 @@ def _show_info(run: Run, info: Mapping[str, Any]) -> None:
 
     say_trained(info["parameters"], f"{info['task']} with {_options(info['method'])} on {info['base']}", out())
     for name, found in info["data"].items():
-        sizes = f"{counted(found['rows'], 'row')}, {counted(found['tokens'], 'token')}"
+        tokens = f", {counted(found['tokens'], 'token')}" if "tokens" in found else ""
+        sizes = f"{counted(found['rows'], 'row')}{tokens}"
         show(f"{name}: {sizes}, from {found['location']}")
     timing = f", {duration(info['timings']['seconds'])}" if info.get("timings") else ""
     steps = f", {counted(info['steps'], 'step')}" if info.get("steps") else ""

@@ -47,7 +47,9 @@ def snippets(run: Mapping[str, Any], run_folder: Path) -> list[Snippet]:
             Snippet("Python", f"import tunewright as tw\n\nmodel = tw.load({folder!r})\ntw.{verb}(model, {question})"),
             Snippet("Command line", f"tunewright {verb} {shlex.quote(folder)}"),
         ]
-    auto_class = None if _has_prompt_head(run) else AUTO_CLASSES.get(task)
+    if run.get("factory") and run.get("saved_as") == "transformers":
+        found.append(Snippet("torch", _state_dict(model)))
+    auto_class = None if run.get("factory") or _has_prompt_head(run) else AUTO_CLASSES.get(task)
     if auto_class and run.get("saved_as") == "peft":
         found.append(Snippet("PEFT and transformers", _peft(auto_class, str(run.get("base")), model, _classes(run))))
     if auto_class and run.get("saved_as") == "transformers":
@@ -60,6 +62,14 @@ def snippets(run: Mapping[str, Any], run_folder: Path) -> list[Snippet]:
 def _has_prompt_head(run: Mapping[str, Any]) -> bool:
     """Whether the head began as one of prompts, which is of no class of transformers'."""
     return any("prompt_head" in str(name) for name in (run.get("parameters") or {}).get("names") or [])
+
+
+def _state_dict(model: str) -> str:
+    return (
+        "from safetensors.torch import load_file\n\n"
+        "# its head has as many outputs as there are classes\n"
+        f"module.load_state_dict(load_file({model + '/model.safetensors'!r}))"
+    )
 
 
 def _peft(auto_class: str, base: str, model: str, classes: int) -> str:

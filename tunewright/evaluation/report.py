@@ -126,7 +126,7 @@ def _context(files: RunFiles) -> dict[str, Any]:
         "versions": sections.settings(run.get("versions")),
         "machine": sections.settings(run.get("machine")),
         "timings": run.get("timings") or {},
-        "speed": sections.speed(files.timings),
+        "speed": sections.speed(files.timings, run.get("data") or {}),
     }
 
 

@@ -348,12 +348,13 @@ def _up_to_longest(pieces: Sequence[Sequence[Any]]) -> Iterator[tuple[str, float
         yield _and_more(rest), 0.0
 
 
-def speed(timings: Iterable[Row]) -> list[tuple[str, str, str]]:
-    """Of every value in timings.jsonl: its name, median and largest."""
+def speed(timings: Iterable[Row], data: Row) -> list[tuple[str, str, str]]:
+    """Of every value in timings.jsonl: its name, median and largest. Where the data are images there are no tokens."""
     values: dict[str, list[float]] = {}
+    skipped = ("step",) if all("tokens" in one for one in data.values()) else ("step", "tokens_per_second")
     for row in timings:
         for name, value in row.items():
-            if name != "step" and isinstance(value, (int, float)) and not isinstance(value, bool):
+            if name not in skipped and isinstance(value, (int, float)) and not isinstance(value, bool):
                 values.setdefault(name, []).append(value)
     return [
         (spoken(name), _timing(name)(statistics.median(found)), _timing(name)(max(found)))
