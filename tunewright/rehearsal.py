@@ -80,6 +80,7 @@ def _with_probes(recipe: Recipe) -> dict[str, Any]:
         folder = Path(place)
         prepared = prepare(_with_one_of_the_class(recipe), folder / "base")
         job = make_job(prepared, folder, Processes())
+        prepared.notices += [DRAWN] if recipe.data.prior_prompt else []
         said = _described(prepared)
         cost = forecast(prepared, job)
         longest = max(job.lengths)
@@ -105,7 +106,7 @@ def _described(prepared: Prepared) -> dict[str, Any]:
         **_named(prepared.recipe, prepared.model.task.name),
         "device": str(prepared.device),
         "precision": prepared.precision,
-        "notices": [*prepared.notices, *([DRAWN] if prepared.recipe.data.prior_prompt else [])],
+        "notices": prepared.notices,  # the probes may add to them
         "parameters": describe_parameters(prepared.model.module, prepared.total),
         "data": describe_data(prepared),
         "repeats": find_repeats(prepared.rows.sets()),

@@ -65,6 +65,5 @@ def test_types_in_words(field: dict[str, object], words: str) -> None:
 def test_schema_is_the_recipes(invoke: Invoke) -> None:
     plain = json.loads(invoke("schema").stdout)
     assert plain == json.loads(invoke("schema", "--json").stdout)
-    assert {"base", "task", "data", "method", "objective", "training", "evaluation", "output"} == set(
-        plain["properties"]
-    )
+    told = {"base", "weights", "module", "task", "data", "method", "objective", "training", "evaluation", "output"}
+    assert told == set(plain["properties"])
