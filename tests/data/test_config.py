@@ -26,7 +26,7 @@ def test_every_field_is_described():
 def test_what_names_a_path_is_marked_as_local():
     properties = DataConfig.model_json_schema()["properties"]
     local = [name for name, schema in properties.items() if schema.get("local_only")]
-    assert local == ["train", "validation", "test", "chat_template", "cache_latents", "cache_captions"]
+    assert local == ["train", "validation", "test", "prior", "chat_template", "cache_latents", "cache_captions"]
 
 
 @pytest.mark.parametrize(

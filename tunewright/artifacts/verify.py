@@ -131,7 +131,7 @@ def effect_of(p_NC: np.ndarray, q_NC: np.ndarray, untuned_NC: np.ndarray, kind: 
 
 
 WORDS = {
-    "max_logit_difference": "An output differs by {0:.3g}, at most {1:.3g} is allowed.",
+    "max_logit_difference": "A logit differs by {0:.3g}, at most {1:.3g} is allowed.",
     "kl": "The answers diverge by {0:.3g} nats, at most {1:.3g} are allowed.",
     "top1_where_decided": "The likeliest answer is the same at {0:.1%} of positions without near ties, not at {1:.0%}.",
     "effect": "It has {0:.1%} of what tuning changed, and may be {1:.1%} off.",
