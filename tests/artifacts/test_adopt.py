@@ -50,7 +50,7 @@ def test_another_alpha_is_found(base: str, theirs: Path, tmp_path: Path, monkeyp
         return {key: 0.9 * t if key.endswith(".alpha") else t for key, t in right(*given).items()}
 
     monkeypatch.setattr(files, "to_kohya", weaker)
-    with pytest.raises(VerificationError, match="An output differs"):
+    with pytest.raises(VerificationError, match="differs by"):
         tw.export(theirs, Kohya.name, tmp_path / "out", base=base)
 
 
