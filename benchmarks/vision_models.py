@@ -1,6 +1,6 @@
 """The two small real networks of ../shared/models, as factories without arguments: bases that are any torch module.
 
-    tunewright train DATA --base benchmarks.vision_models:squeezenet --weights …/squeezenet1_1_imagenet/model.safetensors
+tunewright train DATA --base benchmarks.vision_models:squeezenet --weights …/squeezenet1_1_imagenet/model.safetensors
 """
 
 from __future__ import annotations
