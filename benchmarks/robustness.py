@@ -4,8 +4,8 @@
 
 Studies: sst2 (tuned on film reviews with and without `head_first`, shifted to customer reviews), again (the SST-2 model
 tuned once more on 500 customer reviews; the shift is what it could do before), stories (a story teller tuned on
-arithmetic; the shift is its own stories), cifar (a ResNet-20 tuned on noisy pictures; the shifts are clean and otherwise
-spoilt ones). Each run is appended to a JSON-lines file as soon as it is measured.
+arithmetic; the shift is its own stories), cifar (a ResNet-20 tuned on noisy pictures; the shifts are clean ones, and
+others that are spoilt otherwise). Each run is appended to a JSON-lines file as soon as it is measured.
 """
 
 from __future__ import annotations
