@@ -99,21 +99,24 @@ def test_a_new_file_is_found(folder: str, found: Any, mark: str) -> None:
 # The ratchet: a new option is a conscious change, made here too.
 
 OPTIONS = """
-base task output
+base weights task output
+module.head module.blocks module.labels
+module.image.resize module.image.crop module.image.interpolation module.image.scale module.image.mean module.image.std
 data.train data.validation data.test data.format data.columns data.labels data.overlength data.max_length
 data.on_bad_rows data.loss_on data.chat_template data.special_tokens
 data.augment.colour data.augment.crop data.augment.flip data.augment.mixup
 method.lora.rank method.lora.alpha method.lora.dropout method.lora.targets method.lora.rslora method.lora.dora
 method.lora.init method.lora.plus_ratio method.lora.experts method.lora.train_along
-method.full.batch_norm method.freeze.last method.freeze.first method.freeze.batch_norm
+method.full.batch_norm method.freeze.last method.freeze.until method.freeze.batch_norm
 method.adapter.variant method.adapter.width
 method.peft.config
 objective.supervised.label_smoothing objective.supervised.class_weights objective.supervised.router_loss
-training.epochs training.max_steps training.head_first training.learning_rate training.schedule training.warmup
+training.epochs training.max_steps training.head_first training.zero_shot
+training.learning_rate training.schedule training.warmup
 training.optimizer training.weight_decay training.gradient_clip training.batch training.batch_tokens
 training.micro_batch_tokens
 training.packing training.precision training.activation_checkpointing training.device training.processes training.seed
-training.seeds
+training.seeds training.layer_decay training.gradual_unfreezing training.prefix_cache
 training.evaluate_every training.patience training.keep training.ema training.checkpoint_every training.track
 evaluation.before evaluation.samples evaluation.generate evaluation.max_new_tokens evaluation.pattern
 """

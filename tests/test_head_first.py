@@ -12,11 +12,11 @@ import torch
 import transformers
 
 import tunewright as tw
-from tests.runs import recipe
+from tests.runs import left_behind, recipe, stop_at
 from tests.tiny import completions
 from tunewright.errors import MethodError, RecipeError
 
-TASK = "text-classification"
+TASK, IMAGES = "text-classification", "image-classification"
 HEAD = {"head_first": 12, "max_steps": 2, "batch": 4, "learning_rate": 0.02}
 
 
@@ -34,6 +34,42 @@ def test_only_the_head_moves_before_the_method_begins(method: str, tiny_base: An
     losses = [line["loss"] for line in seen if line.get("phase") == "head" and "loss" in line]
     assert len(losses) == 36 and min(losses[-12:]) < max(losses[:3])
     assert [line["step"] for line in run.metrics if "loss" in line] == [1, 2], "the head's steps are not the run's"
+
+
+@pytest.mark.parametrize("kind", ["resnet", "vit"])
+@pytest.mark.parametrize("method", ["full", "lora", {"type": "freeze", "last": 1}], ids=str)
+def test_only_the_head_moves_before_the_method_begins_on_images(
+    method: Any, kind: str, tiny_base: Any, tmp_path: Path
+) -> None:
+    """The statistics of batch norms stay too while the head learns, from features that are computed once, then move."""
+    kept = {"keep": "last", "head_first": 6}
+    run = tw.train(recipe(tiny_base(kind), tmp_path / "run", task=IMAGES, method=method, training={**HEAD, **kept}))
+    start, end = (tw.load(run.folder, alpha=alpha).module.state_dict() for alpha in (0.0, 1.0))
+    base = transformers.AutoModel.from_pretrained(tiny_base(kind)).state_dict()
+    here = {name: start[f"{kind}.{name}"] for name in base if f"{kind}.{name}" in start}
+    assert len(here) > len(base) - 3, "but for a pooler"
+    assert all(torch.equal(here[name], base[name]) for name in here)
+    if kind == "resnet" and method != "lora":
+        assert any(not torch.equal(start[name], end[name]) for name in start if name.endswith("running_mean"))
+    lines = [json.loads(line) for line in (run.folder / "start" / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["validation"]["loss"] for line in lines if "validation" in line]
+    assert len(losses) == 6 and losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("kind", ["resnet", "vit"])
+def test_an_interrupted_head_of_an_image_model_goes_on(kind: str, tiny_base: Any, tmp_path: Path) -> None:
+    def document(name: str) -> Any:
+        training = {**HEAD, "head_first": 3, "checkpoint_every": 1}
+        return recipe(tiny_base(kind), tmp_path / name, task=IMAGES, method="full", training=training)
+
+    def cut() -> None:
+        raise KeyError("cut")
+
+    whole = tw.train(document("whole"))
+    with pytest.raises(KeyError):
+        tw.train(document("cut"), watchers=[stop_at(7, cut)])
+    assert not (tmp_path / "cut" / "start" / "head.safetensors").exists()
+    assert left_behind(tw.resume(tmp_path / "cut").folder) == left_behind(whole.folder)
 
 
 def test_the_run_goes_on_from_the_trained_head(tiny_base: Any, tmp_path: Path) -> None:

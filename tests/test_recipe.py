@@ -103,7 +103,7 @@ def test_missing_keys_are_named() -> None:
     "changes, match",
     [
         ({"training": {"batch": 4, "batch_tokens": 100}}, "not both"),
-        ({"method": {"type": "freeze", "last": 1, "first": "x"}}, "not both"),
+        ({"method": {"type": "freeze", "last": 1, "until": "x"}}, "not both"),
         ({"training": {"learning_rate": 0}}, "greater than 0"),
         ({"training": {"batch": 0}}, "batch"),
         ({"training": {"ema": 1.0}}, "less than 1"),
@@ -127,7 +127,7 @@ def test_overrides(tmp_path: Path) -> None:
          "data.validation=v.jsonl", "training.patience=null", "training.packing=true", "data.special_tokens=[<a>,<b>]"],
     )  # fmt: skip
     assert (recipe.training.epochs, recipe.training.learning_rate) == (2.0, 1e-4)
-    assert recipe.method.model_dump() == {"type": "freeze", "last": 3, "first": None, "batch_norm": "train"}
+    assert recipe.method.model_dump() == {"type": "freeze", "last": 3, "until": None, "batch_norm": "train"}
     assert recipe.data.train == "rows.jsonl"
     assert recipe.data.validation == "v.jsonl"
     assert recipe.training.packing
@@ -227,7 +227,7 @@ def test_paths_and_code_are_marked_for_the_service() -> None:
         if isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("local_only")
     }
     assert local == {
-        "Recipe.output", "DataConfig.train", "DataConfig.validation", "DataConfig.test", "DataConfig.chat_template"
+        "Recipe.base", "Recipe.weights", "Recipe.output", "DataConfig.train", "DataConfig.validation", "DataConfig.test", "DataConfig.chat_template"
     }  # fmt: skip
 
 

@@ -59,6 +59,18 @@ def test_the_account_of_phases(tiny_base: Any, tmp_path: Path) -> None:
     assert found["seconds"] == pytest.approx(sum(found["phases"].values()))
 
 
+def test_what_frozen_blocks_compute_counts_once(tiny_base: Any, tmp_path: Path) -> None:
+    """And its memory, where most of it is still to be filled."""
+    document = recipe(tiny_base("llama"), tmp_path / "run", method="freeze", data={"train": completions(80)})
+    found = tw.check(document)
+    assert "training: frozen blocks" in found["forecast"]["time"]["phases"]
+    assert any("is kept for later epochs" in notice for notice in found["notices"])
+    one = recipe(tiny_base("llama"), tmp_path / "run", method="freeze", training={"epochs": 1})
+    assert "training: frozen blocks" not in tw.check(one)["forecast"]["time"]["phases"], "no row comes twice"
+    run = tw.train(document)
+    assert set(found["notices"]) <= set(run.info["notices"])
+
+
 def test_each_checkpoint_counts(tiny_base: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As often as the run writes one, and once more for reading one back at the end."""
     document = recipe(tiny_base("llama"), tmp_path / "run", training={"checkpoint_every": 3, "evaluate_every": 4})

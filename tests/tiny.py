@@ -15,6 +15,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from tests.fixtures import SENTENCES, tiny_tokenizer
+from tunewright.tasks._module_config import ModuleConfig, Preprocessing
+from tunewright.tasks._modules import begin
 
 SIZES: dict[str, Any] = {
     "hidden_size": 32,
@@ -55,7 +57,7 @@ ENCODERS: dict[str, Callable[..., Any]] = {
         dim=32, hidden_dim=48, n_layers=3, n_heads=4, max_position_embeddings=256, initializer_range=0.15,
         dropout=0.0, attention_dropout=0.0, seq_classif_dropout=0.0, **o,
     ),
-    "roberta": lambda **o: hf.RobertaConfig(**SIZES, **NO_DROPOUT, type_vocab_size=1, **o),
+    "roberta": lambda **o: hf.RobertaConfig(**{**SIZES, **NO_DROPOUT, "type_vocab_size": 1, **o}),
 }  # fmt: skip
 KINDS = (*DECODERS, *ENCODERS)
 VISION: dict[str, Callable[..., Any]] = {
@@ -63,11 +65,13 @@ VISION: dict[str, Callable[..., Any]] = {
         embedding_size=8, hidden_sizes=[8, 12, 16], depths=[1, 1, 1], layer_type="basic", **o
     ),
     "vit": lambda **o: hf.ViTConfig(
-        **{**{k: v for k, v in SIZES.items() if k != "max_position_embeddings"}, **NO_DROPOUT}, image_size=16,
-        patch_size=8, **o,
+        **{**{k: v for k, v in SIZES.items() if k != "max_position_embeddings"}, **NO_DROPOUT, **o}, image_size=16,
+        patch_size=8,
     ),
 }  # fmt: skip
 """Convolutions with batch norms, and a transformer."""
+TWO_TOWERS = {"clip": hf.CLIPConfig, "siglip": hf.SiglipConfig}
+"""Image and text in one space."""
 
 # Decoders that are not in every table, but have something of their own.
 OTHERS: dict[str, tuple[str, Callable[..., Any]]] = {
@@ -85,8 +89,13 @@ OTHERS: dict[str, tuple[str, Callable[..., Any]]] = {
 
 def make_base(folder: Path, kind: str, **options: Any) -> Path:
     """Write a tiny base of this kind; `options` go to its configuration. Weights are random but always the same."""
+    if kind == "module":
+        begin("tests.networks:lived_net", ModuleConfig(image=SMALL), None, folder)
+        return folder
     if kind in VISION:
         return make_vision_base(folder, kind, **options)
+    if kind in TWO_TOWERS:
+        return make_two_towers(folder, kind)
     if kind in DECODERS or kind in OTHERS:
         family, make_config = {**DECODERS, **OTHERS}[kind]
         tokenizer, auto = tiny_tokenizer(family), hf.AutoModelForCausalLM
@@ -101,6 +110,9 @@ def make_base(folder: Path, kind: str, **options: Any) -> Path:
     random_weights(auto, config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+SMALL = Preprocessing(resize=16, crop=16)
 
 
 def make_vision_base(folder: Path, kind: str, **options: Any) -> Path:
@@ -127,6 +139,29 @@ def random_weights(auto: Any, config: Any) -> Any:
                 if parameter.ndim == 1:  # biases of 0 and norms of 1 would hide that they are lost
                     parameter.add_(0.1 * torch.randn_like(parameter))
     return module
+
+
+def make_two_towers(folder: Path, kind: str, tokenizer: Any = None) -> Path:
+    """A model of images and texts that is fed 16 × 16 pixels and 24 tokens."""
+    tokenizer = tokenizer or encoder_tokenizer("roberta")
+    sizes = {k: v for k, v in SIZES.items() if k not in ("max_position_embeddings", "initializer_range")}
+    ends = {f"{name}_token_id": tokenizer.convert_tokens_to_ids(getattr(tokenizer, f"{token}_token"))
+            for name, token in (("pad", "pad"), ("bos", "cls"), ("eos", "sep"))
+            if getattr(tokenizer, f"{token}_token")}  # fmt: skip
+    text = {**sizes, "vocab_size": len(tokenizer), "max_position_embeddings": 24, "projection_size": 32, **ends}
+    vision = {**sizes, "image_size": 16, "patch_size": 8}
+    config = TWO_TOWERS[kind](text_config=text, vision_config=vision)
+    if kind == "clip":
+        config.projection_dim, config.initializer_factor = 24, 3.0
+    module = random_weights(hf.AutoModel, config)
+    with torch.no_grad():
+        module.logit_scale.fill_(2.0)
+        if kind == "siglip":
+            module.logit_bias.fill_(-1.5)
+    module.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    hf.CLIPImageProcessor(size={"shortest_edge": 16}, crop_size=16).save_pretrained(folder)
+    return folder
 
 
 def encoder_tokenizer(kind: str) -> PreTrainedTokenizerFast:

@@ -80,7 +80,7 @@ def composed(recipe: Recipe | Mapping[str, Any] | str | Path | None, fields: Map
     if chosen.training.processes > 1 and is_given(chosen.base):
         raise RecipeError(
             "training.processes: a module that is given as an object is in this process alone. Name a function that "
-            "makes it: base=\"package.module:factory\"."
+            'makes it: base="package.module:factory".'
         )
     return chosen
 

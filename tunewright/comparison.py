@@ -12,6 +12,8 @@ from tunewright.account import refuse_changed
 from tunewright.api import plain
 from tunewright.artifacts.save import refuse_file
 from tunewright.data.config import DataConfig, Location
+from tunewright.data.kinds import LabelledImage
+from tunewright.data.pictures import thumbnail
 from tunewright.data.records import Records, load_records
 from tunewright.data.rows import read_rows
 from tunewright.errors import DataError, RecipeError
@@ -102,7 +104,19 @@ def compare(
         "notes": notes,
         **({"require": require, "met": met(require, found)} if require else {}),
     }
-    return result if to is None else {**result, "page": str(write_comparison(result, Path(to)))}
+    if to is None:
+        return result
+    return {**result, "page": str(write_comparison(result, Path(to), _pictures(found, sets)))}
+
+
+def _pictures(found: Mapping[str, Any], sets: Mapping[str, Records]) -> dict[str, dict[str, str]]:
+    """The rows that flipped by set and source, made small, where they are images."""
+    pictures: dict[str, dict[str, str]] = {}
+    for name, records in sets.items():
+        flipped = {row["source"] for way in found[name]["flipped"].values() for row in way["shown"]}
+        images = (r for r in records.records if isinstance(r, LabelledImage) and r.source in flipped)
+        pictures[name] = {record.source: thumbnail(record.image) for record in images}
+    return pictures
 
 
 def forgotten(

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from tunewright.artifacts.load import infer_task, load_start
+from tunewright.artifacts.card import read_card
+from tunewright.artifacts.load import infer_task, is_adapter, load_start, weights_folder
 from tunewright.artifacts.save import beside
 from tunewright.data.batches import Example
 from tunewright.data.config import DataConfig
@@ -18,10 +19,11 @@ from tunewright.engine.config import TrainingConfig
 from tunewright.engine.device import auto_batch, auto_learning_rate, pick_device, pick_precision
 from tunewright.errors import DataError, MethodError, RecipeError, counted
 from tunewright.evaluation.evaluate import refuse_idle_evaluation, refuse_idle_pattern
-from tunewright.methods.base import Method, parameter_count
+from tunewright.methods.base import Method, moving_norms, parameter_count
 from tunewright.objectives.supervised import Supervised, class_weights
 from tunewright.recipe import Recipe
 from tunewright.tasks import MODULES, task_class
+from tunewright.tasks._blocks import unwrapped
 from tunewright.tasks._factories import allow, is_factory
 from tunewright.tasks._module_config import ModuleConfig
 from tunewright.tasks._modules import begin
@@ -123,6 +125,8 @@ def prepare(recipe: Recipe, start: Path, rank: int = 0) -> Prepared:
     precision = pick_precision(training.precision, device)
     rows = read_rows(recipe.data, training.seed)
     task, notices = choose_task(recipe, rows.given)
+    if training.zero_shot:
+        _begin_with_prompts(task, recipe.base, training.zero_shot)
     if training.packing and not task.packs:
         raise RecipeError(f"training.packing: {task.name} does not pack rows. Leave it out.")
     if training.packing and not recipe.method.packs():
@@ -180,8 +184,8 @@ def base_of(recipe: Recipe, start: Path) -> str:
         idle = [name for name in ("weights", "module") if getattr(recipe, name) is not None]
         if idle:
             raise RecipeError(
-                f"{' and '.join(idle)}: for a base that is a torch module (package.module:factory), and {recipe.base} is "
-                "none. Leave it out."
+                f"{' and '.join(idle)}: for a base that is a torch module (package.module:factory), and "
+                f"{recipe.base} is none. Leave it out."
             )
         return recipe.base
     allow(recipe.base)
@@ -192,6 +196,16 @@ def base_of(recipe: Recipe, start: Path) -> str:
             begin(recipe.base, recipe.module or ModuleConfig(), recipe.weights, draft, recipe.training.seed)
             draft.rename(start)
     return str(start)
+
+
+def _begin_with_prompts(task: Any, base: str, templates: list[str]) -> None:
+    """Let the base's text tower make the head. Raises RecipeError where it cannot, or where there is a head already."""
+    if not hasattr(task, "templates") or task.kind == "regression":
+        raise RecipeError("training.zero_shot: prompts name the classes of images. Leave it out.")
+    folder = weights_folder(base)
+    if is_adapter(folder) or read_card(folder):
+        raise RecipeError(f"training.zero_shot: {base} was tuned before, and has its head already. Leave it out.")
+    task.templates = templates
 
 
 def _teach_to_end(model: Model, method: Method) -> str:
@@ -244,10 +258,26 @@ def decide(training: TrainingConfig, method: Method, model: Model, rows: int, va
             raise RecipeError(f"training.{option} needs validation rows. Give data.validation, or leave {option} out.")
     changes: dict[str, Any] = {}
     if training.learning_rate == "auto":
-        changes["learning_rate"] = auto_learning_rate(method.learning_rate, hidden_size(model))
+        reference = method.learning_rate * (NORMED if _is_normed(model, method) else 1)
+        changes["learning_rate"] = auto_learning_rate(reference, hidden_size(model))
     if training.batch == "auto" and training.batch_tokens is None:
         changes["batch"] = auto_batch(rows)
     return training.model_copy(update=changes)
+
+
+NORMED = 10
+"""How much larger the automatic rate is where batch norms of the trunk train.
+
+They take the scale out of the weights in front of them, and with it most of the effect of a step (van Laarhoven, arXiv
+1706.05350). Measured in full training, one seed: ResNet-20 on noisy CIFAR-10 (800 rows, 3 epochs) has 55.0 % at the
+rate by width, 1.5e-4, and 62.8 % at ten times that; SqueezeNet, without batch norms, on ants and bees 83.0 % at the
+rate by width, 5e-5, and 79.1 % at ten times that.
+"""
+
+
+def _is_normed(model: Model, method: Method) -> bool:
+    along = {id(m) for name in model.along for m in unwrapped(model.module).get_submodule(name).modules()}
+    return any(id(norm) not in along for norm in moving_norms(model.module, method))
 
 
 def hidden_size(model: Model) -> int:

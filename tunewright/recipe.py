@@ -60,7 +60,7 @@ class Recipe(BaseModel):
 
     base: str = Field(
         min_length=1,
-        description="Model folder, hub name, earlier run, PEFT adapter folder, or a torch module: package.module:factory.",
+        description="Model folder, hub name, earlier run, PEFT adapter folder, or package.module:factory of a module.",
         json_schema_extra=LOCAL,
     )
     weights: str | None = Field(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import shutil
 import time
@@ -25,7 +26,9 @@ from tunewright.engine.loop import train as run_loop
 from tunewright.engine.processes import Processes, join
 from tunewright.engine.track import tracker
 from tunewright.errors import OutputError, RecipeError
-from tunewright.evaluation.evaluate import evaluate
+from tunewright.evaluation.evaluate import described
+from tunewright.evaluation.gallery import PICTURES, gallery
+from tunewright.evaluation.report import write_page
 from tunewright.folder import INFO, LOCK, RECIPE, Record, Run, occupied, refuse_used
 from tunewright.head_first import refuse_idle, train_head
 from tunewright.prepare import Prepared, prepare
@@ -108,7 +111,9 @@ def _ready(recipe: Recipe, record: Record, processes: Processes, resume: bool) -
     prepared = prepare(recipe, record.folder / "start" / "base", processes.rank)
     if resume:
         refuse_changed(prepared.rows.sets(), record.info["data"], "Start a new run.")
-    return prepared, ready(make_job(prepared, record.folder, processes), resume)
+    step = ready(make_job(prepared, record.folder, processes), resume)
+    prepared.notices.extend(step.notices)
+    return prepared, step
 
 
 def make_job(prepared: Prepared, folder: Path, processes: Processes) -> Job:
@@ -152,12 +157,16 @@ def _train(prepared: Prepared, step: Step, record: Record, watchers: Sequence[Wa
 
 def _finish(prepared: Prepared, outcome: Outcome, record: Record) -> None:
     save(prepared.model, prepared.recipe.method, record.folder / "model")
+    pictures: dict[str, Any] = {}
+    evaluation = measure(prepared, record.info.get("evaluation", {}), "after", pictures)
+    if any(pictures.values()):
+        write_page(json.dumps(pictures, ensure_ascii=False), record.folder / PICTURES)
     record.update(
         steps=outcome.steps,
         weights=outcome.weights,
         best=outcome.best,
         notices=list(dict.fromkeys([*record.info["notices"], *outcome.notices])),
-        evaluation=measure(prepared, record.info.get("evaluation", {}), "after"),
+        evaluation=evaluation,
     )
 
 
@@ -165,14 +174,24 @@ def _since(began: tuple[float, float]) -> dict[str, float]:
     return {"seconds": time.perf_counter() - began[0], "cpu_seconds": time.process_time() - began[1]}
 
 
-def measure(prepared: Prepared, found: Mapping[str, Any], when: str) -> dict[str, Any]:
-    """Scores and samples of the model as it is now on every evaluation set, beside what was found before."""
+def measure(
+    prepared: Prepared, found: Mapping[str, Any], when: str, pictures: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Scores and samples of the model as it is now on every evaluation set, beside what was found before.
+
+    Args:
+        pictures: is given the gallery of each set, where its rows are images.
+    """
+    model, config = prepared.model, prepared.recipe.evaluation
     result = {name: dict(values) for name, values in found.items()}
     prepared.model.module.to(prepared.device)
     for name in prepared.evaluation_sets():
         records = prepared.rows.sets()[name].records
         with computing(prepared.precision, prepared.device):
-            scores, samples = evaluate(prepared.model, prepared.examples(name), records, prepared.recipe.evaluation)
+            predictions = model.task.predict(model, prepared.examples(name))
+            scores, samples = described(predictions, model, prepared.examples(name), records, config)
+        if pictures is not None:
+            pictures[name] = gallery(predictions, records, getattr(model.task, "labels", []), config.samples)
         entry = result.setdefault(name, {})
         entry[when] = scores.to_dict()
         earlier = {sample["source"]: sample for sample in entry.get("samples", [])}

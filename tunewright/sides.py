@@ -105,7 +105,7 @@ def answer(
     name: str, sides: tuple[Side, Side], records: Records, config: DataConfig, slices: Mapping[str, set[str]]
 ) -> tuple[Both, list[str]]:
     """The predictions of both on one set, on the rows that neither had to drop; and a note where some were dropped."""
-    if records.kind != "classification":  # windows of one length, so that both read the same tokens
+    if not hasattr(sides[0].model.task, "classify"):  # windows of one length, so that both read the same tokens
         limit = min(max_length(side.model, config.max_length) for side in sides)
         config = config.model_copy(update={"max_length": limit})
     predicted = [side.predict(side.encode(records, config)) for side in sides]

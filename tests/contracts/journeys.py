@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cache
 from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -86,7 +87,9 @@ def image_logits(model: Model, rows: int) -> torch.Tensor:
     images = [Image.open(BytesIO(row["image"])) for row in rows_for(model.task.name)[:rows]]
     model.module.eval()
     with torch.no_grad():
-        return model.module(**model.processor(images, return_tensors="pt")).logits
+        return model.task.logits(
+            model.module, SimpleNamespace(inputs=dict(model.processor(images, return_tensors="pt")))
+        )
 
 
 @cache

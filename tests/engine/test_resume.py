@@ -45,6 +45,14 @@ CASES: dict[str, dict[str, Any]] = {
     "adafactor": {"training": {"optimizer": "adafactor"}},
     "8 bits": {"training": {"optimizer": "adamw8bit"}, "method": "full"},
     "activation checkpointing": {"training": {"activation_checkpointing": True}, "method": "full"},
+    "layer decay": {"training": {"layer_decay": 0.5}, "method": "full", **ENCODER},
+    # goes on from step 2, behind which one more depth trains
+    "gradual unfreezing": {
+        "training": {"gradual_unfreezing": 0.5, "epochs": 3, "ema": 0.9, "weight_decay": 0.1},
+        "method": "full",
+        **ENCODER,
+    },
+    "states kept": {"method": {"type": "freeze", "last": 1}, "training": {"epochs": 3}},
     "bf16": {"training": {"precision": "bf16"}},
 }
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from tests.contracts.journeys import journey
 from tests.contracts.steps import prepared
-from tests.tiny import DECODERS, KINDS, completions, labelled, rows_for
+from tests.tiny import DECODERS, KINDS, completions, labelled, pictures, rows_for
 from tunewright.errors import MethodError
 from tunewright.methods import Adapter, Freeze, Full, Head, LoRA, Method
 from tunewright.methods.base import enter_training, frozen_prefix, trained_groups, trained_parameters
@@ -33,13 +33,26 @@ def test_embeddings_and_earlier_blocks_stay(last: int, kind: str, tiny_base: Any
     assert all(any(moved.startswith(f"{name}.") for moved in seen.moved) for name in later)
 
 
-def test_first_names_where_training_begins(tiny_base: Any) -> None:
-    first, last = (
+@pytest.mark.parametrize("until", ["bert.encoder.layer.1", "layer.1", 1])
+def test_what_comes_before_a_block_is_frozen_until_there(until: str | int, tiny_base: Any) -> None:
+    named, last = (
         prepared(tiny_base("bert"), labelled(), method={"type": "freeze", **options})
-        for options in ({"first": "bert.encoder.layer.1"}, {"last": 2})
+        for options in ({"until": until}, {"last": 2})
     )
-    assert trained_parameters(first.model.module).keys() == trained_parameters(last.model.module).keys()
-    half = prepared(tiny_base("bert"), labelled(), method={"type": "freeze", "first": "bert.encoder.layer.1.output"})
+    names = trained_parameters(named.model.module).keys()
+    assert names == trained_parameters(last.model.module).keys()
+    assert "bert.encoder.layer.1.output.dense.weight" in names and "classifier.weight" in names
+    assert not any(".layer.0." in name or "embeddings" in name for name in names)
+
+
+def test_until_the_first_block_only_the_stem_is_frozen(tiny_base: Any) -> None:
+    ready = prepared(tiny_base("resnet"), pictures(), method={"type": "freeze", "until": "stages.0"})
+    frozen = {name for name, p in ready.model.module.named_parameters() if not p.requires_grad}
+    assert frozen and all("embedder" in name for name in frozen)
+
+
+def test_until_may_name_a_module_within_a_block(tiny_base: Any) -> None:
+    half = prepared(tiny_base("bert"), labelled(), method={"type": "freeze", "until": "bert.encoder.layer.1.output"})
     names = trained_parameters(half.model.module).keys()
     assert "bert.encoder.layer.1.output.dense.weight" in names
     assert "bert.encoder.layer.1.intermediate.dense.weight" not in names
@@ -47,7 +60,13 @@ def test_first_names_where_training_begins(tiny_base: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "options, match", [({"last": 4}, "3 blocks"), ({"first": "layer.7"}, r"bert\.encoder\.layer\.0")]
+    "options, match",
+    [
+        ({"last": 4}, "last: 4 .* 3 blocks .* full"),
+        ({"until": 3}, "until: 3 .* 3 blocks .* head"),
+        ({"until": "layer.7"}, r"no block layer\.7\. Blocks: bert\.encoder\.layer\.0, .*layer\.1, .*layer\.2"),
+        ({"until": "yer.1"}, "no block"),
+    ],
 )
 def test_what_does_not_exist_cannot_be_frozen(options: Any, match: str, tiny_base: Any) -> None:
     with pytest.raises(MethodError, match=match):

@@ -15,7 +15,7 @@ from tests.contracts.steps import prepared
 from tests.runs import TRAINING, left_behind, recipe, stop_at
 from tests.tiny import pictures
 from tunewright.data.augmentation import Augmentation
-from tunewright.errors import BaseModelError, DataError
+from tunewright.errors import DataError
 
 TASK = "image-classification"
 ALL = {"flip": 0.5, "crop": 0.5, "colour": 0.3, "mixup": 0.4}
@@ -110,13 +110,6 @@ def test_a_broken_image_is_named_before_anything_trains_or_put_aside(tiny_base: 
     assert not (tmp_path / "run").exists()
     run = tw.train(recipe(tiny_base("vit"), tmp_path / "run", task=TASK, data={**data, "on_bad_rows": "skip"}))
     assert run.info["data"]["train"]["rows"] == 12 and run.info["data"]["train"]["bad_rows"] == 1
-
-
-def test_an_export_is_refused_so_far(tiny_base: Any, tmp_path: Path) -> None:
-    run = tw.train(recipe(tiny_base("vit"), tmp_path / "run", task=TASK, method="full"))
-    with pytest.raises(BaseModelError, match="image-classification cannot be exported yet"):
-        tw.export(run.folder, "merged", tmp_path / "export")
-    assert not (tmp_path / "export").exists()
 
 
 def test_the_task_is_seen_from_the_rows(tiny_base: Any, tmp_path: Path) -> None:

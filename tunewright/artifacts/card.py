@@ -25,6 +25,7 @@ class Card:
         base_sha256: the fingerprint of the base's weights, where they lay in files.
         method: the method's own document.
         chats: whether the model was trained on conversations.
+        templates: the prompts that the head was made of before it was tuned, where it was.
         max_length: the longest row in tokens that it was trained with, where the recipe set one.
     """
 
@@ -36,9 +37,12 @@ class Card:
     labels: list[str] | None = None
     kind: str | None = None
     base_sha256: str | None = None
+    templates: list[str] | None = None
 
     def make_task(self) -> Task:
-        options = {"labels": self.labels, "kind": self.kind} if self.labels else {}
+        options: dict[str, Any] = {"labels": self.labels, "kind": self.kind} if self.labels else {}
+        if self.templates:
+            options["templates"] = self.templates
         return task_class(self.task)(**options)
 
     def make_method(self) -> Method:

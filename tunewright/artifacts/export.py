@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from math import isfinite
@@ -28,6 +29,7 @@ from tunewright.artifacts.targets import TARGETS
 from tunewright.artifacts.verify import Comparison, Limits, compare, limits_for
 from tunewright.errors import DAMAGED, BaseModelError, OutputError, RecipeError, VerificationError
 from tunewright.methods._peft import layers_off
+from tunewright.tasks._modules import layout_of
 from tunewright.tasks.base import Model
 
 VERIFICATION = "verification.json"
@@ -68,6 +70,11 @@ def _export(where: str | Path, target: str, folder: Path, precision: str | None,
     weights = weights_folder(where)
     chosen.check(weights, precision)
     model = load(where)
+    if layout_of(model.module):
+        raise BaseModelError(
+            f"{where} is a torch module, which the libraries of no target know. {weights} has its weights as "
+            "load_state_dict takes them, or as PEFT loads them over the module."
+        )
     if model.task.name not in AUTO:
         raise BaseModelError(
             f"{model.task.name} cannot be exported yet. {weights} is itself in the format of transformers or PEFT."
@@ -118,8 +125,10 @@ def _verify(
 
 def _judge(model: Model, questions: Mapping[str, Any], limits: Limits) -> Callable[[Answers], Comparison]:
     """Ask the trained model, and give what compares the export's answers with its own."""
-    reader = foreign.Torch(model.module, model.processor, questions["stop"])
-    trained = foreign.answers(reader, questions, questions["prompts"])
+    labels = getattr(model.task, "labels", [])
+    reader = foreign.Torch(model.module, model.processor, questions["stop"], labels=labels)
+    trained = foreign.answers(reader, questions)
+    trained = replace(trained, prompts=questions["prompts"], pixels=questions["pixels"])  # as training fed them
     if not all(np.isfinite(logits).all() for logits in trained.logits):
         raise BaseModelError(DAMAGED)
     untuned = None

@@ -1,12 +1,14 @@
 """How others run an export: with transformers, PEFT, onnxruntime or llama.cpp, and not a line of Tunewright.
 
 This file is run by its path in a process of its own and imports nothing of the package, so that whatever makes the
-export behave well is in the export. It answers the questions of `questions.py`: logits on token ids, greedy
-decoding, and the token ids of prompts.
+export behave well is in the export. It answers the questions of `questions.py`: logits on token ids or on images,
+greedy decoding, the token ids of prompts, the pixels of images, and what the classes are called.
 """
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import os
 import sys
@@ -14,16 +16,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from importlib.util import find_spec
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-Row = Mapping[str, list[int]]
+Row = Mapping[str, Any]
+"""Token ids by the name of the input; or `image`: an image file, in base64."""
 GREEDY = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
 """The base's own settings for generation may ask for sampling or penalties, which no other runtime knows of."""
 THREADS = int(os.environ.get("OMP_NUM_THREADS", 0))  # 0: as many as the library thinks right
 GGUF = "model.gguf"
+CARD = "tunewright.json"
 ONNX = "model.onnx"
 
 
@@ -36,18 +41,24 @@ class Answers:
         texts: what greedy decoding gave behind each prompt, with the token that ended it.
         prompts: the token ids of each prompt.
         by: what ran the model.
+        pixels: the hash of what each image was made into, see `hash_of`.
+        labels: what the classes are called, in the order of the logits.
     """
 
     logits: list[np.ndarray]
     texts: list[list[int]]
     prompts: list[list[int]]
     by: list[str] = field(default_factory=list)
+    pixels: list[str] = field(default_factory=list)
+    labels: list[str] = field(default_factory=list)
 
 
 class Reader(Protocol):
     """A loaded export. `logits` are [T, V] or [C]; `greedy` gives the tokens behind the prompt."""
 
     by: list[str]
+    labels: list[str]
+    processor: Any
 
     def logits(self, row: Row) -> np.ndarray: ...
 
@@ -56,13 +67,15 @@ class Reader(Protocol):
     def prompt(self, asked: Mapping[str, Any]) -> list[int]: ...
 
 
-def answers(reader: Reader, questions: Mapping[str, Any], prompts: list[list[int]] | None = None) -> Answers:
-    """Ask a model everything; `prompts` where their tokens are known."""
+def answers(reader: Reader, questions: Mapping[str, Any]) -> Answers:
+    """Ask a model everything."""
     return Answers(
         logits_of(reader, questions),
         [reader.greedy(tokens, questions["new_tokens"]) for tokens in questions["prompts"] if questions["new_tokens"]],
-        [reader.prompt(asked) for asked in questions["asked"]] if prompts is None else prompts,
+        [reader.prompt(asked) for asked in questions["asked"]],
         reader.by,
+        [hash_of(fed(reader.processor, row)["pixel_values"]) for row in questions["rows"] if "image" in row],
+        reader.labels if questions["labels"] else [],
     )
 
 
@@ -70,37 +83,81 @@ def logits_of(reader: Reader, questions: Mapping[str, Any]) -> list[np.ndarray]:
     return [reader.logits(row)[-questions["positions"] :] for row in questions["rows"]]
 
 
+def fed(processor: Any, row: Row) -> dict[str, np.ndarray]:
+    """What a model is fed of a row, [1, ...]: its token ids, or the pixels that its processor makes of the image."""
+    if "image" not in row:
+        return {name: np.array([ids], dtype=np.int64) for name, ids in row.items()}
+    from PIL import Image
+
+    image = Image.open(BytesIO(base64.b64decode(row["image"])))
+    return {"pixel_values": np.asarray(processor(image, return_tensors="np")["pixel_values"], dtype=np.float32)}
+
+
+def hash_of(pixels: np.ndarray) -> str:
+    """Of the size and all values: the same libraries make the same pixels to the last bit."""
+    return hashlib.sha256(str(pixels.shape[-3:]).encode() + pixels.astype(np.float32).tobytes()).hexdigest()
+
+
+def read_processor(folder: Path, questions: Mapping[str, Any]) -> Any:
+    """The tokenizer or image processor that lies in an export."""
+    import transformers
+
+    options = {"backend": "pil"} if questions["processor"] == "AutoImageProcessor" else {}
+    return getattr(transformers, questions["processor"]).from_pretrained(folder, **options)
+
+
+def named(config: Any) -> list[str]:
+    """What a configuration calls the classes, in their order."""
+    return [config.id2label[i] for i in sorted(config.id2label)]
+
+
 class Torch:
-    """A model in torch with a tokenizer of transformers.
+    """A model in torch with a tokenizer or image processor of transformers.
 
     Args:
         stop: the tokens that end an answer; none: those that the export itself says.
+        labels: what the classes are called; none: what the model's configuration says.
     """
 
-    def __init__(self, module: Any, tokenizer: Any, stop: Sequence[int] = (), by: Sequence[str] = ()) -> None:
-        self.module, self.tokenizer = module.eval(), tokenizer
+    def __init__(
+        self,
+        module: Any,
+        processor: Any,
+        stop: Sequence[int] = (),
+        by: Sequence[str] = (),
+        labels: Sequence[str] = (),
+    ) -> None:
+        self.module, self.processor = module.eval(), processor
+        self.labels = list(labels) or named(module.config)
         self.ends = {"eos_token_id": list(stop)} if stop else {}
         self.by = [f"{name} {version(name)}" for name in ("transformers", *by)]
 
     def logits(self, row: Row) -> np.ndarray:
         import torch
 
-        inputs = {name: torch.tensor([ids], device=self.module.device) for name, ids in row.items()}
+        inputs = {name: self._tensor(value) for name, value in fed(self.processor, row).items()}
         with torch.inference_mode():
             found = self.module(**inputs).logits[0]
         return found.float().cpu().numpy()
+
+    def _tensor(self, value: np.ndarray) -> Any:
+        """On the model's device, pixels in its number format."""
+        import torch
+
+        found = torch.from_numpy(value).to(self.module.device)
+        return found.to(self.module.dtype) if found.is_floating_point() else found
 
     def greedy(self, tokens: list[int], length: int) -> list[int]:
         import torch
 
         ids = torch.tensor([tokens], device=self.module.device)
-        options = {**GREEDY, **self.ends, "max_new_tokens": length, "pad_token_id": self.tokenizer.pad_token_id or 0}
+        options = {**GREEDY, **self.ends, "max_new_tokens": length, "pad_token_id": self.processor.pad_token_id or 0}
         with torch.inference_mode():
             output = self.module.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **options)
         return output[0, len(tokens) :].tolist()
 
     def prompt(self, asked: Mapping[str, Any]) -> list[int]:
-        return prompt_tokens(self.tokenizer, asked)
+        return prompt_tokens(self.processor, asked)
 
 
 def prompt_tokens(tokenizer: Any, asked: Mapping[str, Any]) -> list[int]:
@@ -117,24 +174,50 @@ def read_transformers(folder: Path, questions: Mapping[str, Any]) -> Reader:
 
     by = ["torchao"] if "quantization_config" in json.loads((folder / "config.json").read_text()) else []
     module = getattr(transformers, questions["auto"]).from_pretrained(folder, device_map=questions["device"])
-    return Torch(module, transformers.AutoTokenizer.from_pretrained(folder), by=by)
+    labels = named(transformers.AutoConfig.from_pretrained(folder))
+    if questions["head"]:
+        put_head(module, folder, questions["head"])
+    return Torch(module, read_processor(folder, questions), by=by, labels=labels)
+
+
+def put_head(tower: Any, folder: Path, name: str) -> None:
+    """Let an image tower of CLIP or SigLIP end with a linear head on features of length 1, which lies beside it."""
+    import torch.nn.functional as F  # noqa: N812
+    from safetensors.torch import load_file
+    from transformers.modeling_outputs import ImageClassifierOutput
+
+    saved = {key: tensor for path in folder.glob("*.safetensors") for key, tensor in load_file(path).items()}
+    weight, bias = (saved[f"{name}.{part}"].to(tower.device, tower.dtype) for part in ("weight", "bias"))
+    forward = tower.forward
+
+    def classify(**inputs: Any) -> Any:
+        found = forward(**inputs)
+        features = found.image_embeds if hasattr(found, "image_embeds") else found.pooler_output
+        return ImageClassifierOutput(logits=F.linear(F.normalize(features, dim=-1), weight, bias))
+
+    tower.forward = classify
 
 
 def read_peft(folder: Path, questions: Mapping[str, Any]) -> Reader:
-    """An adapter does not say how large a new head is, which token pads, and what ends an answer: it is told here."""
+    """An adapter does not say how large a new head is, which token pads, and what ends an answer: it is told here.
+
+    What the classes are called is read from the card beside it, since PEFT's format has no place for that.
+    """
     import transformers
     from peft import PeftModel
 
     config = json.loads((folder / "adapter_config.json").read_text())
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    head = {"num_labels": questions["labels"]} if questions["labels"] else {}
+    processor = read_processor(folder, questions)
+    head = {"num_labels": questions["labels"], "ignore_mismatched_sizes": True} if questions["labels"] else {}
+    labels = json.loads((folder / CARD).read_text()).get("labels", []) if questions["labels"] else []
     base = getattr(transformers, questions["auto"]).from_pretrained(
         config["base_model_name_or_path"], dtype="float32", **head
     )
-    base.config.get_text_config().pad_token_id = base.config.pad_token_id = questions["pad"]
-    if len(tokenizer) > base.get_input_embeddings().num_embeddings:
-        base.resize_token_embeddings(len(tokenizer))
-    return Torch(PeftModel.from_pretrained(base, folder), tokenizer, questions["stop"], by=["peft"])
+    if questions["processor"] == "AutoTokenizer":
+        base.config.get_text_config().pad_token_id = base.config.pad_token_id = questions["pad"]
+        if len(processor) > base.get_input_embeddings().num_embeddings:
+            base.resize_token_embeddings(len(processor))
+    return Torch(PeftModel.from_pretrained(base, folder), processor, questions["stop"], ["peft"], labels)
 
 
 class Onnx:
@@ -142,26 +225,28 @@ class Onnx:
 
     def __init__(self, folder: Path, questions: Mapping[str, Any]) -> None:
         import onnxruntime
-        from transformers import AutoTokenizer
+        from transformers import AutoConfig
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = THREADS
         self.session = onnxruntime.InferenceSession(folder / ONNX, options, providers=["CPUExecutionProvider"])
         self.names = [one.name for one in self.session.get_inputs()]
-        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        self.processor = read_processor(folder, questions)
+        self.labels = named(AutoConfig.from_pretrained(folder))
         self.stop = questions["stop"]
         self.by = [f"onnxruntime {onnxruntime.__version__}"]
 
     def logits(self, row: Row) -> np.ndarray:
-        given = {"attention_mask": [1] * len(row["input_ids"]), **row}
-        inputs = {name: np.array([given[name]], dtype=np.int64) for name in self.names}
-        return self.session.run(["logits"], inputs)[0][0]
+        given = fed(self.processor, row)
+        if "input_ids" in given:
+            given = {"attention_mask": np.ones_like(given["input_ids"]), **given}
+        return self.session.run(["logits"], {name: given[name] for name in self.names})[0][0]
 
     def greedy(self, tokens: list[int], length: int) -> list[int]:
         return greedy(lambda ids: self.logits({"input_ids": ids})[-1], tokens, length, self.stop)
 
     def prompt(self, asked: Mapping[str, Any]) -> list[int]:
-        return prompt_tokens(self.tokenizer, asked)
+        return prompt_tokens(self.processor, asked)
 
 
 def greedy(next_logits: Any, tokens: list[int], length: int, stop: Sequence[int]) -> list[int]:
@@ -178,6 +263,9 @@ def read_gguf(folder: Path, questions: Mapping[str, Any]) -> Reader:
 
 class LlamaCpp:
     """llama.cpp itself, with the tokenizer and the chat template that lie in the file."""
+
+    labels: list[str] = []  # noqa: RUF012  it generates
+    processor = None
 
     def __init__(self, folder: Path, questions: Mapping[str, Any]) -> None:
         import llama_cpp
@@ -279,7 +367,7 @@ def main(target: str, folder: Path, work: Path) -> None:
 
     found = ask(target, folder, json.loads((work / "questions.json").read_text(encoding="utf-8")))
     save_file({str(i): np.ascontiguousarray(row) for i, row in enumerate(found.logits)}, work / "logits.safetensors")
-    rest = {"texts": found.texts, "prompts": found.prompts, "by": found.by}
+    rest = {name: getattr(found, name) for name in ("texts", "prompts", "by", "pixels", "labels")}
     (work / "answers.json").write_text(json.dumps(rest), encoding="utf-8")
 
 

@@ -71,11 +71,18 @@ def load_start(base: str, task: Task, method: Method, folder: Path, seed: int = 
     same_head = getattr(inner.task, "labels", None) == getattr(task, "labels", None)
     if isinstance(method, LoRA) and method.stacks and stackable(config) and same_head:
         inner.adapters = (weights,)
-        inner.task = task
+        inner.task = _as_begun(task, inner.task)
         return inner
     if not folder.exists():  # a run that is resumed, or shared by several processes, has it already
         save(inner, Full(), folder)
     return task.load(str(folder), seed=seed, dtype=dtype)
+
+
+def _as_begun(task: Any, earlier: Any) -> Task:
+    """A task for a model that goes on: its head is still the one that began with these prompts, if with any."""
+    if hasattr(task, "templates"):
+        task.templates = earlier.templates
+    return task  # type: ignore[no-any-return]
 
 
 def weights_folder(where: str | Path) -> Path:

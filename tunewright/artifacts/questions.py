@@ -1,26 +1,47 @@
-"""What the trained model and its export are both asked: held-out rows as token ids, and prompts."""
+"""What the trained model and its export are both asked: held-out rows as token ids and prompts, or as images."""
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from io import BytesIO
 from itertools import islice
 from typing import Any
 
+import numpy as np
+
+from tunewright.artifacts.foreign import hash_of
+from tunewright.data.batches import Example
 from tunewright.data.config import DataConfig
-from tunewright.data.kinds import KINDS, Completion, Conversation, Document, Labelled, Record
+from tunewright.data.kinds import (
+    KINDS,
+    Completion,
+    Conversation,
+    Document,
+    Labelled,
+    LabelledImage,
+    Record,
+)
 from tunewright.data.messages import for_template, weight_of
+from tunewright.data.pictures import Picture
 from tunewright.data.render import Renderer
 from tunewright.errors import DataError
 from tunewright.tasks._pretrained import max_length
+from tunewright.tasks._zero_shot import HEAD as PROMPT_HEAD
+from tunewright.tasks._zero_shot import TOWERS
 from tunewright.tasks.base import Model
 
-ROWS = {"text-generation": 16, "text-classification": 64}
+ROWS = {"text-generation": 16, "text-classification": 64, "image-classification": 32}
 POSITIONS = 32  # of a row, the last ones: its answer. A vocabulary of 150,000 makes 300 MB of logits of them all
 PROMPTS = 4
 NEW_TOKENS = 24
 
-AUTO = {"text-generation": "AutoModelForCausalLM", "text-classification": "AutoModelForSequenceClassification"}
+AUTO = {
+    "text-generation": "AutoModelForCausalLM",
+    "text-classification": "AutoModelForSequenceClassification",
+    "image-classification": "AutoModelForImageClassification",
+}
 
 
 @dataclass(frozen=True)
@@ -42,11 +63,14 @@ SENTENCES = (
     "She opened the window, looked at the sea and laughed.",
 )
 BUILT_IN = "Tunewright's own sentences, as there are no held-out rows"
+PATTERNS = "Tunewright's own patterns, as there are no held-out rows"
 
 
 def built_in(model: Model) -> HeldOut:
-    """A few sentences in the form that the model was trained on."""
+    """A few sentences in the form that the model was trained on; a few images for one that is fed these."""
     records: list[Record] = []
+    if "image" in model.task.data_kinds:
+        return HeldOut([LabelledImage(_pattern(i), None, f"pattern {i + 1}") for i in range(len(SENTENCES))], PATTERNS)
     for i, text in enumerate(SENTENCES):
         asked, answer = {"role": "user", "content": text}, {"role": "assistant", "content": SENTENCES[i - 1]}
         if "classification" in model.task.data_kinds:
@@ -56,6 +80,20 @@ def built_in(model: Model) -> HeldOut:
         else:
             records.append(Completion(text[: len(text) // 2], text[len(text) // 2 :], f"sentence {i + 1}"))
     return HeldOut(records, BUILT_IN)
+
+
+def _pattern(number: int) -> Picture:
+    """Large patches of any colours, since the values of mere noise are all alike to a model. 240 × 320 pixels."""
+    from PIL import Image
+
+    coarse = np.random.default_rng(number).integers(0, 256, (3 + number, 4 + number, 3), dtype=np.uint8)
+    return Picture(content=_png(Image.fromarray(coarse).resize((320, 240), Image.Resampling.BICUBIC)))
+
+
+def _png(image: Any) -> bytes:
+    file = BytesIO()
+    image.save(file, "PNG", compress_level=1)
+    return file.getvalue()
 
 
 def make_questions(model: Model, held_out: HeldOut) -> dict[str, Any]:
@@ -69,24 +107,51 @@ def make_questions(model: Model, held_out: HeldOut) -> dict[str, Any]:
         raise DataError(
             f"{held_out.source} holds {kind} rows; this model needs {' or '.join(model.task.data_kinds)} rows."
         )
-    records = [replace(r, label=None) if isinstance(r, Labelled) else r for r in held_out.records]
+    records = [replace(r, label=None) if isinstance(r, Labelled | LabelledImage) else r for r in held_out.records]
     records = records[: ROWS[model.task.name]]
     config = DataConfig(train="-", overlength="truncate", on_bad_rows="skip")
     examples = model.task.encode(model, records, config).examples
     if not examples:
         raise DataError(f"{held_out.source} holds no row that this model can read.")
+    prompted = hasattr(model.module, PROMPT_HEAD)
+    return {
+        "auto": TOWERS[model.module.config.model_type] if prompted else AUTO[model.task.name],
+        "head": PROMPT_HEAD if prompted else "",
+        "labels": len(getattr(model.task, "labels", [])),
+        **(_of_images(records, examples) if kind == "image" else _of_texts(model, records, examples)),
+    }
+
+
+def _of_images(records: Sequence[Any], examples: Sequence[Example]) -> dict[str, Any]:
+    """Upright images of RGB pixels: what is made of them is for the export's own processor. And what training fed."""
+    sources = {e.source for e in examples}
+    files = [_png(r.image.pixels()) for r in records if r.source in sources]
+    return {
+        "processor": "AutoImageProcessor",
+        "rows": [{"image": base64.b64encode(file).decode()} for file in files],
+        "pixels": [hash_of(np.asarray(e.inputs["pixel_values"])) for e in examples],
+        "positions": 0,
+        "asked": [],
+        "prompts": [],
+        "new_tokens": 0,
+        "stop": [],
+        "pad": None,
+    }
+
+
+def _of_texts(model: Model, records: Sequence[Any], examples: Sequence[Example]) -> dict[str, Any]:
     generates = hasattr(model.task, "generate")
     asked, prompts = _prompts(model, records) if generates else _texts(model, records)
     return {
-        "auto": AUTO[model.task.name],
+        "processor": "AutoTokenizer",
         "rows": [{name: value.tolist() for name, value in e.inputs.items()} for e in examples[: len(records)]],
+        "pixels": [],
         "positions": POSITIONS if generates else 0,  # 0: all
         "asked": asked,
         "prompts": prompts,
         "new_tokens": NEW_TOKENS if generates else 0,
         "stop": Renderer(model.processor).stop_ids() if generates else [],
         "pad": model.processor.pad_token_id,
-        "labels": len(getattr(model.task, "labels", [])),
     }
 
 

@@ -82,4 +82,5 @@ def card(model: Model, method: Method) -> Card:
         labels=getattr(task, "labels", None),
         kind=getattr(task, "kind", None),
         base_sha256=None if whole else fingerprint(model.base),
+        templates=getattr(task, "templates", None) or None,
     )

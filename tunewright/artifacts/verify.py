@@ -96,8 +96,11 @@ def compare(
         figures["effect"], noise = found
         if p_NC.shape[-1] >= MANY_LOGITS:
             allowed["effect"] = limits.effect + 3 * noise / min(len(trained.logits), MOST_ROWS) ** 0.5
-    figures["same_prompt"] = _share(trained.prompts, exported.prompts)
-    allowed["same_prompt"] = 1.0
+    for name in ("prompt", "pixels", "labels"):
+        one, other = getattr(trained, OF[name]), getattr(exported, OF[name])
+        if one:
+            figures[f"same_{name}"] = _share(one, other)
+            allowed[f"same_{name}"] = 1.0
     if trained.texts:
         figures["same_text"] = _share(trained.texts, exported.texts)
         allowed |= {"same_text": 1.0} if limits.text else {}
@@ -126,15 +129,18 @@ def effect_of(p_NC: np.ndarray, q_NC: np.ndarray, untuned_NC: np.ndarray, kind: 
     return share, float(np.linalg.norm(seen_NC - share * tuned_NC)) / full**0.5
 
 
+OF = {"prompt": "prompts", "pixels": "pixels", "labels": "labels"}
 WORDS = {
     "max_logit_difference": "A logit differs by {0:.3g}, at most {1:.3g} is allowed.",
     "kl": "The answers diverge by {0:.3g} nats, at most {1:.3g} are allowed.",
     "top1_where_decided": "The likeliest answer is the same at {0:.1%} of positions without near ties, not at {1:.0%}.",
     "effect": "It has {0:.1%} of what tuning changed, and may be {1:.1%} off.",
     "same_prompt": "Its tokenizer makes the trained tokens of {0:.0%} of the prompts only.",
+    "same_pixels": "Its image processor makes the trained pixels of {0:.0%} of the images only.",
+    "same_labels": "{0:.0%} only of its classes have the trained model's name in that place.",
     "same_text": "Greedy decoding gives the same text behind {0:.0%} of the prompts only.",
 }
-SHARES = ("top1_where_decided", "same_prompt", "same_text")
+SHARES = ("top1_where_decided", "same_prompt", "same_pixels", "same_labels", "same_text")
 
 
 def _beyond(name: str, value: float, limit: float) -> str:
@@ -149,7 +155,8 @@ def _stacked(answers: Answers) -> np.ndarray:
 
 
 def _share(one: Sequence[Any], other: Sequence[Any]) -> float:
-    return float(np.mean([a == b for a, b in zip(one, other, strict=True)])) if one else 1.0
+    """The share of places in which two lists have the same."""
+    return sum(a == b for a, b in zip(one, other, strict=False)) / max(len(one), len(other))
 
 
 def _first(logits_NC: np.ndarray, kind: str) -> np.ndarray:

@@ -48,7 +48,7 @@ def _show(found: Document) -> None:
     keys = ("rows", "tokens", "trained_tokens", "median", "longest")
     rows = [(name, *(number(facts.get(key)) for key in keys)) for name, facts in found["data"].items()]
     out().print(table(titles, rows, clip=("Set",)))
-    for line in _repeated(found["repeats"]):
+    for line in _repeated(found["repeats"], found["data"]["train"]["kind"]):
         out().print(line)
     show()
     for row in found["preview"]:
@@ -56,17 +56,18 @@ def _show(found: Document) -> None:
     _show_forecast(found)
 
 
-def _repeated(found: Document) -> Iterator[str]:
+def _repeated(found: Document, kind: str) -> Iterator[str]:
     """What stands twice, in a line each."""
+    exactly, what = ("byte for byte", "image") if kind == "image" else ("word for word", "text")
     kinds = {
-        "stand in the training rows before, word for word": found["duplicates"]["exact"],
+        f"stand in the training rows before, {exactly}": found["duplicates"]["exact"],
         "are nearly like an earlier training row": found["duplicates"]["near"],
-        "have the text of an earlier training row, and another label": found["contradictions"],
+        f"have the {what} of an earlier training row, and another label": found["contradictions"],
     }
-    lines = [f"train: {_counted(one)} {what}{_first(one)}" for what, one in kinds.items() if one["count"]]
+    lines = [f"train: {_counted(one)} {said}{_first(one)}" for said, one in kinds.items() if one["count"]]
     for name, leaks in found["leaks"].items():
         if leaks["exact"]["count"]:
-            lines.append(f"{name}: {_counted(leaks['exact'])} are trained on, word for word{_first(leaks['exact'])}")
+            lines.append(f"{name}: {_counted(leaks['exact'])} are trained on, {exactly}{_first(leaks['exact'])}")
         if leaks["near"]["count"]:
             lines.append(f"{name}: {_counted(leaks['near'])} are nearly like a training row{_first(leaks['near'])}")
     yield from lines or ["No row stands twice, and none that is measured on is trained on."]

@@ -27,7 +27,8 @@ RecipeArguments = Annotated[
 ]
 
 Base = Annotated[
-    str | None, typer.Option(help="Model folder, hub name, earlier run, adapter, or a torch module: PACKAGE.MODULE:FACTORY.")
+    str | None,
+    typer.Option(help="Model folder, hub name, earlier run, adapter, or a torch module: PACKAGE.MODULE:FACTORY."),
 ]
 Weights = Annotated[str | None, typer.Option(help="Weights of a torch module: a safetensors file.")]
 

@@ -107,6 +107,15 @@ def _in_8_bits(image: Image) -> Image:
     return Image.fromarray(np.round(values / 257).astype(np.uint8))
 
 
+def thumbnail(picture: Picture, side: int = 144) -> str:
+    """An image of at most so many pixels a side as a data: URL; a smaller one as it is, without loss."""
+    image, file = picture.pixels(), BytesIO()
+    small = max(image.size) <= side
+    image.thumbnail((side, side))
+    image.save(file, "PNG" if small else "JPEG", **({} if small else {"quality": 80}))
+    return f"data:image/{'png' if small else 'jpeg'};base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
 def located(values: dict[str, Any], folder: Path) -> dict[str, Any]:
     """A row with a `Picture` in place of each image: a path (relative to `folder`), bytes, or what libraries make."""
     found = {column: as_picture(values[column], folder) for column in COLUMNS if column in values}

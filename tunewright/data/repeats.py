@@ -2,7 +2,7 @@
 
 Equal texts are found among all rows. Nearly equal ones have a Jaccard similarity of at least `NEAR` over their pieces
 of five characters, case and white space aside (Broder 1997); candidates come from MinHash LSH and are then compared
-exactly.
+exactly. Images are equal by the bytes of their files, and nearly equal by their pattern of light and dark: see `alike`.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from tunewright.data.alike import most_alike
 from tunewright.data.kinds import Classified, Completion, Conversation, Labelled, LabelledImage, Record
 from tunewright.data.messages import text_of
+from tunewright.data.pictures import Picture
 from tunewright.data.records import Records
 
 NEAR = 0.8
@@ -52,7 +54,7 @@ def find_repeats(sets: Mapping[str, Records]) -> dict[str, Any]:
         word for word (`exact`) or nearly (`near`); `sampled`: whether only a part was compared for near ones.
     """
     train = _texts(sets["train"])
-    index = _Index(train)
+    index = (_Pictures if sets["train"].kind == "image" else _Index)(train)
     others = {name: records for name, records in sets.items() if name != "train"}
     return {
         "duplicates": {
@@ -82,7 +84,7 @@ def _texts(records: Records) -> Texts:
     return [(record, normal(text(record))) for record in records.records]
 
 
-def _leaks(records: Records, index: _Index) -> dict[str, Any]:
+def _leaks(records: Records, index: _Index | _Pictures) -> dict[str, Any]:
     rows = _texts(records)
     exact = [(i, index.exact[one], 1.0) for i, (_, one) in enumerate(rows) if one in index.exact]
     known = {i for i, _, _ in exact}
@@ -120,10 +122,7 @@ class _Index:
     def __init__(self, rows: Texts) -> None:
         from datasketch import MinHashLSH
 
-        self.rows = rows
-        self.exact: dict[str, int] = {}
-        for i, (_, one) in enumerate(rows):
-            self.exact.setdefault(one, i)
+        self.rows, self.exact = rows, _first(rows)
         self.lsh = MinHashLSH(threshold=CANDIDATES, num_perm=SKETCH)
         self.near: list[Found] = []
         for i, found, sketch in _sketches(rows):
@@ -142,12 +141,48 @@ class _Index:
         return [(i, -j, round(best, 3))] if best >= NEAR else []
 
 
+class _Pictures:
+    """The same of images."""
+
+    def __init__(self, rows: Texts) -> None:
+        self.rows, self.exact = rows, _first(rows)
+        self.drawn = [i for i in _drawn(rows) if self.exact[rows[i][1]] == i]
+        self.pictures = _pictures(rows, self.drawn)
+        self.near = self._near(self.drawn, most_alike(self.pictures))
+
+    def like(self, rows: Texts) -> list[Found]:
+        drawn = _drawn(rows)
+        return self._near(drawn, most_alike(_pictures(rows, drawn), self.pictures))
+
+    def _near(self, rows: Sequence[int], found: Iterator[tuple[int, float]]) -> list[Found]:
+        """Of each row the training row that it is most like, where it is near."""
+        pairs = zip(rows, found, strict=True)
+        return [(i, self.drawn[j], round(alike, 3)) for i, (j, alike) in pairs if alike >= NEAR]
+
+
+def _pictures(rows: Texts, drawn: Sequence[int]) -> list[Picture]:
+    return [record.image for record, _ in (rows[i] for i in drawn) if isinstance(record, LabelledImage)]
+
+
+def _first(rows: Texts) -> dict[str, int]:
+    """The first row of each text."""
+    found: dict[str, int] = {}
+    for i, (_, one) in enumerate(rows):
+        found.setdefault(one, i)
+    return found
+
+
+def _drawn(rows: Texts) -> list[int]:
+    """The numbers of the rows that are compared for being nearly equal, in order."""
+    drawn = np.random.default_rng(0).permutation(len(rows))[:MOST_ROWS]
+    return [int(i) for i in np.sort(drawn)]
+
+
 def _sketches(rows: Texts) -> Iterator[tuple[int, frozenset[str], Any]]:
     from datasketch import MinHash
 
     empty = MinHash(num_perm=SKETCH, hashfunc=zlib.crc32)
-    drawn = np.random.default_rng(0).permutation(len(rows))[:MOST_ROWS]
-    for i in map(int, np.sort(drawn)):
+    for i in _drawn(rows):
         found, sketch = pieces(rows[i][1]), empty.copy()
         sketch.update_batch([piece.encode("utf-8", "surrogatepass") for piece in found])
         yield i, found, sketch

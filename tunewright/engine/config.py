@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 
+PROMPT = "a photo of a {label}."
 OPTIMIZERS = ("adamw", "adafactor", "adamw8bit")
 
 
@@ -27,8 +36,19 @@ class TrainingConfig(BaseModel):
     head_first: float = Field(
         0.0, ge=0, allow_inf_nan=False, description="Epochs that a new head first trains alone, on the frozen base."
     )
+    gradual_unfreezing: Positive | None = Field(
+        None, description="Epochs after which one more block trains, from the top down; null: all train at once."
+    )
+    zero_shot: list[str] | None = Field(
+        None,
+        min_length=1,
+        description=f"Begin with a head of prompts, read by the base's text tower (CLIP, SigLIP); true: '{PROMPT}'.",
+    )
     max_steps: int | None = Field(None, ge=1, description="Stop after so many steps, whatever the epochs say.")
     learning_rate: Positive | Literal["auto"] = Field("auto", description="Peak learning rate.")
+    layer_decay: float = Field(
+        1.0, gt=0, le=1, description="Rate of a block over that of the block above it; the head has the full rate."
+    )
     schedule: Literal["cosine", "linear", "constant", "wsd"] = Field("cosine", description="Shape after the warm-up.")
     warmup: float = Field(0.05, ge=0, description="Share of the steps (below 1) or number of steps to warm up over.")
     optimizer: Literal["adamw", "adafactor", "adamw8bit"] = Field(
@@ -72,7 +92,26 @@ class TrainingConfig(BaseModel):
     checkpoint_every: int | None = Field(
         None, ge=1, description="Steps between checkpoints; null: with each evaluation."
     )
+    prefix_cache: float = Field(
+        2.0,
+        ge=0,
+        description="Largest size in GB of what frozen first blocks compute, kept for later epochs; 0: not kept.",
+    )
     track: list[Literal["tensorboard", "wandb", "mlflow"]] = Field([], description="Also log there (extra [track]).")
+
+    @field_validator("zero_shot", mode="before")
+    @classmethod
+    def _prompts(cls, value: Any) -> Any:
+        if isinstance(value, bool):
+            return [PROMPT] if value else None
+        return [value] if isinstance(value, str) else value
+
+    @field_validator("zero_shot")
+    @classmethod
+    def _with_a_place_for_the_label(cls, value: list[str] | None) -> list[str] | None:
+        if bad := [template for template in value or () if "{label}" not in template]:
+            raise ValueError(f"{bad[0]!r} has no {{label}}, in whose place the name of a class comes")
+        return value
 
     @model_validator(mode="after")
     def _no_idle_option(self) -> TrainingConfig:

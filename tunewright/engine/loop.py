@@ -18,6 +18,7 @@ import numpy as np
 from tunewright.data.batches import Example, micro_batches, pack
 from tunewright.engine import checkpoint
 from tunewright.engine.config import TrainingConfig
+from tunewright.engine.depth import unfreezing
 from tunewright.engine.device import computing, micro_batch_tokens
 from tunewright.engine.interrupt import until_interrupted
 from tunewright.engine.job import Job
@@ -25,13 +26,13 @@ from tunewright.engine.log import Log
 from tunewright.engine.norms import needs_one_pass
 from tunewright.engine.optimizer import learning_rate, set_rate
 from tunewright.engine.packing import refuse_leaks
-from tunewright.engine.processes import Processes
+from tunewright.engine.prefix_cache import feeding, prefix_cache
 from tunewright.engine.recompute import recompute_activations
 from tunewright.engine.state import TrainState
+from tunewright.engine.sums import Sums
 from tunewright.engine.track import require
 from tunewright.errors import BaseModelError, Interrupted, TrainingDiverged
 from tunewright.methods.base import enter_training
-from tunewright.objectives.base import Term
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def train(step: Step) -> Outcome:
         while state.step < last and not _impatient(state, job.config):
             log.step(step.take())
             evaluated = bool(job.validation) and (state.step % every == 0 or state.step == last)
-            best = evaluated and state.judge(log.evaluation(evaluate(job, state)))
+            best = evaluated and state.judge(log.evaluation(evaluate(step)))
             due = state.step % (job.config.checkpoint_every or every) == 0
             stop = job.processes.any(stopped())
             ends = state.step == last or _impatient(state, job.config)
@@ -99,10 +100,15 @@ class Step:
         self.whole = needs_one_pass(job)
         self.budget = sys.maxsize if self.whole else micro_batch_tokens(job.config, job.device)
         self.passed: list[str] = []  # damaged checkpoints that were passed over to go on, in words
-        self.notices: list[str] = []
+        self.cache, self.notices = prefix_cache(job)
+        self.unfreezing = unfreezing(job)
 
     def take(self) -> dict[str, Any]:
         """Move the weights once; the line for metrics.jsonl."""
+        with self.unfreezing.of(self.state.step):
+            return self._take()
+
+    def _take(self) -> dict[str, Any]:
         import torch
 
         job, state = self.job, self.state
@@ -113,12 +119,12 @@ class Step:
         chance = np.random.default_rng([job.config.seed, state.step])
         examples = job.model.task.vary([job.train[i] for i in rows], chance)
         totals = self._accumulate(examples, _counts(job, examples))
-        gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in state.parameters.values()]
-        for parameter, gradient in zip(state.parameters.values(), gradients, strict=True):
-            parameter.grad = gradient
-        job.processes.add(gradients)
+        training = [p for p in state.parameters.values() if p.requires_grad]
+        for parameter in training:
+            parameter.grad = parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
+        job.processes.add([p.grad for p in training])
         state.scaler.unscale_(state.optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(state.parameters.values(), job.config.gradient_clip or math.inf).item()
+        norm = torch.nn.utils.clip_grad_norm_(training, job.config.gradient_clip or math.inf).item()
         if not math.isfinite(norm) and not state.scaler.is_enabled():
             raise TrainingDiverged(self._diverged("gradient", [e.source for e in examples]))
         rate = learning_rate(state.step, len(job.plan), job.config)
@@ -172,9 +178,8 @@ class Step:
 
     def _forward(self, examples: Sequence[Example]) -> dict[str, Any]:
         job = self.job
-        packed = [pack(examples)] if job.config.packing else examples
-        batch = job.model.task.collate(packed).to(job.device)
-        with computing(job.precision, job.device):
+        with feeding(self.cache, examples) as fed, computing(job.precision, job.device):
+            batch = job.model.task.collate([pack(fed)] if job.config.packing else fed).to(job.device)
             return job.objective.terms(job.model.task, job.model.module, batch)
 
     def _diverged(self, what: str, sources: Sequence[str]) -> str:
@@ -187,42 +192,27 @@ class Step:
         )
 
 
-def evaluate(job: Job, state: TrainState) -> dict[str, float]:
+def evaluate(step: Step) -> dict[str, float]:
     """The objective's terms on the validation rows, divided by their counts; with the weights that are to be saved."""
     import torch
 
+    job = step.job
     world, lengths = job.processes, [e.length for e in job.validation]
     counts = _counts(job, job.validation)
     sums = Sums()
     job.model.module.eval()
     budget = micro_batch_tokens(job.config, job.device)
-    with state.judged_weights(), torch.no_grad(), computing(job.precision, job.device):
+    with step.state.judged_weights(), torch.no_grad(), computing(job.precision, job.device):
         for group in micro_batches(range(len(lengths)), lengths, budget, world.rank, world.world):
-            batch = job.model.task.collate([job.validation[i] for i in group]).to(job.device)
-            sums.add(job.objective.terms(job.model.task, job.model.module, batch))
+            with feeding(step.cache, [job.validation[i] for i in group]) as fed:
+                batch = job.model.task.collate(fed).to(job.device)
+                sums.add(job.objective.terms(job.model.task, job.model.module, batch))
     return sums.means(world, counts)
 
 
 def _counts(job: Job, examples: Sequence[Example]) -> dict[str, float]:
     """Rows whose weights are all 0 have sums of 0, which stay 0 when they are divided by 1."""
     return {name: count or 1.0 for name, count in job.objective.counts(examples).items()}
-
-
-class Sums:
-    """Terms added up over forward passes and then processes, and divided once."""
-
-    def __init__(self) -> None:
-        self.totals: dict[str, float] = {}
-        self.per: dict[str, str] = {}
-
-    def add(self, terms: Mapping[str, Term]) -> None:
-        for name, term in terms.items():
-            self.totals[name] = self.totals.get(name, 0.0) + term.total.item()
-            self.per[name] = term.per
-
-    def means(self, processes: Processes, counts: Mapping[str, float]) -> dict[str, float]:
-        divided = {name: total / counts[self.per[name]] for name, total in self.totals.items()}
-        return processes.add_numbers(divided)
 
 
 def _keep(job: Job, state: TrainState, folder: Path) -> str:

@@ -11,15 +11,21 @@ from tunewright.errors import MissingExtra
 from tunewright.methods.base import Method
 
 
-def build_optimizer(parameters: Mapping[str, Any], config: TrainingConfig, method: Method) -> Any:
+def build_optimizer(
+    parameters: Mapping[str, Any], config: TrainingConfig, method: Method, shares: Mapping[str, float] | None = None
+) -> Any:
     """The optimizer over the trained parameters. Only matrices decay; `rate` scales a group's learning rate.
+
+    Args:
+        shares: by a parameter's name, the share of the learning rate that it has where that is not all of it.
 
     Raises MissingExtra where the optimizer's library is not installed.
     """
     groups: dict[tuple[float, float], list[Any]] = {}
     for name, parameter in parameters.items():
         decay = config.weight_decay if parameter.ndim > 1 else 0.0
-        groups.setdefault((method.rate_factor(name), decay), []).append(parameter)
+        rate = method.rate_factor(name) * (shares or {}).get(name, 1.0)
+        groups.setdefault((rate, decay), []).append(parameter)
     settings = [{"params": ps, "rate": rate, "weight_decay": decay} for (rate, decay), ps in groups.items()]
     return _make(config.optimizer, settings, float(config.learning_rate))
 

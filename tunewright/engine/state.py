@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from tunewright.engine.config import TrainingConfig
+from tunewright.engine.depth import layer_rates
 from tunewright.engine.optimizer import build_optimizer
 from tunewright.errors import CheckpointError
 from tunewright.methods.base import Method, trained_parameters
@@ -27,7 +28,8 @@ class TrainState:
         self.buffers = {n: b for n, b in model.module.named_buffers() if n.rsplit(".", 1)[-1] in MOVING}
         for parameter in self.parameters.values():
             parameter.data = parameter.data.float()
-        self.optimizer = build_optimizer(self.parameters, config, method)
+        shares = layer_rates(model, config.layer_decay)
+        self.optimizer = build_optimizer(self.parameters, config, method, shares)
         self.decay = config.ema
         self.average = {n: p.detach().clone() for n, p in self.parameters.items()} if config.ema else {}
         self.scaler = torch.amp.GradScaler(enabled=precision == "fp16")

@@ -25,8 +25,14 @@ class Table:
     rows: tuple[tuple[str, tuple[str, ...], str], ...]
 
 
-def write_comparison(found: Mapping[str, Any], path: Path) -> Path:
-    """Write what `tunewright.compare` found. Raises OutputError where the page cannot be written."""
+def write_comparison(
+    found: Mapping[str, Any], path: Path, pictures: Mapping[str, Mapping[str, str]] | None = None
+) -> Path:
+    """Write what `tunewright.compare` found. Raises OutputError where the page cannot be written.
+
+    Args:
+        pictures: by set and source those of the rows that flipped, where they are images, as data: URLs.
+    """
     if not path.parent.is_dir():
         raise OutputError(f"{path} cannot be written: there is no folder {path.parent}.")
     first = next(iter(found["sets"].values()))
@@ -36,7 +42,11 @@ def write_comparison(found: Mapping[str, Any], path: Path) -> Path:
         "tone": _tone(first),
         "tables": list(_tables(found["sets"], found["forgetting"])),
         "reliability": [_reliability(name, one) for name, one in found["sets"].items() if one["calibration"]],
-        "flipped": [_flipped(name, way, one) for name, one in found["sets"].items() for way in ("worse", "better")],
+        "flipped": [
+            _flipped(name, way, one, (pictures or {}).get(name, {}))
+            for name, one in found["sets"].items()
+            for way in ("worse", "better")
+        ],
     }
     return write_page(fill("compare.html.jinja", context), path)
 
@@ -67,16 +77,21 @@ def _reliability(name: str, found: Mapping[str, Any]) -> Chart:
     return reliability_chart(f"How often right on {name}", {side.upper(): (points[side], said[side]) for side in "ab"})
 
 
-def _flipped(name: str, way: str, found: Mapping[str, Any]) -> tuple[str, int, list[Sample]]:
+def _flipped(
+    name: str, way: str, found: Mapping[str, Any], pictures: Mapping[str, str]
+) -> tuple[str, int, list[Sample]]:
     flipped = found["flipped"][way]
-    return f"{name}: {way} with B", flipped["rows"], [_sample(row) for row in flipped["shown"]]
+    shown = [_sample(row, pictures.get(row["source"], "")) for row in flipped["shown"]]
+    return f"{name}: {way} with B", flipped["rows"], shown
 
 
-def _sample(row: Mapping[str, Any]) -> Sample:
-    headings = (("input", "Input"), ("reference", "Reference"), ("a", "A"), ("b", "B"))
+def _sample(row: Mapping[str, Any], picture: str) -> Sample:
+    """A picture takes the place of its own name."""
+    asked = () if picture else (("input", "Input"),)
+    headings = (*asked, ("reference", "Reference"), ("a", "A"), ("b", "B"))
     parts = tuple(
         (heading, shortened(row[key]), key in ("a", "b") and row[key] == row["reference"])
         for key, heading in headings
         if row[key] is not None
     )
-    return Sample(row_name(row["source"]), parts)
+    return Sample(row_name(row["source"]), parts, picture)

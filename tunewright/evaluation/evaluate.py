@@ -29,7 +29,17 @@ def evaluate(
         examples: the encoded rows, in the order of `records` but for those that were dropped or split.
         records: the rows as they were read; samples are taken from them.
     """
-    predictions = model.task.predict(model, examples)
+    return described(model.task.predict(model, examples), model, examples, records, config)
+
+
+def described(
+    predictions: Predictions,
+    model: Model,
+    examples: Sequence[Example],
+    records: Sequence[Any],
+    config: EvaluationConfig,
+) -> tuple[Scores, list[dict[str, Any]]]:
+    """What `evaluate` gives, of a model that has answered already."""
     scores = score(predictions, getattr(model.task, "labels", []))
     asked = list(rows_to_ask(model, examples, records, config.generate))
     generate = getattr(model.task, "generate", None)

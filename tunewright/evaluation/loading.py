@@ -20,6 +20,7 @@ AUTO_CLASSES = {
 USES = {
     "text-generation": ("chat", "'What do you do?'"),
     "text-classification": ("predict", "['A text to classify']"),
+    "image-classification": ("predict", "['photo.jpg']"),
 }
 """What each task's model is asked with: the function of `tunewright`, which is also the command, and a question."""
 
@@ -46,7 +47,7 @@ def snippets(run: Mapping[str, Any], run_folder: Path) -> list[Snippet]:
             Snippet("Python", f"import tunewright as tw\n\nmodel = tw.load({folder!r})\ntw.{verb}(model, {question})"),
             Snippet("Command line", f"tunewright {verb} {shlex.quote(folder)}"),
         ]
-    auto_class = AUTO_CLASSES.get(task)
+    auto_class = None if _has_prompt_head(run) else AUTO_CLASSES.get(task)
     if auto_class and run.get("saved_as") == "peft":
         found.append(Snippet("PEFT and transformers", _peft(auto_class, str(run.get("base")), model, _classes(run))))
     if auto_class and run.get("saved_as") == "transformers":
@@ -54,6 +55,11 @@ def snippets(run: Mapping[str, Any], run_folder: Path) -> list[Snippet]:
             Snippet("transformers", f"from transformers import {auto_class}\n\n{_from_pretrained(auto_class, model)}")
         )
     return found
+
+
+def _has_prompt_head(run: Mapping[str, Any]) -> bool:
+    """Whether the head began as one of prompts, which is of no class of transformers'."""
+    return any("prompt_head" in str(name) for name in (run.get("parameters") or {}).get("names") or [])
 
 
 def _peft(auto_class: str, base: str, model: str, classes: int) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 import jinja2
 
 from tunewright.errors import OutputError
-from tunewright.evaluation import charts, formats, sections, seeds
+from tunewright.evaluation import charts, formats, gallery, sections, seeds
 from tunewright.evaluation.loading import snippets
 from tunewright.evaluation.verdict import comparisons, verdict
 
@@ -99,6 +99,7 @@ def fill(template: str, context: dict[str, Any]) -> str:
 
 def _context(files: RunFiles) -> dict[str, Any]:
     run, sets = files.run, comparisons(files.run)
+    pictures = gallery.cards(_read_json(files.folder / gallery.PICTURES))
     last_step = max((row["step"] for row in files.steps), default=None)
     main_curves, more_curves = sections.curves(files.steps)
     return {
@@ -111,7 +112,8 @@ def _context(files: RunFiles) -> dict[str, Any]:
         "main_curves": main_curves,
         "more_curves": more_curves,
         "confusions": sections.confusions(sets),
-        "samples": sections.samples(run),
+        "pictures": pictures,
+        "samples": [] if pictures else sections.samples(run),
         "parameters": run.get("parameters") or {},
         "method": sections.settings(run.get("method")),
         "objective": sections.settings(run.get("objective")),

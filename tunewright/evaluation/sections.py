@@ -193,6 +193,8 @@ class Sample:
     source: str
     parts: tuple[tuple[str, str, bool], ...]
     """(heading, text, whether it equals the reference)."""
+    picture: str = ""
+    """A data: URL, where the row is an image."""
 
 
 def samples(run: Row) -> list[Sample]:

@@ -20,6 +20,7 @@ from tunewright.forecast.probe import (
     Probe,
     Steps,
     evaluation_work,
+    fill_work,
     probe_answers,
     probe_checkpoint,
     probe_generated_scores,
@@ -113,6 +114,7 @@ def forecast(prepared: Prepared, job: Job) -> Forecast:
     """
     loaded, room = peak_memory(job.device), available(job.device)
     step = ready(job)
+    prepared.notices.extend(step.notices)
     head = _head(job, room) if job.config.head_first else None
     found = Forecast(probe_steps(step, room), room=room)
     answers = _answers(prepared, job)  # behind the steps, when as much is held as at the end of a run
@@ -210,10 +212,14 @@ def _train(found: Forecast, phase: str, job: Job, steps: Steps, answers: Rates) 
     work = sum((work_of(job, rows, budget, world) for _, rows in job.plan), Passes())
     found.spend(phase, *Rates.of(steps.probes).spend(work, len(job.plan)))
     found.hold(phase, steps.peak * (world if job.device.type == "cpu" else 1))
+    if steps.fills:
+        fill = sum((fill_work(job, rows) for rows in job.epoch(0)), Passes())
+        found.spend(f"{phase}: frozen blocks", *Rates.of(steps.fills).spend(fill))
     if job.validation:
-        times = math.ceil(len(job.plan) / job.evaluate_every)
-        clock, cpu = answers.spend(evaluation_work(job.validation, budget))
-        found.spend(f"{phase}: validation", times * clock / world, times * cpu / world)
+        times, work = math.ceil(len(job.plan) / job.evaluate_every), evaluation_work(job.validation, budget)
+        first = answers.spend(work)
+        later = Rates.of(steps.answers).spend(work) if steps.answers else first
+        found.spend(f"{phase}: validation", *((a + (times - 1) * b) / world for a, b in zip(first, later, strict=True)))
 
 
 def _save(found: Forecast, step: Step) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,13 @@ from tunewright.engine import checkpoint
 from tunewright.engine.device import computing
 from tunewright.engine.job import Job
 from tunewright.engine.loop import Step
+from tunewright.engine.prefix_cache import feeding
 from tunewright.evaluation.evaluate import score
 from tunewright.evaluation.metrics import generation
 from tunewright.evaluation.paired import subset
 from tunewright.forecast.costs import Passes, passes, spread_out
 from tunewright.forecast.meter import Cost, measured
+from tunewright.methods.base import enter_training
 from tunewright.tasks.base import PASS, Model, in_batches
 
 SECONDS = 5.0  # on the clock, for the steps; at least three are taken, whatever they need
@@ -54,6 +56,9 @@ class Steps:
         per_position: bytes that a forward pass holds for each of its padded positions.
         largest: padded positions of the largest pass there will be.
         took_largest: whether the largest step was taken; if not, it was too large for the memory there is.
+        fills, answers: where states of frozen blocks are kept, what it takes to compute those of some rows, and then to
+            answer these rows.
+        to_keep: bytes of the states that are still to come.
     """
 
     probes: list[Probe]
@@ -61,12 +66,16 @@ class Steps:
     per_position: float
     largest: int
     took_largest: bool
+    fills: Sequence[Probe] = ()
+    answers: Sequence[Probe] = ()
+    to_keep: int = 0
 
     @property
     def peak(self) -> int:
         """Bytes: what was seen, or what the largest pass would need."""
-        seen = max(probe.cost.peak for probe in self.probes)
-        return seen if self.took_largest else max(seen, int(self.fixed + self.per_position * self.largest))
+        seen = max(probe.cost.peak for probe in (*self.probes, *self.fills))
+        unseen = 0 if self.took_largest else int(self.fixed + self.per_position * self.largest)
+        return max(seen, unseen) + self.to_keep
 
 
 def probe_steps(step: Step, room: int) -> Steps:
@@ -79,14 +88,18 @@ def probe_steps(step: Step, room: int) -> Steps:
     job = step.job
     job.config = job.config.model_copy(update={"learning_rate": STILL})
     works = [work_of(job, rows, step.budget) for _, rows in job.plan]
-    order = spread_out([work.positions for work in works])
+    offered = works[: sum(1 for done, _ in job.plan if done <= 1) or 1] if step.cache else works
+    order = spread_out([work.positions for work in offered])
     before = measured(lambda: None, job.device)[1].peak
+    fills: dict[int, Probe] = {}
 
     def take(number: int) -> Probe:
         step.state.step = number
+        if step.cache and number not in fills:
+            fills[number] = _fill(step, number)
         return Probe(works[number], 1, measured(step.take, job.device)[1])
 
-    take(order[0])  # pays for what all later steps use
+    take(order[0])  # pays for what all later steps use, as does what is filled for it
     small = take(order[0])
     fixed = before + _state_bytes(step)
     per_position = max(0.0, (small.cost.peak - fixed) / small.work.largest)
@@ -102,7 +115,43 @@ def probe_steps(step: Step, room: int) -> Steps:
         probes.append(take(order[1]))  # once more, as memory looks after a while
     top = max(probes, key=lambda probe: probe.cost.peak)
     per_position = max(per_position, (top.cost.peak - fixed) / top.work.largest) if fits else per_position
-    return Steps(probes, fixed, per_position, largest, fits)
+    found = Steps(probes, fixed, per_position, largest, fits)
+    if step.cache is None:
+        return found
+    answers = [_answer_kept(step, number) for number in (order[0], *fills)][1:]
+    to_keep = step.cache.size - step.cache.filled
+    return replace(found, fills=[*fills.values()][1:] or [*fills.values()], answers=answers, to_keep=to_keep)
+
+
+def fill_work(job: Job, rows: Sequence[int]) -> Passes:
+    """The passes that compute the states of rows which share a step of the first epoch."""
+    return work_of(job, rows, PASS)
+
+
+def _fill(step: Step, number: int) -> Probe:
+    """Compute what frozen blocks make of the rows of a step of the first epoch."""
+    job, cache, rows = step.job, step.cache, step.job.plan[number][1]
+    assert cache is not None
+    enter_training(job.model, job.method)
+    _, cost = measured(lambda: cache.fill([job.train[i] for i in rows]), job.device)
+    return Probe(fill_work(job, rows), 0, cost)
+
+
+def _answer_kept(step: Step, number: int) -> Probe:
+    """Answer the rows of a step from states that are kept."""
+    import torch
+
+    job, rows = step.job, step.job.plan[number][1]
+    job.model.module.eval()
+
+    def answer() -> None:
+        for group in micro_batches(rows, job.lengths, step.budget):
+            with feeding(step.cache, [job.train[i] for i in group]) as fed, computing(job.precision, job.device):
+                job.objective.terms(job.model.task, job.model.module, job.model.task.collate(fed).to(job.device))
+
+    with torch.no_grad():
+        _, cost = measured(answer, job.device)
+    return Probe(work_of(job, rows, step.budget), 0, cost)
 
 
 def _state_bytes(step: Step) -> int:

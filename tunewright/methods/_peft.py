@@ -42,6 +42,7 @@ class PeftMethod(Method):
                 wrapped = get_peft_model(model.module, config)
             except (ValueError, TypeError, NotImplementedError, AttributeError, KeyError) as error:
                 raise MethodError(f"PEFT cannot apply {config.peft_type.value} to this model: {error}") from error
+        _show_geometry(wrapped)
         _refuse_tied(wrapped)
         config.base_model_name_or_path = model.base
         model.module = wrapped
@@ -105,6 +106,18 @@ def _to_be_saved(module: Any) -> int:
     return count
 
 
+def _show_geometry(module: nn.Module) -> None:
+    """Let an adapted convolution tell its size, as the layer within does: MobileNets ask theirs, to pad for it."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from torch import nn
+
+    for layer in module.modules():
+        inner: Any = layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else None
+        if isinstance(inner, nn.Conv2d):
+            for name in ("kernel_size", "stride", "dilation"):
+                setattr(layer, name, getattr(inner, name))
+
+
 def _refuse_tied(module: Any) -> None:
     """An adapter on one of two tied tables would change both when it is merged, and one of them before."""
     from peft.tuners.tuners_utils import BaseTunerLayer
@@ -135,6 +148,7 @@ def attach_folder(model: Model, folder: Path) -> None:
         warnings.simplefilter("always")
         try:
             model.module = PeftModel.from_pretrained(model.module, str(folder))
+            _show_geometry(model.module)
             # Once more, for the account of what found no place, which PEFT keeps to itself.
             account: Any = set_peft_model_state_dict(model.module, load_peft_weights(str(folder)))
         except (ValueError, RuntimeError, TypeError, OSError, SafetensorError) as error:

@@ -71,8 +71,10 @@ class Adapter(Method):
         blocks = model.task.blocks(model.module)
         if not blocks:
             raise MethodError("This model has no list of blocks, so there is no place for adapters. Use method: lora.")
-        if any(isinstance(m, nn.Conv2d) for _, block in blocks for m in block.modules()):
-            yield from ((block, _channels(block)) for _, block in blocks)
+        convolving = [block for _, block in blocks if any(isinstance(m, nn.Conv2d) for m in block.modules())]
+        if convolving:
+            sizes = model.task.channels(model, convolving)  # type: ignore[attr-defined]
+            yield from zip(map(_last_of, convolving), sizes, strict=True)
             return
         size = model.task.width(model.module)
         for name, block in blocks:
@@ -171,11 +173,13 @@ def _adapted(module: Any, output: Any) -> Any:
     return output + module.bottleneck(output)
 
 
-def _channels(block: nn.Module) -> int:
-    """How many channels leave a block of convolutions: those of its last one."""
+def _last_of(block: nn.Module) -> nn.Module:
+    """What gives a block's output: of a `Sequential` its last module, since it would run a further child as well."""
     from torch import nn
 
-    return [m for m in block.modules() if isinstance(m, nn.Conv2d)][-1].out_channels
+    while isinstance(block, nn.Sequential):
+        block = block[-1]
+    return block
 
 
 def _output_of(parent: nn.Module, size: int, skip: set[int]) -> nn.Module:

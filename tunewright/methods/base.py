@@ -113,7 +113,8 @@ def is_batch_norm(module: nn.Module) -> bool:
 
 def moving_norms(module: nn.Module, method: Method) -> list[nn.Module]:
     """The batch norms that normalize by the rows of a step, so that its rows must go through them together."""
-    return [m for m in module.modules() if method.moves_statistics and is_batch_norm(m) and _trains(m)]
+    norms = [m for m in module.modules() if method.moves_statistics and is_batch_norm(m)]
+    return [m for m in norms if any(p.requires_grad for p in m.parameters(recurse=False))]  # an adapter may hang on it
 
 
 def frozen_prefix(model: Model) -> Iterator[nn.Module]:

@@ -88,5 +88,7 @@ def _matches(pattern: str, name: str) -> bool:
 
 def _layers(module: nn.Module, name: str, head: str) -> int:
     """How many layers with weights there are in a module, the head not among them."""
-    own = [inner for inner, m in module.named_modules(prefix=name) if any(p.ndim > 1 for p in m.parameters(recurse=False))]
+    own = [
+        inner for inner, m in module.named_modules(prefix=name) if any(p.ndim > 1 for p in m.parameters(recurse=False))
+    ]
     return sum(inner != head for inner in own)

@@ -59,16 +59,16 @@ class Classification(Task):
         return cls(sorted(names, key=natural_order), kind)
 
     def load(self, base: str, *, seed: int = 0, dtype: Any = None, weights: bool = True) -> Model:
-        import transformers
-
-        auto_class = getattr(transformers, self.auto_class)
         config = load_config(base)
+        auto_class = self.model_class(base, config)
         own = [str(name) for name in config.id2label.values()] if self._has_head(config) else []
         told = next((kind for kind, name in PROBLEM_TYPES.items() if name == config.problem_type), None)
         self._settle_labels(base, own, told)
         config.num_labels = len(self.labels)
         config.id2label = dict(enumerate(self.labels))
         config.label2id = {label: i for i, label in enumerate(self.labels)}
+        if hasattr(config, "label_names"):  # timm's word for them, which is what transformers writes for its models
+            config.label_names = self.labels
         config.problem_type = PROBLEM_TYPES[self.kind]
         if not weights:
             shape = without_weights(auto_class, config)
@@ -86,6 +86,12 @@ class Classification(Task):
             had = f" in place of the base's ({len(own)} classes)" if own else ""
             model.notices.append(f"A new head for {self._answers()}{had}.")
         return model
+
+    def model_class(self, base: str, config: Any) -> Any:
+        """The class that loads a base, as transformers' auto classes do."""
+        import transformers
+
+        return getattr(transformers, self.auto_class)
 
     @abstractmethod
     def processor(self, base: str, config: Any) -> Any:
@@ -314,11 +320,10 @@ class Classification(Task):
         return logits_BC.sigmoid() if self.kind == "multi_label" else logits_BC.softmax(-1)
 
     def head(self, module: nn.Module) -> list[str]:
-        """The children with parameters behind the one that holds the trunk's blocks."""
-        children = [name for name, child in module.named_children() if any(True for _ in child.parameters())]
-        blocks = self.blocks(module)
-        trunk = blocks[0][0].split(".")[0] if blocks else module.base_model_prefix
-        return children[children.index(trunk) + 1 :] if trunk in children else children
+        """All beside the trunk, or the last part where no part is called the trunk (CLIP, SigLIP)."""
+        trunk = str(module.base_model_prefix)
+        parts = [name for name, part in module.named_children() if any(True for _ in part.parameters())]
+        return [name for name in parts if name != trunk] if trunk in parts else parts[-1:]
 
 
 def label_kind(records: Sequence[Any]) -> str:

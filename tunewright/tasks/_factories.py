@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 NAME = re.compile(r"[^\W\d]\w*(\.\w+)*:[^\W\d]\w*(\.\w+)*(#\d+)?")
 
-ITSELF = "From Python, give the module itself: tw.train(base=module), tw.resume(RUN, base=module), tw.load(RUN, base=module)."
+ITSELF = "In Python, give the module itself: tw.train(base=module), tw.resume(RUN, base=module), tw.load(RUN, base=…)."
 
 _allowed: dict[str, str | None] = {}  # the factories that were named, and the folder that their code was found in
 _given: dict[str, Any] = {}  # modules, or functions that make them, that the caller has in hand
@@ -47,7 +47,8 @@ def give(name: str, module: Any) -> None:
 
     if isinstance(module, str) and is_factory(module):
         allow(module)
-        _given[name] = lambda: make(module)
+        if module != name:
+            _given[name] = _found(module)
     elif isinstance(module, nn.Module) or callable(module):
         _given[name] = module
     else:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from tunewright.errors import BaseModelError
 
 Channels = tuple[float, float, float]
 
@@ -61,3 +64,19 @@ class ModuleConfig(BaseModel):
         None, description="Names of the trunk's blocks, with * for any part: layer*.*; none: by rule."
     )
     image: Preprocessing = Field(Preprocessing(), description="How images are prepared for it.")
+
+
+def timm_preprocessing(config: dict[str, Any]) -> Preprocessing:
+    """What timm says of a model's images, so that they are prepared, varied and saved as for every other model.
+
+    Raises BaseModelError where it does anything else but resize and cut out the middle.
+    """
+    size, crop = config["input_size"][-1], config.get("crop_mode", "center")
+    if crop != "center" or size != config["input_size"][-2]:
+        raise BaseModelError(
+            f"This timm model wants images of {config['input_size']}, crop_mode {crop}: not supported."
+        )
+    return Preprocessing(
+        resize=math.floor(size / config.get("crop_pct", 1.0)), crop=size, interpolation=config["interpolation"],
+        mean=config["mean"], std=config["std"],
+    )  # fmt: skip

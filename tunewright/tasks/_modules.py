@@ -19,6 +19,7 @@ from tunewright.errors import BaseModelError
 from tunewright.tasks._blocks import named_blocks, nested_blocks
 from tunewright.tasks._factories import allow, make
 from tunewright.tasks._module_config import ModuleConfig
+from tunewright.tasks._module_head import find_head, first_line, layer_of, logits, replace_head
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 FILE, WEIGHTS = "module.json", "model.safetensors"
 NEAR = 0.01
 """Answers to the same image differ by rounding between machines, as a share of the largest logit, by no more."""
+
 
 class Layout(BaseModel):
     """What module.json says.
@@ -75,7 +77,7 @@ def laid_out(factory: str, config: ModuleConfig, seed: int = 0) -> nn.Module:
     allow(factory)
     module = make(factory, seed).float().eval()
     size = (config.image.crop, config.image.crop)
-    head, outputs = _find_head(module, factory, size, config.head)
+    head, outputs = find_head(module, factory, size, config.head)
     if config.labels is not None and len(config.labels) != outputs:
         raise BaseModelError(f"module.labels names {len(config.labels)} classes, and {factory} has {outputs} outputs.")
     blocks = named_blocks(module, config.blocks) if config.blocks else nested_blocks(module, head)
@@ -90,7 +92,7 @@ def load(folder: Path) -> tuple[nn.Module, Layout]:
     except (OSError, ValidationError) as error:
         raise BaseModelError(f"{folder / FILE} cannot be read: {error}") from error
     module = make(layout.factory).float().eval()
-    if _layer(module, layout.head) is None:
+    if layer_of(module, layout.head) is None:
         raise BaseModelError(f"{layout.factory} has no layer {layout.head} any more: {folder} was made by other code.")
     if layout.labels:
         replace_head(module, layout.head, len(layout.labels), seed=0)
@@ -113,7 +115,7 @@ def refuse_other_code(module: nn.Module, processor: Any, folder: Path) -> None:
 
 
 def save(module: nn.Module, labels: Sequence[str], kind: str, processor: Any, folder: Path) -> None:
-    """Write the folder of a module, tied weights under each of their names: `load_state_dict` takes the file as it is."""
+    """Write the folder of a module, tied weights under each of their names, as `load_state_dict` takes them."""
     from safetensors.torch import save_file
 
     layout = layout_of(module)
@@ -127,25 +129,6 @@ def save(module: nn.Module, labels: Sequence[str], kind: str, processor: Any, fo
     processor.save_pretrained(folder)
 
 
-def replace_head(module: nn.Module, head: str, outputs: int, seed: int) -> None:
-    """Put a new layer in the place of the head, in place, drawn from the seed."""
-    import torch
-    from torch import nn
-
-    layer = _layer(module, head)
-    assert layer is not None
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        if isinstance(layer, nn.Linear):
-            new: nn.Module = nn.Linear(layer.in_features, outputs, layer.bias is not None)
-        else:
-            new = nn.Conv2d(
-                layer.in_channels, outputs, layer.kernel_size, layer.stride, layer.padding, layer.dilation,
-                bias=layer.bias is not None, padding_mode=layer.padding_mode,
-            )  # fmt: skip
-    module.set_submodule(head, new)
-
-
 def refuse_fixed_outputs(module: nn.Module, processor: Any, outputs: int) -> None:
     """Raise BaseModelError where a module does not answer with what its new head gives: it counts on its old one."""
     layout = layout_of(module)
@@ -153,7 +136,7 @@ def refuse_fixed_outputs(module: nn.Module, processor: Any, outputs: int) -> Non
     try:
         found: object = len(_answer(module, processor)) or outputs
     except (RuntimeError, BaseModelError) as error:
-        found = _first_line(error)
+        found = first_line(error)
     if found != outputs:
         raise BaseModelError(
             f"With a head of {outputs} outputs, {layout.factory} does not answer with {outputs} logits ({found}). Let "
@@ -161,82 +144,10 @@ def refuse_fixed_outputs(module: nn.Module, processor: Any, outputs: int) -> Non
         )
 
 
-def logits(module: nn.Module, pixels_BCHW: Tensor) -> Tensor:
-    """[B, C], however a module gives them: as a tensor, also [B, C, 1, 1], or as `.logits`.
-
-    Raises BaseModelError for another answer.
-    """
-    from torch import Tensor
-
-    output = module(pixels_BCHW)
-    found = getattr(output, "logits", output)
-    if not isinstance(found, Tensor) or found.ndim < 2:
-        shape = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
-        raise BaseModelError(f"The module answers with {shape}, and has to answer with logits, [B, C].")
-    return found.flatten(1)
-
-
 def image_size(processor: Any) -> tuple[int, int]:
     """(height, width) of the images that a processor makes."""
     size = processor.crop_size if getattr(processor, "do_center_crop", False) else processor.size
     return int(size["height"]), int(size["width"])
-
-
-def _find_head(module: nn.Module, factory: str, size: tuple[int, int], wanted: str | None) -> tuple[str, int]:
-    """The last linear layer or convolution that runs, within the module `wanted` if that is named; and its outputs.
-
-    Raises BaseModelError where there is none, or where its outputs are not the module's.
-    """
-    import torch
-    from torch import nn
-
-    inside = [n for n, m in module.named_modules() if isinstance(m, nn.Linear | nn.Conv2d) and _within(n, wanted)]
-    if not inside:
-        where = f"module.head: {wanted} names no" if wanted else f"{factory} has no"
-        raise BaseModelError(f"{where} linear layer or convolution that could be its head.")
-    ran: list[str] = []
-    handles = [
-        module.get_submodule(name).register_forward_hook(lambda *_, name=name: ran.append(name)) for name in inside
-    ]
-    try:
-        with torch.no_grad():
-            outputs = logits(module, torch.zeros(1, 3, *size)).shape[1]
-    except BaseModelError as error:
-        raise BaseModelError(f"{factory}: {error}") from error
-    except Exception as error:
-        raise BaseModelError(
-            f"{factory} cannot be fed images of [B, 3, {size[0]}, {size[1]}] ({_first_line(error)}). Say in "
-            "module.image how it wants them."
-        ) from error
-    finally:
-        for handle in handles:
-            handle.remove()
-    name = ran[-1] if ran else inside[-1]
-    layer = _layer(module, name)
-    if layer is None or _outputs(layer) != outputs or not ran:
-        raise BaseModelError(
-            f"{factory} answers with {outputs} numbers, and its last layer, {name}, does not give them. Name the layer "
-            "that gives the logits, a linear one or a convolution: module.head."
-        )
-    return name, outputs
-
-
-def _within(name: str, wanted: str | None) -> bool:
-    return wanted is None or f"{name}.".startswith(f"{wanted}.")
-
-
-def _layer(module: nn.Module, name: str) -> nn.Linear | nn.Conv2d | None:
-    """The layer of a name; None where it is not there, or where something else is that has a forward of its own."""
-    from torch import nn
-
-    layer = dict(module.named_modules()).get(name)
-    plain = {nn.Linear: nn.Linear.forward, nn.Conv2d: nn.Conv2d.forward}
-    kind = next((kind for kind in plain if isinstance(layer, kind)), None)
-    return layer if kind and type(layer).forward is plain[kind] else None  # type: ignore[return-value]
-
-
-def _outputs(layer: Any) -> int:
-    return int(getattr(layer, "out_features", 0) or layer.out_channels)
 
 
 def _hang(module: Any, layout: Layout) -> None:
@@ -305,10 +216,6 @@ def _read(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except (SafetensorError, OSError) as error:
         raise BaseModelError(
-            f"{path} is no safetensors file ({_first_line(error)}). A pickle (.pt, .pth, .bin), which can run code when "
-            "it is loaded, is not opened: convert it on a machine you can lose."
+            f"{path} is no safetensors file ({first_line(error)}). A pickle (.pt, .pth, .bin), which can run code "
+            "when it is loaded, is not opened: convert it on a machine you can lose."
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]

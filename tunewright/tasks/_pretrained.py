@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tunewright.errors import BaseModelError
+from tunewright.errors import BaseModelError, MissingExtra
 from tunewright.tasks._quiet import quiet
 from tunewright.tasks.base import Model
 
@@ -19,6 +19,8 @@ def load_config(base: str) -> Any:
     with quiet():
         try:
             return AutoConfig.from_pretrained(base, trust_remote_code=False)
+        except ImportError as error:
+            raise MissingExtra(f"{base}, a timm model,", "timm") from error
         except (OSError, ValueError, KeyError) as error:
             raise BaseModelError(_missing(base, error)) from error
 

@@ -15,12 +15,17 @@ from tunewright.data.config import DataConfig
 from tunewright.data.kinds import LabelledImage
 from tunewright.data.pictures import Picture, as_picture
 from tunewright.data.rendered import Fitted
-from tunewright.errors import DataError
+from tunewright.errors import BaseModelError, DataError, MethodError, counted
 from tunewright.tasks import _modules
-from tunewright.tasks._blocks import blocks_of_names, trunk_blocks
+from tunewright.tasks._blocks import blocks_of_names, nested_blocks, trunk_blocks, unwrapped
 from tunewright.tasks._classification import Classification
+from tunewright.tasks._module_config import timm_preprocessing
+from tunewright.tasks._module_head import logits as module_logits
+from tunewright.tasks._module_head import replace_head
 from tunewright.tasks._modules import layout_of
 from tunewright.tasks._pretrained import load_image_processor
+from tunewright.tasks._zero_shot import HEAD as PROMPT_HEAD
+from tunewright.tasks._zero_shot import has_prompt_head, prompt_head_class, put_prompts, refuse_without_text
 from tunewright.tasks.base import Batch, Encoded, Model, Predictions
 
 if TYPE_CHECKING:
@@ -67,6 +72,7 @@ class ImageClassification(Classification):
     Args:
         labels: the class names; None keeps those of the base.
         kind: `single_label` (softmax), `multi_label` (a sigmoid a class) or `regression`.
+        templates: prompts with {label}, of which the text tower of a base makes the head that its tuning begins with.
     """
 
     name: ClassVar[str] = "image-classification"
@@ -74,24 +80,54 @@ class ImageClassification(Classification):
     architecture: ClassVar[str] = "ForImageClassification"
     data_kinds: ClassVar[tuple[str, ...]] = ("image",)
 
+    def __init__(
+        self, labels: Sequence[str] | None = None, kind: str = "single_label", templates: Sequence[str] = ()
+    ) -> None:
+        super().__init__(labels, kind)
+        self.templates = list(templates)
+
     def load(self, base: str, *, seed: int = 0, dtype: Any = None, weights: bool = True) -> Model:
-        if not _modules.is_module_folder(base):
-            return super().load(base, seed=seed, dtype=dtype, weights=weights)
+        if _modules.is_module_folder(base):
+            return self._load_module(base, seed, dtype)
+        model = super().load(base, seed=seed, dtype=dtype, weights=weights)
+        if self.templates and PROMPT_HEAD in model.new:
+            refuse_without_text(base, model.module.config)
+            put_prompts(model.module, base, self.labels, self.templates)
+            model.new = ()
+            prompts = counted(len(self.templates), "prompt")
+            model.notices = [f"A zero-shot head for {len(self.labels)} classes, of {prompts} for each."]
+        return model
+
+    def model_class(self, base: str, config: Any) -> Any:
+        if has_prompt_head(config):
+            return prompt_head_class(config)
+        if self.templates:
+            refuse_without_text(base, config)
+            return prompt_head_class(config)
+        return super().model_class(base, config)
+
+    def _load_module(self, base: str, seed: int, dtype: Any) -> Model:
         import torch
 
+        if self.templates:
+            raise BaseModelError("training.zero_shot needs a base with a text tower, and a torch module has none.")
         module, layout = _modules.load(Path(base))
         processor = load_image_processor(base)
         _modules.refuse_other_code(module, processor, Path(base))
         self._settle_labels(base, layout.labels, layout.kind)
         new = (layout.head,) if layout.labels != self.labels else ()
         if new:
-            _modules.replace_head(module, layout.head, len(self.labels), seed)
+            replace_head(module, layout.head, len(self.labels), seed)
             _modules.refuse_fixed_outputs(module, processor, len(self.labels))
         module.to(getattr(torch, dtype or "float32"))
         return self.begun(Model(module, processor, self, base, along=(layout.head,), new=new), layout.labels)
 
+    def _has_head(self, config: Any) -> bool:
+        return super()._has_head(config) or config.model_type == "timm_wrapper"
+
     def processor(self, base: str, config: Any) -> Any:
-        return load_image_processor(base)
+        found = load_image_processor(base)
+        return timm_preprocessing(found.data_config).processor() if hasattr(found, "data_config") else found
 
     def save(self, model: Model, folder: Path) -> None:
         if layout_of(model.module) is None:
@@ -100,12 +136,15 @@ class ImageClassification(Classification):
             _modules.save(model.module, self.labels, self.kind, model.processor, folder)
 
     def head(self, module: nn.Module) -> list[str]:
-        layout = layout_of(module)
-        return [layout.head] if layout else super().head(module)
+        if layout := layout_of(module):
+            return [layout.head]
+        return _timm_head(module) or super().head(module)
 
     def blocks(self, module: nn.Module) -> list[tuple[str, nn.Module]]:
-        layout = layout_of(module)
-        return blocks_of_names(module, layout.blocks) if layout else trunk_blocks(module)
+        layout, bare = layout_of(module), unwrapped(module)
+        timm = _timm_head(bare)
+        names = layout.blocks if layout else nested_blocks(bare, timm[0]) if timm else []
+        return blocks_of_names(module, names) if names else trunk_blocks(module)
 
     def unreadable(self, model: Model, record: Any) -> str | None:
         try:
@@ -149,13 +188,40 @@ class ImageClassification(Classification):
 
     def width(self, module: nn.Module) -> int:
         """The hidden size where there is one for all blocks, else what enters the head's last layer."""
-        hidden = getattr(getattr(module, "config", None), "hidden_size", None)
+        config = getattr(module, "config", None)
+        config = getattr(config, "vision_config", config)
+        hidden = getattr(config, "hidden_size", None)
         layer = self.final_layer(module)
         return int(hidden or getattr(layer, "in_features", 0) or layer.in_channels)
 
+    def channels(self, model: Model, blocks: Sequence[nn.Module]) -> list[int]:
+        """How many channels leave each of these blocks, by a forward pass of a black image.
+
+        Raises MethodError for a block that does not give [B, C, H, W] or [B, T, C].
+        """
+        import torch
+
+        size = _modules.image_size(model.processor) if layout_of(model.module) and model.processor else (224, 224)
+        found: dict[int, int] = {}
+
+        def note(block: nn.Module, _: object, output: Any) -> None:
+            first = output[0] if isinstance(output, tuple) else output
+            shape = list(getattr(first, "shape", ()))
+            if len(shape) not in (3, 4):
+                raise MethodError("The blocks of this model give no [B, C, H, W], so there is no place for adapters.")
+            found[id(block)] = shape[1] if len(shape) == 4 else shape[2]
+
+        handles = [block.register_forward_hook(note) for block in blocks]
+        like = next(model.module.parameters())
+        with torch.no_grad():
+            model.module.eval()(torch.zeros(1, 3, *size, device=like.device, dtype=like.dtype))
+        for handle in handles:
+            handle.remove()
+        return [found[id(block)] for block in blocks]
+
     def logits(self, module: nn.Module, batch: Batch) -> Tensor:
         if layout_of(module):
-            return _modules.logits(module, batch.inputs["pixel_values"]).float()
+            return module_logits(module, batch.inputs["pixel_values"]).float()
         return module(**batch.inputs).logits.float()
 
     def shown(self, given: Any) -> dict[str, Any]:
@@ -178,6 +244,13 @@ class ImageClassification(Classification):
         return example.source
 
 
+def _timm_head(module: Any) -> list[str]:
+    """The name of the layer that a timm model within transformers' wrapper calls its classifier."""
+    inner = getattr(module, "timm_model", None)
+    head = inner.get_classifier() if inner is not None else None
+    return [name for name, layer in module.named_modules() if layer is head]
+
+
 def _varied(example: Example, draw: Draw) -> Example:
     return replace(example, inputs={"pixel_values": replace(example.inputs["pixel_values"], draw=draw)})
 
@@ -188,6 +261,8 @@ def _positions(pixels: Sequence[Pixels]) -> tuple[int, tuple[int, int]]:
     Raises DataError where the processor makes images of several sizes.
     """
     shapes = {np.asarray(p).shape for p in pixels[:8]}
+    if any(len(shape) != 3 for shape in shapes):
+        raise BaseModelError("This model is fed patches in place of images (NaFlex), which is not supported.")
     if len(shapes) > 1:
         sizes = ", ".join(sorted(f"{w} × {h}" for _, h, w in shapes))
         raise DataError(

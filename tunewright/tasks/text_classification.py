@@ -89,10 +89,10 @@ class TextClassification(Classification):
     def classify(self, model: Model, given: Sequence[str | tuple[str, str]]) -> tuple[Predictions, set[int]]:
         check_texts(given)
         pairs = [text if isinstance(text, tuple) else (text, None) for text in given]
-        records = [Labelled(a, None, f"text {i}", text_pair=b) for i, (a, b) in enumerate(pairs)]
+        records = [Labelled(a, None, f"text {i}", text_pair=b) for i, (a, b) in enumerate(pairs, 1)]
         self.refuse_unreadable(model, records, "text")
         encoded = self.encode(model, records, DataConfig(train="-", overlength="truncate"))
-        return self.predict(model, encoded.examples), {int(s.split()[-1]) for s in encoded.overlength.truncated}
+        return self.predict(model, encoded.examples), {int(s.split()[-1]) - 1 for s in encoded.overlength.truncated}
 
 
 TASK = TextClassification

@@ -1,4 +1,4 @@
-"""`onnx`: a graph for onnxruntime, without a cache; the tokenizer lies beside it."""
+"""`onnx`: a graph for onnxruntime, without a cache; the tokenizer or image processor lies beside it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from tunewright.artifacts.foreign import ONNX
+from tunewright.artifacts.questions import built_in
 from tunewright.artifacts.targets.base import Target
+from tunewright.data.config import DataConfig
 from tunewright.errors import BaseModelError
 from tunewright.methods._peft import merge_adapter
 from tunewright.tasks.base import Model
@@ -19,7 +21,9 @@ ONE_FILE = 2**30  # bytes of weights; a graph of 2 GiB and more must keep them i
 
 
 class Onnx(Target):
-    """Inputs are those of the tokenizer, [B, T] int64; output `logits`, [B, T, V] or [B, C], fp32.
+    """Inputs are those of the tokenizer, [B, T] int64, or `pixel_values`, [B, 3, H, W] fp32, with any B and T.
+
+    Output `logits`, [B, T, V] or [B, C], fp32.
 
     Bottleneck adapters are part of the graph; PEFT's are merged.
     """
@@ -37,9 +41,9 @@ class Onnx(Target):
             merge_adapter(model)
         if hasattr(model.module, "set_experts_implementation"):
             model.module.set_experts_implementation("batched_mm")  # the others' shapes depend on the router's choice
-        sample = model.processor(["a b c d", "a b"], padding=True, return_tensors="pt")
+        sample, moving = _sample(model)
         names = list(sample)
-        axes = {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}
+        axes = dict.fromkeys(moving, Dim.DYNAMIC)
         small = sum(p.nbytes for p in model.module.parameters()) < ONE_FILE
         try:
             with _silent():
@@ -59,6 +63,14 @@ class Onnx(Target):
             raise BaseModelError(f"torch.onnx cannot export this architecture: {reason}") from error
         model.module.config.save_pretrained(folder)
         model.processor.save_pretrained(folder)
+
+
+def _sample(model: Model) -> tuple[dict[str, Any], tuple[int, ...]]:
+    """Two rows as the model is fed them, and the axes whose lengths may be others."""
+    if "image" in model.task.data_kinds:
+        examples = model.task.encode(model, built_in(model).records[:2], DataConfig(train="-")).examples
+        return model.task.collate(examples).inputs, (0,)
+    return dict(model.processor(["a b c d", "a b"], padding=True, return_tensors="pt")), (0, 1)
 
 
 def _logits(module: Any, names: list[str]) -> Any:

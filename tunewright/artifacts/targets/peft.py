@@ -10,6 +10,7 @@ from tunewright.artifacts.card import read_card
 from tunewright.artifacts.targets.base import Target
 from tunewright.errors import MethodError
 from tunewright.methods._lora_file import CONFIG
+from tunewright.tasks._zero_shot import HEAD as PROMPT_HEAD
 from tunewright.tasks.base import Model
 
 
@@ -26,6 +27,8 @@ class Peft(Target):
             raise MethodError("This model has no PEFT adapter: its own weights were trained. Export it as merged.")
 
     def write(self, model: Model, precision: str, folder: Path, weights: Path) -> None:
+        if hasattr(model.module, PROMPT_HEAD):
+            raise MethodError("PEFT cannot make a head of prompts, over which this adapter lies. Export it as merged.")
         shutil.copytree(weights, folder, dirs_exist_ok=True)
 
 

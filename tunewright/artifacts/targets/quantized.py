@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from tunewright.artifacts.targets.base import Target, dtype_of, merge, save_whole
 from tunewright.errors import BaseModelError, MethodError
 from tunewright.tasks._quiet import quiet
+from tunewright.tasks._zero_shot import HEAD as PROMPT_HEAD
 from tunewright.tasks.base import Model
 
 
@@ -40,6 +41,8 @@ class Quantized(Target):
         merge(model)
         if any(p.ndim == 3 and "experts" in name for name, p in model.module.named_parameters()):
             raise MethodError("torchao leaves the fused weights of experts as they are. Export it as merged, in bf16.")
+        if hasattr(model.module, PROMPT_HEAD):
+            raise MethodError("transformers reads no quantized image tower out of such a model. Export it as merged.")
         head = model.task.head(model.module)
         with TemporaryDirectory(dir=folder.parent) as place:
             whole = Path(place) / "whole"

@@ -1,0 +1,103 @@
+"""Small torch modules, as somebody would write them who never heard of this package; and some that are no use."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+SHIFT = 0.0  # what a change of the code would change
+
+
+class Fork(nn.Module):
+    """Two convolutions side by side, whose channels come out together."""
+
+    def __init__(self, channels: int, each: int) -> None:
+        super().__init__()
+        self.near, self.wide = nn.Conv2d(channels, each, 1), nn.Conv2d(channels, each, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self.near(x), self.wide(x)], 1).relu()
+
+
+class Net(nn.Module):
+    """A stem, three stages with batch norms, a linear head; `forward` has its own name for the images."""
+
+    def __init__(self, classes: int = 5) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.BatchNorm2d(8)
+        self.layer1 = nn.Sequential(Fork(8, 6), nn.BatchNorm2d(12))
+        self.layer2 = nn.Sequential(Fork(12, 8), nn.BatchNorm2d(16), nn.ReLU())
+        self.layer3 = nn.Sequential(nn.Conv2d(16, 16, 3, stride=2), nn.BatchNorm2d(16), Fork(16, 10))
+        self.fc = nn.Linear(20, classes)
+
+    def forward(self, picture: Tensor) -> Tensor:
+        x = self.norm(self.stem(picture)).relu() + SHIFT
+        return self.fc(self.layer3(self.layer2(self.layer1(x))).mean((2, 3)))
+
+
+class Convolving(nn.Module):
+    """No norm and no linear layer: the head is a convolution, and its answer has two edges of 1 left."""
+
+    def __init__(self, classes: int = 5) -> None:
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.ReLU(), Fork(8, 6), nn.MaxPool2d(2), Fork(12, 8))
+        self.classifier = nn.Sequential(nn.Dropout(0.1), nn.Conv2d(16, classes, 1), nn.AdaptiveAvgPool2d(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.features(x))
+
+
+class FixedView(Convolving):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).view(len(x), 5)
+
+
+class Maps(Convolving):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier[1](self.features(x))
+
+
+class Boxes(Net):
+    def forward(self, picture: Tensor) -> dict[str, Tensor]:  # type: ignore[override]
+        return {"boxes": super().forward(picture)}
+
+
+class Gray(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x).mean((2, 3))
+
+
+def net() -> nn.Module:
+    return Net()
+
+
+def lived(module: nn.Module) -> nn.Module:
+    """As if it had been trained: no zeros, no ones."""
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(7)
+        for name, tensor in module.state_dict().items():
+            if tensor.is_floating_point() and tensor.ndim == 1:
+                tensor.add_(0.2 * torch.rand_like(tensor))
+            elif "num_batches" in name:
+                tensor.fill_(7)
+    return module
+
+
+def lived_net() -> nn.Module:
+    return lived(Net())
+
+
+def with_arguments(classes: int) -> nn.Module:
+    return Net(classes)
+
+
+def a_number() -> int:
+    return 3
+
+
+def broken() -> nn.Module:
+    raise KeyError("nothing")

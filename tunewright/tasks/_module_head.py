@@ -1,0 +1,103 @@
+"""The layer of a torch module that gives its logits: found, and replaced for other classes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from tunewright.errors import BaseModelError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+def find_head(module: nn.Module, factory: str, size: tuple[int, int], wanted: str | None) -> tuple[str, int]:
+    """The last linear layer or convolution that runs, within the module `wanted` if that is named; and its outputs.
+
+    Raises BaseModelError where there is none, or where its outputs are not the module's.
+    """
+    import torch
+    from torch import nn
+
+    inside = [n for n, m in module.named_modules() if isinstance(m, nn.Linear | nn.Conv2d) and _within(n, wanted)]
+    if not inside:
+        where = f"module.head: {wanted} names no" if wanted else f"{factory} has no"
+        raise BaseModelError(f"{where} linear layer or convolution that could be its head.")
+    ran: list[str] = []
+    handles = [
+        module.get_submodule(name).register_forward_hook(lambda *_, name=name: ran.append(name)) for name in inside
+    ]
+    try:
+        with torch.no_grad():
+            outputs = logits(module, torch.zeros(1, 3, *size)).shape[1]
+    except BaseModelError as error:
+        raise BaseModelError(f"{factory}: {error}") from error
+    except Exception as error:
+        raise BaseModelError(
+            f"{factory} cannot be fed images of [B, 3, {size[0]}, {size[1]}] ({first_line(error)}). Say in "
+            "module.image how it wants them."
+        ) from error
+    finally:
+        for handle in handles:
+            handle.remove()
+    name = ran[-1] if ran else inside[-1]
+    layer = layer_of(module, name)
+    if layer is None or _outputs(layer) != outputs or not ran:
+        raise BaseModelError(
+            f"{factory} answers with {outputs} numbers, and its last layer, {name}, does not give them. Name the layer "
+            "that gives the logits, a linear one or a convolution: module.head."
+        )
+    return name, outputs
+
+
+def _within(name: str, wanted: str | None) -> bool:
+    return wanted is None or f"{name}.".startswith(f"{wanted}.")
+
+
+def layer_of(module: nn.Module, name: str) -> nn.Linear | nn.Conv2d | None:
+    """The layer of a name; None where it is not there, or where something else is that has a forward of its own."""
+    from torch import nn
+
+    layer = dict(module.named_modules()).get(name)
+    plain = (nn.Linear.forward, nn.Conv2d.forward)
+    return layer if isinstance(layer, nn.Linear | nn.Conv2d) and type(layer).forward in plain else None
+
+
+def _outputs(layer: Any) -> int:
+    return int(getattr(layer, "out_features", 0) or layer.out_channels)
+
+
+def replace_head(module: nn.Module, head: str, outputs: int, seed: int) -> None:
+    """Put a new layer in the place of the head, in place, drawn from the seed."""
+    import torch
+    from torch import nn
+
+    layer: Any = layer_of(module, head)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if isinstance(layer, nn.Linear):
+            new: nn.Module = nn.Linear(layer.in_features, outputs, layer.bias is not None)
+        else:
+            new = nn.Conv2d(
+                layer.in_channels, outputs, layer.kernel_size, layer.stride, layer.padding, layer.dilation,
+                bias=layer.bias is not None, padding_mode=layer.padding_mode,
+            )  # fmt: skip
+    module.set_submodule(head, new)
+
+
+def logits(module: nn.Module, pixels_BCHW: Tensor) -> Tensor:
+    """[B, C], however a module gives them: as a tensor, also [B, C, 1, 1], or as `.logits`.
+
+    Raises BaseModelError for another answer.
+    """
+    from torch import Tensor
+
+    output = module(pixels_BCHW)
+    found = getattr(output, "logits", output)
+    if not isinstance(found, Tensor) or found.ndim < 2:
+        shape = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        raise BaseModelError(f"The module answers with {shape}, and has to answer with logits, [B, C].")
+    return found.flatten(1)
+
+
+def first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]
