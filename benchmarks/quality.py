@@ -146,9 +146,8 @@ def early() -> Study:
         },
         {
             "full": {"type": "full"},
-            "freeze-1 (stem and layer1 frozen)": {"type": "freeze", "until": "layer2.0"},
-            "freeze-2 (up to layer2 frozen)": {"type": "freeze", "until": "layer3.0"},
-            "freeze-3 (all but the last block)": {"type": "freeze", "last": 1},
+            "freeze-1 (all before layer2 frozen)": {"type": "freeze", "until": "layer2.0"},
+            "freeze-2 (all before layer3 frozen)": {"type": "freeze", "until": "layer3.0"},
             "head": {"type": "head"},
         },
         ["accuracy"],
