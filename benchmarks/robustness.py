@@ -4,7 +4,8 @@
 
 Studies: sst2 (tuned on film reviews with and without `head_first`, shifted to customer reviews), again (the SST-2 model
 tuned once more on 500 customer reviews; the shift is what it could do before), stories (a story teller tuned on
-arithmetic; the shift is its own stories). Each run is appended to a JSON-lines file as soon as it is measured.
+arithmetic; the shift is its own stories), cifar (a ResNet-20 tuned on noisy pictures; the shifts are clean ones, and
+others that are spoilt otherwise). Each run is appended to a JSON-lines file as soon as it is measured.
 """
 
 from __future__ import annotations
@@ -21,13 +22,21 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from benchmarks.quality import SHARED, minilm
+from benchmarks.conditions import CONDITIONS, pictures
+from benchmarks.quality import SHARED, minilm, resnet20
 from benchmarks.workloads import read_jsonl
 
-METHODS: dict[str, Any] = {"full": {"type": "full"}, "lora": {"type": "lora", "rank": 16}}
+METHODS: dict[str, Any] = {
+    "full": {"type": "full"},
+    "lora": {"type": "lora", "rank": 16},
+    "freeze": {"type": "freeze", "last": 3},
+    "adapter": {"type": "adapter"},
+    "head": {"type": "head"},
+}
 TITLES = {
     "sst2": "MiniLM tuned on SST-2, shifted to customer reviews",
     "again": "An SST-2 model tuned again on 500 customer reviews; the shift is SST-2, what it could do before",
+    "cifar": "ResNet-20 of CIFAR-10 tuned on 3,000 pictures with noise (σ = .1), shifted to five other conditions",
     "stories": "stories260k tuned on GSM8K; the shift is its own stories (bits per token)",
 }
 
@@ -92,7 +101,23 @@ def stories(method: str, seed: int, place: Path) -> dict[str, Any]:
     }
 
 
-STUDIES = {"sst2": sst2, "again": again, "stories": stories}
+def cifar(method: str, seed: int, place: Path) -> dict[str, Any]:
+    data = SHARED / "data/cifar10"
+    return {
+        **resnet20(),
+        "data": {
+            "train": pictures(data / "train.parquet", "noise"),
+            "validation": 0.1,
+            "test": {name: pictures(data / "test.parquet", name) for name in CONDITIONS},
+        },
+        "method": METHODS[method],
+        "training": {"epochs": 5, "seed": seed},
+        "evaluation": {"before": False},
+        "output": str(place / f"cifar-{method}-{seed}"),
+    }
+
+
+STUDIES = {"sst2": sst2, "again": again, "stories": stories, "cifar": cifar}
 
 
 def trained(recipe: Mapping[str, Any]) -> Any:
