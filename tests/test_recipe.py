@@ -258,3 +258,15 @@ def test_a_sharp_in_a_value_begins_no_comment(tmp_path: Path) -> None:
     apply_overrides(document, ["evaluation.pattern=#### (.*)", "base=a#b", "data.columns={text: a} # a comment"])
     assert document["evaluation"]["pattern"] == "#### (.*)" and document["base"] == "a#b"
     assert document["data"]["columns"] == {"text": "a"}
+
+
+EXAMPLES = sorted((Path(__file__).parents[1] / "examples/recipes").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_an_example_is_a_recipe(path: Path) -> None:
+    read_recipe(path)
+
+
+def test_each_method_has_an_example() -> None:
+    assert {read_recipe(path).method.type for path in EXAMPLES} == set(METHODS)
