@@ -97,6 +97,11 @@ DAMAGED = (
 )
 
 
+def first_line(error: Exception) -> str:
+    """What an error of a library says, in one line of at most 300 characters."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]
+
+
 def counted(count: int, one: str, many: str = "") -> str:
     """`1 row`, `1,200 rows`; `many` where the plural is not the singular with an s."""
     return f"{count:,} {one if count == 1 else many or f'{one}s'}"

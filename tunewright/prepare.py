@@ -176,10 +176,9 @@ def prepare(recipe: Recipe, start: Path, rank: int = 0) -> Prepared:
     if unlearned and not any(p.requires_grad for p in model.module.get_output_embeddings().parameters()):
         model.notices.append(f"{unlearned}: answers may not end unless its row trains, as with method: lora or full.")
     if hasattr(task, "keep"):
-        encoded = {
-            name: replace(found, examples=task.keep(model, found.examples, recipe.data, device))
-            for name, found in encoded.items()
-        }
+        kept = task.keep(model, [found.examples for found in encoded.values()], recipe.data, device)
+        pairs = zip(encoded.items(), kept, strict=True)
+        encoded = {name: replace(found, examples=examples) for (name, found), examples in pairs}
     decided = decide(training, recipe.method, model, len(encoded["train"].examples), bool(rows.validation))
     if rows.validation and not rows.tests:
         notices.append("There is no test set: figures are on the validation rows, which also choose the weights.")

@@ -113,7 +113,12 @@ def thumbnail(picture: Picture, side: int = 144) -> str:
     small = max(image.size) <= side
     image.thumbnail((side, side))
     image.save(file, "PNG" if small else "JPEG", **({} if small else {"quality": 80}))
-    return f"data:image/{'png' if small else 'jpeg'};base64,{base64.b64encode(file.getvalue()).decode()}"
+    return data_url(file.getvalue(), "png" if small else "jpeg")
+
+
+def data_url(content: bytes, form: str) -> str:
+    """An image's file within a page; `form` is its format by its MIME name: png, jpeg, svg+xml."""
+    return f"data:image/{form};base64,{base64.b64encode(content).decode()}"
 
 
 def located(values: dict[str, Any], folder: Path) -> dict[str, Any]:

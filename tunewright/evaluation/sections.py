@@ -5,7 +5,6 @@ Every function takes what may be missing and gives an empty result for it; the t
 
 from __future__ import annotations
 
-import base64
 import json
 import math
 import statistics
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tunewright.data.pictures import data_url
 from tunewright.evaluation.charts import Chart, Points, Scale, line_chart
 from tunewright.evaluation.formats import (
     SHARES,
@@ -226,7 +226,7 @@ def drawn(run: Row, folder: Path) -> Pictures | None:
     file = BytesIO()
     sheet(prompts, names, images, side=192).save(file, "JPEG", quality=85)
     text = f"{'; '.join(prompts)}: each {', '.join(names)}."
-    return Pictures(f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}", text)
+    return Pictures(data_url(file.getvalue(), "jpeg"), text)
 
 
 def _when(name: str) -> float:
@@ -275,8 +275,7 @@ def robustness(found: Row | None, folder: Path) -> Robustness | None:
     columns, points = robustness_table(found)
     metric = found["metric"]
     rows = tuple((name, tuple(with_interval(metric, m) for m in figures), role) for name, figures, role in points)
-    data = base64.b64encode(picture.read_bytes()).decode()
-    return Robustness(sentence(found), tuple(columns), rows, f"data:image/svg+xml;base64,{data}")
+    return Robustness(sentence(found), tuple(columns), rows, data_url(picture.read_bytes(), "svg+xml"))
 
 
 # ---- What was trained, on which data, where -------------------------------------------------------------------------

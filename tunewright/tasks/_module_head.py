@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tunewright.errors import BaseModelError
+from tunewright.errors import BaseModelError, first_line
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -97,7 +97,3 @@ def logits(module: nn.Module, pixels_BCHW: Tensor) -> Tensor:
         shape = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
         raise BaseModelError(f"The module answers with {shape}, and has to answer with logits, [B, C].")
     return found.flatten(1)
-
-
-def first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from tunewright.errors import BaseModelError
+from tunewright.errors import BaseModelError, first_line
 from tunewright.tasks._blocks import named_blocks, nested_blocks
 from tunewright.tasks._factories import allow, make
 from tunewright.tasks._module_config import ModuleConfig
-from tunewright.tasks._module_head import find_head, first_line, layer_of, logits, replace_head
+from tunewright.tasks._module_head import find_head, layer_of, logits, replace_head
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

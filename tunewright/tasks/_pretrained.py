@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tunewright.errors import BaseModelError, MissingExtra
+from tunewright.errors import BaseModelError, MissingExtra, first_line
 from tunewright.tasks._quiet import quiet
 from tunewright.tasks.base import Model
 
@@ -34,7 +34,7 @@ def load_tokenizer(base: str) -> Any:
             tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise BaseModelError(
-                f"{base} has no tokenizer that can be read ({_first_line(error)}). Put tokenizer.json and "
+                f"{base} has no tokenizer that can be read ({first_line(error)}). Put tokenizer.json and "
                 "tokenizer_config.json beside the weights."
             ) from error
     if tokenizer.pad_token is None:
@@ -54,7 +54,7 @@ def load_image_processor(base: str) -> Any:
             return AutoImageProcessor.from_pretrained(base, trust_remote_code=False, backend="pil")
         except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
             raise BaseModelError(
-                f"{base} does not say how images are prepared for it ({_first_line(error)}). Put its "
+                f"{base} does not say how images are prepared for it ({first_line(error)}). Put its "
                 "preprocessor_config.json beside the weights."
             ) from error
 
@@ -126,15 +126,11 @@ def _known_types() -> set[str]:
 
 def _missing(base: str, error: Exception) -> str:
     if Path(base).exists():
-        return f"{base} cannot be loaded: {_first_line(error)}"
+        return f"{base} cannot be loaded: {first_line(error)}"
     return (
-        f"{base} is neither a folder here nor a model that could be fetched from the hub ({_first_line(error)}). "
+        f"{base} is neither a folder here nor a model that could be fetched from the hub ({first_line(error)}). "
         "Check the name and the connection, or give a local folder."
     )
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]
 
 
 def max_length(model: Model, wanted: int | None) -> int:

@@ -99,12 +99,10 @@ class ImageClassification(Classification):
         return model
 
     def model_class(self, base: str, config: Any) -> Any:
-        if has_prompt_head(config):
-            return prompt_head_class(config)
-        if self.templates:
+        if self.templates and not has_prompt_head(config):
             refuse_without_text(base, config)
-            return prompt_head_class(config)
-        return super().model_class(base, config)
+        prompted = self.templates or has_prompt_head(config)
+        return prompt_head_class(config) if prompted else super().model_class(base, config)
 
     def _load_module(self, base: str, seed: int, dtype: Any) -> Model:
         import torch

@@ -125,22 +125,12 @@ class TextToImage(Task):
         """Timestep and noise anew, images as `data.augment` says, captions left out as `data.caption_dropout` says."""
         return [replace(e, inputs={name: part.drawn(random) for name, part in e.inputs.items()}) for e in examples]
 
-    def keep(self, model: Model, examples: Sequence[Example], data: Any, device: Any) -> list[Example]:
+    def keep(self, model: Model, sets: Sequence[Sequence[Example]], data: Any, device: Any) -> list[list[Example]]:
         """The rows with what is computed once and kept, as `data` says. Raises RecipeError: see `Keeper`."""
         if not (data.cache_latents or data.cache_captions):
-            return list(examples)
+            return [list(examples) for examples in sets]
         keeper = Keeper(model_of(model.module), data.cache_latents, data.cache_captions, device)
-        return [
-            replace(
-                e,
-                inputs={
-                    **e.inputs,
-                    "view": keeper.view(e.inputs["view"]),
-                    "caption": keeper.caption(e.inputs["caption"]),
-                },
-            )
-            for e in examples
-        ]
+        return [[_with_kept(e, keeper) for e in examples] for examples in sets]
 
     def collate(self, examples: Sequence[Example]) -> Batch:
         """Rows of one shape are stacked; a batch of several shapes has each on its own, in this order."""
@@ -326,6 +316,11 @@ def tokenized(feed: Feed, texts: Sequence[str]) -> list[np.ndarray]:
         for tokenizer in feed.tokenizers
     ]
     return [np.array(rows, dtype=np.int64) for rows in zip(*each, strict=True)]
+
+
+def _with_kept(example: Example, keeper: Keeper) -> Example:
+    view, caption = keeper.view(example.inputs["view"]), keeper.caption(example.inputs["caption"])
+    return replace(example, inputs={**example.inputs, "view": view, "caption": caption})
 
 
 def _stacked(examples: Sequence[Example]) -> dict[str, np.ndarray]:
