@@ -12,7 +12,6 @@ from PIL import Image
 
 import tunewright as tw
 from tests.runs import recipe
-from tests.tiny import make_base
 from tunewright.cli import app
 from tunewright.errors import BaseModelError, DataError, RecipeError
 
@@ -20,8 +19,8 @@ SHORT: dict[str, Any] = {"steps": 2, "seed": 3}
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(make_base(tmp_path_factory.mktemp("base") / "sdxl", "sdxl"))
+def base(tiny_base: Any) -> str:
+    return str(tiny_base("sdxl"))
 
 
 @pytest.fixture(scope="module")

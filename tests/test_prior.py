@@ -15,7 +15,7 @@ from PIL import Image
 import tunewright as tw
 from tests.contracts.steps import prepared
 from tests.runs import left_behind, recipe, stop_at
-from tests.tiny import captioned, make_base, rows_for
+from tests.tiny import captioned, rows_for
 from tunewright.engine.loop import Step
 from tunewright.engine.processes import Processes
 from tunewright.engine.state import TrainState
@@ -26,8 +26,8 @@ TASK = "text-to-image"
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(make_base(tmp_path_factory.mktemp("base") / "sd1", "sd1"))
+def base(tiny_base: Any) -> str:
+    return str(tiny_base("sd1"))
 
 
 def of_the_class(count: int = 4) -> list[dict[str, Any]]:

@@ -19,8 +19,8 @@ from tunewright.methods._diffusers_file import evened, read_lora, write_kohya
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(make_base(tmp_path_factory.mktemp("base") / "sdxl", "sdxl"))
+def base(tiny_base: Any) -> str:
+    return str(tiny_base("sdxl"))
 
 
 @pytest.fixture(scope="module")

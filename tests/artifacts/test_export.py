@@ -103,22 +103,6 @@ def scale(folder: Path) -> None:
     path.write_text(json.dumps({**config, "lora_alpha": config["lora_alpha"] / 2}))
 
 
-@pytest.fixture
-def damaged(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Damage], None]:
-    """`damaged("onnx", one_weight)`: what the target writes is damaged before it is verified."""
-
-    def damage(target: str, harm: Damage) -> None:
-        write = type(TARGETS[target]).write
-
-        def harmed(self: Any, model: Any, precision: str, folder: Path, weights: Path) -> None:
-            write(self, model, precision, folder, weights)
-            harm(folder)
-
-        monkeypatch.setattr(type(TARGETS[target]), "write", harmed)
-
-    return damage
-
-
 TEXT = {name: target for name, target in TARGETS.items() if "text-generation" in target.tasks}
 PAIRS = [(name, precision) for name, target in TEXT.items() for precision in target.precisions]
 CASES = [

@@ -67,22 +67,6 @@ def other_statistics(folder: Path) -> None:
     save_file({**tensors, name: torch.zeros_like(tensors[name])}, path, metadata={"format": "pt"})
 
 
-@pytest.fixture
-def damaged(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Damage], None]:
-    """`damaged("onnx", other_means)`: what the target writes is damaged before it is verified."""
-
-    def damage(target: str, harm: Damage) -> None:
-        write = type(TARGETS[target]).write
-
-        def harmed(self: Any, model: Any, precision: str, folder: Path, weights: Path) -> None:
-            write(self, model, precision, folder, weights)
-            harm(folder)
-
-        monkeypatch.setattr(type(TARGETS[target]), "write", harmed)
-
-    return damage
-
-
 PLACES = ("peft", "merged", "quantized", "onnx")
 CASES = [
     *[(target, "vit", in_another_order, "of its classes have") for target in PLACES],

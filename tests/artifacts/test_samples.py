@@ -10,15 +10,14 @@ import pytest
 
 import tunewright as tw
 from tests.runs import left_behind, recipe, stop_at
-from tests.tiny import make_base
 from tunewright.errors import Interrupted, RecipeError
 
 PROMPTS = {"prompts": ["a red wall", "a green wall"], "image_steps": 2, "samples": 0}
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(make_base(tmp_path_factory.mktemp("base") / "sdxl", "sdxl"))
+def base(tiny_base: Any) -> str:
+    return str(tiny_base("sdxl"))
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 import tunewright as tw
 from tests.pipelines import diffusers
 from tests.runs import left_behind, recipe, stop_at
-from tests.tiny import captioned, make_base
+from tests.tiny import captioned
 from tunewright.errors import BaseModelError, DataError, Interrupted, MethodError, RecipeError
 from tunewright.methods.textual_inversion import EMBEDS
 
@@ -27,8 +27,8 @@ def rows(count: int = 12) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module", params=["sd1", "sdxl"])
-def base(request: Any, tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(make_base(tmp_path_factory.mktemp("base") / request.param, request.param))
+def base(request: Any, tiny_base: Any) -> str:
+    return str(tiny_base(request.param))
 
 
 @pytest.fixture(scope="module")
