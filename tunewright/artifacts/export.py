@@ -32,6 +32,7 @@ from tunewright.artifacts.targets import TARGETS, Target
 from tunewright.artifacts.verify import Comparison, Limits, compare, limits_for
 from tunewright.errors import DAMAGED, BaseModelError, OutputError, RecipeError, VerificationError
 from tunewright.methods._peft import layers_off
+from tunewright.tasks._factories import is_given
 from tunewright.tasks._modules import layout_of
 from tunewright.tasks.base import Model
 
@@ -83,11 +84,7 @@ def _export(where: str | Path, target: str, folder: Path, precision: str | None,
     _refuse_task(chosen, infer_task(str(where)))
     chosen.check(weights, precision)
     model = load(where)
-    if layout_of(model.module):
-        raise BaseModelError(
-            f"{where} is a torch module, which the libraries of no target know. {weights} has its weights as "
-            "load_state_dict takes them, or as PEFT loads them over the module."
-        )
+    _refuse_module(chosen, model)
     if _is_pipeline(model):
         asked = noise_questions(model, held_out, read_card(weights))
     else:
@@ -142,7 +139,10 @@ def _judge(model: Model, questions: Mapping[str, Any], limits: Limits) -> Callab
         reader = foreign.Diffusers(model.task.pipeline(model))  # type: ignore[attr-defined]
     else:
         labels = getattr(model.task, "labels", [])
-        reader = foreign.Torch(model.module, model.processor, questions["stop"], labels=labels)
+        if questions["module"]:
+            reader = foreign.Module(model.module, model.processor, labels)
+        else:
+            reader = foreign.Torch(model.module, model.processor, questions["stop"], labels=labels)
     trained = foreign.answers(reader, questions)
     trained = replace(trained, prompts=questions["prompts"], pixels=questions["pixels"])  # as training fed them
     if not all(np.isfinite(logits).all() for logits in trained.logits):
@@ -164,6 +164,21 @@ def _refuse_task(target: Target, task: str) -> None:
     others = [name for name, one in TARGETS.items() if task in one.tasks]
     if target.name not in others:
         raise BaseModelError(f"A model for {task} has no form {target.name}. Possible: {', '.join(others)}.")
+
+
+def _refuse_module(target: Target, model: Model) -> None:
+    """Raises BaseModelError for a torch module that the target's libraries do not run, or cannot make."""
+    layout = layout_of(model.module)
+    if layout is None:
+        return
+    if not target.of_modules:
+        others = [name for name, one in TARGETS.items() if one.of_modules]
+        raise BaseModelError(f"A torch module has no form {target.name}. Possible: {', '.join(others)}.")
+    if target.by_code and is_given(layout.factory):
+        raise BaseModelError(
+            f"{layout.factory} is an object of this process, which nobody else could make: {target.name} needs a run "
+            "whose base is package.module:factory. A graph needs none: --to onnx."
+        )
 
 
 def in_a_fresh_process(target: str, folder: Path, questions: Mapping[str, Any]) -> Answers:

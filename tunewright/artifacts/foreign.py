@@ -14,9 +14,11 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
 from io import BytesIO
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -30,6 +32,7 @@ THREADS = int(os.environ.get("OMP_NUM_THREADS", 0))  # 0: as many as the library
 GGUF = "model.gguf"
 CARD = "tunewright.json"
 ONNX = "model.onnx"
+MODULE = "module.json"
 
 
 @dataclass(frozen=True)
@@ -170,6 +173,42 @@ def prompt_tokens(tokenizer: Any, asked: Mapping[str, Any]) -> list[int]:
     return list(tokenizer(asked["text"], asked.get("text_pair"), **cut)["input_ids"])
 
 
+class Module(Torch):
+    """A torch module of the user's own, which answers with logits, also [B, C, 1, 1], or with something of theirs."""
+
+    def __init__(self, module: Any, processor: Any, labels: Sequence[str], by: Sequence[str] = ()) -> None:
+        super().__init__(module, processor, by=["torch", *by], labels=labels)
+
+    def logits(self, row: Row) -> np.ndarray:
+        import torch
+
+        like = next(self.module.parameters())
+        with torch.inference_mode():
+            found = self.module(torch.from_numpy(fed(self.processor, row)["pixel_values"]).to(like))
+        return getattr(found, "logits", found).flatten(1)[0].float().cpu().numpy()
+
+
+def make_module(told: Mapping[str, str], folder: Path, classes: int) -> Any:
+    """The user's own module with a head of so many classes, and the weights in `folder` but for another head's.
+
+    Args:
+        told: its `factory`, package.module:factory; `code`, the folder that it is found in; `layer`, its head's name.
+    """
+    from safetensors.torch import load_file
+    from torch import nn
+
+    sys.path.append(told["code"])
+    place, _, name = told["factory"].partition(":")
+    module = attrgetter(name)(import_module(place))()
+    head = module.get_submodule(told["layer"])
+    for part, parameter in list(head.named_parameters()):
+        setattr(head, part, nn.Parameter(parameter.new_zeros(classes, *parameter.shape[1:])))
+    state = load_file(folder / "model.safetensors")
+    own = {key: t for key, t in state.items() if not key.startswith(f"{told['layer']}.") or len(t) == classes}
+    module.load_state_dict(own, strict=len(own) == len(state))
+    return module.to(own[f"{told['layer']}.weight"].dtype if len(own) == len(state) else None)
+
+
 class Diffusers:
     """A pipeline of diffusers': what its U-Net predicts of a noisy latent, told by its own text encoders."""
 
@@ -235,6 +274,9 @@ def _teach_word(pipeline: Any, file: Path, token: str) -> None:
 def read_transformers(folder: Path, questions: Mapping[str, Any]) -> Reader:
     if (folder / "model_index.json").is_file():
         return read_pipeline(folder, questions)
+    if told := questions["module"]:
+        labels = json.loads((folder / MODULE).read_text())["labels"]
+        return Module(make_module(told, folder, questions["labels"]), read_processor(folder, questions), labels)
     import transformers
 
     by = ["torchao"] if "quantization_config" in json.loads((folder / "config.json").read_text()) else []
@@ -275,6 +317,9 @@ def read_peft(folder: Path, questions: Mapping[str, Any]) -> Reader:
     processor = read_processor(folder, questions)
     head = {"num_labels": questions["labels"], "ignore_mismatched_sizes": True} if questions["labels"] else {}
     labels = json.loads((folder / CARD).read_text()).get("labels", []) if questions["labels"] else []
+    if told := questions["module"]:
+        base = make_module(told, Path(told["base"]), questions["labels"])
+        return Module(PeftModel.from_pretrained(base, folder), processor, labels, ["peft"])
     base = getattr(transformers, questions["auto"]).from_pretrained(
         config["base_model_name_or_path"], dtype="float32", **head
     )
@@ -297,7 +342,10 @@ class Onnx:
         self.session = onnxruntime.InferenceSession(folder / ONNX, options, providers=["CPUExecutionProvider"])
         self.names = [one.name for one in self.session.get_inputs()]
         self.processor = read_processor(folder, questions)
-        self.labels = named(AutoConfig.from_pretrained(folder))
+        if questions["module"]:
+            self.labels = json.loads(self.session.get_modelmeta().custom_metadata_map["labels"])
+        else:
+            self.labels = named(AutoConfig.from_pretrained(folder))
         self.stop = questions["stop"]
         self.by = [f"onnxruntime {onnxruntime.__version__}"]
 

@@ -27,6 +27,8 @@ from tunewright.data.messages import for_template, weight_of
 from tunewright.data.pictures import Picture
 from tunewright.data.render import Renderer
 from tunewright.errors import DataError
+from tunewright.tasks._factories import code_of
+from tunewright.tasks._modules import layout_of
 from tunewright.tasks._pretrained import max_length
 from tunewright.tasks._zero_shot import HEAD as PROMPT_HEAD
 from tunewright.tasks._zero_shot import TOWERS
@@ -120,8 +122,17 @@ def make_questions(model: Model, held_out: HeldOut | None) -> dict[str, Any]:
         "auto": TOWERS[model.module.config.model_type] if prompted else AUTO[model.task.name],
         "head": PROMPT_HEAD if prompted else "",
         "labels": len(getattr(model.task, "labels", [])),
+        "module": _module(model),
         **(_of_images(records, examples) if kind == "image" else _of_texts(model, records, examples)),
     }
+
+
+def _module(model: Model) -> dict[str, str]:
+    """How a torch module's users make it; nothing for a model of transformers."""
+    layout = layout_of(model.module)
+    if layout is None:
+        return {}
+    return {"factory": layout.factory, "code": code_of(layout.factory) or "", "layer": layout.head, "base": model.base}
 
 
 def _of_images(records: Sequence[Any], examples: Sequence[Example]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ The module itself stays as it is; what the folder says of it hangs on it as a `L
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -164,8 +165,10 @@ def _answer(module: nn.Module, processor: Any) -> list[float]:
     """The logits for an image of noise that is always the same; nothing where a second answer differs."""
     import torch
 
-    was, device = module.training, next(module.parameters())
-    noise = torch.randn(1, 3, *image_size(processor), generator=torch.Generator().manual_seed(0)).to(device)
+    was, like = module.training, next(module.parameters())
+    noise = torch.randn(1, 3, *image_size(processor), generator=torch.Generator().manual_seed(0)).to(like.device)
+    if like.dtype != torch.float32:  # as `load` will make it
+        module = copy.deepcopy(module).float()
     with torch.no_grad():
         module.eval()
         one, again = (logits(module, noise)[0].float().tolist() for _ in range(2))

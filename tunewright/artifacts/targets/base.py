@@ -21,6 +21,8 @@ class Target(ABC):
 
     Class attributes:
         tasks: the tasks whose models have this form.
+        of_modules: whether any torch module has this form;
+        by_code: and whether its users make the module by its factory first.
         precisions: those that the target has; the first is the default.
         needs: the packages that write and run it.
         extra: the extra of Tunewright that brings them.
@@ -28,6 +30,8 @@ class Target(ABC):
 
     name: ClassVar[str]
     tasks: ClassVar[tuple[str, ...]] = ("text-generation", "text-classification", "image-classification")
+    of_modules: ClassVar[bool] = False
+    by_code: ClassVar[bool] = False
     precisions: ClassVar[tuple[str, ...]]
     needs: ClassVar[tuple[str, ...]] = ()
     extra: ClassVar[str] = ""

@@ -11,6 +11,8 @@ from tunewright.tasks.base import Model
 
 class Merged(Target):
     name: ClassVar[str] = "merged"
+    of_modules: ClassVar[bool] = True
+    by_code: ClassVar[bool] = True
     tasks: ClassVar[tuple[str, ...]] = (*Target.tasks, "text-to-image")
     precisions: ClassVar[tuple[str, ...]] = ("fp32", "bf16", "fp16")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import warnings
 from collections.abc import Iterator
@@ -15,6 +16,8 @@ from tunewright.artifacts.targets.base import Target
 from tunewright.data.config import DataConfig
 from tunewright.errors import BaseModelError
 from tunewright.methods._peft import merge_adapter
+from tunewright.tasks._module_head import logits as module_logits
+from tunewright.tasks._modules import layout_of
 from tunewright.tasks.base import Model
 
 ONE_FILE = 2**30  # bytes of weights; a graph of 2 GiB and more must keep them in a file beside it
@@ -25,10 +28,12 @@ class Onnx(Target):
 
     Output `logits`, [B, T, V] or [B, C], fp32.
 
-    Bottleneck adapters are part of the graph; PEFT's are merged.
+    Bottleneck adapters are part of the graph; PEFT's are merged. The classes of a torch module, which has no
+    config.json, are in the graph's metadata, as JSON: `labels`.
     """
 
     name: ClassVar[str] = "onnx"
+    of_modules: ClassVar[bool] = True
     precisions: ClassVar[tuple[str, ...]] = ("fp32",)
     needs: ClassVar[tuple[str, ...]] = ("onnx", "onnxscript", "onnxruntime")
     extra: ClassVar[str] = "onnx"
@@ -47,21 +52,23 @@ class Onnx(Target):
         small = sum(p.nbytes for p in model.module.parameters()) < ONE_FILE
         try:
             with _silent():
-                torch.onnx.export(
-                    _logits(model.module, names),
+                program: Any = torch.onnx.export(
+                    _logits(model, names),
                     tuple(sample[name] for name in names),
-                    folder / ONNX,
                     input_names=names,
                     output_names=["logits"],
                     dynamic_shapes=(tuple(axes for _ in names),),
-                    external_data=not small,
                     verbose=False,
                     dynamo=True,
                 )
         except (torch.onnx.OnnxExporterError, RuntimeError) as error:
             reason = str(error.__cause__ or error).strip().splitlines()[0]
             raise BaseModelError(f"torch.onnx cannot export this architecture: {reason}") from error
-        model.module.config.save_pretrained(folder)
+        if layout_of(model.module) is None:
+            model.module.config.save_pretrained(folder)
+        else:
+            program.model.metadata_props["labels"] = json.dumps(getattr(model.task, "labels", []))
+        program.save(folder / ONNX, external_data=not small)
         model.processor.save_pretrained(folder)
 
 
@@ -73,9 +80,11 @@ def _sample(model: Model) -> tuple[dict[str, Any], tuple[int, ...]]:
     return dict(model.processor(["a b c d", "a b"], padding=True, return_tensors="pt")), (0, 1)
 
 
-def _logits(module: Any, names: list[str]) -> Any:
-    """The module as a function of its inputs, in order."""
+def _logits(model: Model, names: list[str]) -> Any:
+    """The logits as a function of the inputs, in order."""
     from torch import nn
+
+    module, bare = model.module, layout_of(model.module) is not None
 
     class Logits(nn.Module):
         def __init__(self) -> None:
@@ -83,9 +92,11 @@ def _logits(module: Any, names: list[str]) -> Any:
             self.module = module
 
         def forward(self, *inputs: Any) -> Any:
+            if bare:
+                return module_logits(self.module, *inputs)
             return self.module(**dict(zip(names, inputs, strict=True)), **cache).logits
 
-    cache = {"use_cache": False} if getattr(module.config, "use_cache", False) else {}
+    cache = {"use_cache": False} if not bare and getattr(module.config, "use_cache", False) else {}
     return Logits().eval()
 
 

@@ -16,6 +16,8 @@ from tunewright.tasks.base import Model
 
 class Peft(Target):
     name: ClassVar[str] = "peft"
+    of_modules: ClassVar[bool] = True
+    by_code: ClassVar[bool] = True
     precisions: ClassVar[tuple[str, ...]] = ("fp32",)
 
     def check(self, weights: Path, precision: str) -> None:
