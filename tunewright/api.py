@@ -19,6 +19,7 @@ from tunewright.artifacts.load import infer_task, shape_of, use_module
 from tunewright.artifacts.questions import HeldOut
 from tunewright.artifacts.start import parse_point
 from tunewright.data.config import DataConfig, Location
+from tunewright.data.glance import glance
 from tunewright.data.kinds import Conversation
 from tunewright.data.messages import check_prompt
 from tunewright.data.records import load_records
@@ -33,7 +34,7 @@ from tunewright.evaluation.paired import is_finite
 from tunewright.folder import Run, new_folder, open_run, refuse_lost
 from tunewright.launch import launch
 from tunewright.methods.base import parameter_count
-from tunewright.prepare import read_rows
+from tunewright.prepare import read_rows, task_of_rows
 from tunewright.recipe import Recipe, checked, located, make_recipe, read_document
 from tunewright.tasks import task_class
 from tunewright.tasks._factories import is_factory, is_given, name_of
@@ -326,13 +327,15 @@ def _held_out(where: str | Path, rows: Location | None) -> HeldOut | None:
 
 
 def dry_run(recipe: Recipe | dict[str, Any]) -> dict[str, Any]:
-    """What a recipe would train, from the shapes of its base alone: no weights are loaded and no rows read.
+    """What a recipe would train, from the shapes of its base alone: no weights are loaded.
 
-    A task that is not given is the one that the base tells, or text-classification with two classes for an encoder.
+    Of the rows no more than the first are looked at, where they are here: they tell the task that is not given. Else
+    the base tells it, by what it was made for or by the head that transformers has for its kind.
     """
     chosen = recipe if isinstance(recipe, Recipe) else make_recipe(recipe)
     task, notices = _shape_of_task(chosen)
     model = _module_shape(chosen, task) if is_factory(chosen.base) else task.load(shape_of(chosen.base), weights=False)
+    chosen.method.extend(model)
     total = parameter_count(model.module)
     chosen.method.attach(model)
     counts = describe_parameters(model.module, total)
@@ -381,15 +384,17 @@ def _answered(kind: str, labels: Sequence[str], output_C: Any) -> dict[str, Any]
 def _shape_of_task(recipe: Recipe) -> tuple[Any, list[str]]:
     name, notices = recipe.task, []
     if name == "auto":
-        try:
-            name = infer_task(recipe.base)
-        except BaseModelError:
-            name = "text-classification"
-        notices.append(f"Task: {name}, by the base.")
-    if name == "text-classification":
-        notices.append("The head is counted with two classes; no rows are read in a dry run.")
-        return task_class(name)(["0", "1"]), notices
-    return task_class(name)(), notices
+        kind = glance(recipe.data.train, recipe.data)
+        name = task_of_rows(kind) or infer_task(recipe.base, by_kind=True)
+        notices.append(f"Task: {name}, by the {'rows' if task_of_rows(kind) else 'base'}.")
+    chosen = task_class(name)
+    if not hasattr(chosen, "from_records") or is_factory(recipe.base):
+        return chosen(), notices
+    notices.append("The head is counted with two classes; no labels are read in a dry run.")
+    task = chosen(["0", "1"])
+    if recipe.training.zero_shot and hasattr(task, "templates"):
+        task.templates = recipe.training.zero_shot
+    return task, notices
 
 
 def _module_shape(recipe: Recipe, task: Any) -> Model:

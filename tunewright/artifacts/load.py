@@ -24,7 +24,7 @@ from tunewright.tasks import task_class
 from tunewright.tasks._factories import allow, give, is_factory
 from tunewright.tasks._modules import FILE, is_module_folder
 from tunewright.tasks._pipeline import is_pipeline
-from tunewright.tasks._pretrained import load_config, load_tokenizer
+from tunewright.tasks._pretrained import load_config, load_tokenizer, task_with_head
 from tunewright.tasks.base import Model, Task
 from tunewright.tasks.text_generation import grow_vocabulary
 
@@ -155,8 +155,12 @@ def is_adapter(folder: Path) -> bool:
     return any((folder / name).is_file() for name in named)
 
 
-def infer_task(base: str) -> str:
-    """The task that a model says it was made for. Raises BaseModelError where that is none of ours."""
+def infer_task(base: str, by_kind: bool = False) -> str:
+    """The task that a model says it was made for. Raises BaseModelError where that is none of ours.
+
+    Args:
+        by_kind: for a trunk that was made for none, the task that transformers has a head for on models of its kind.
+    """
     folder = weights_folder(base)
     if is_adapter(folder):
         return card_of_adapter(folder).task
@@ -167,13 +171,16 @@ def infer_task(base: str) -> str:
         return "image-classification"
     if is_pipeline(str(folder)):
         return "text-to-image"
-    architectures = load_config(str(folder) if folder.exists() else base).architectures or []
+    config = load_config(str(folder) if folder.exists() else base)
+    architectures = config.architectures or []
     if any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in architectures):
         return "text-generation"
     if any(name.endswith("ForSequenceClassification") for name in architectures):
         return "text-classification"
     if any(name.endswith("ForImageClassification") for name in architectures):
         return "image-classification"
+    if by_kind and (found := task_with_head(config)):
+        return found
     raise BaseModelError(
         f"{base} does not tell what it is for ({', '.join(architectures) or 'no architecture'}). Give the task."
     )
