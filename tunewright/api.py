@@ -398,10 +398,11 @@ def _shape_of_task(recipe: Recipe) -> tuple[Any, list[str]]:
 
 
 def _module_shape(recipe: Recipe, task: Any) -> Model:
-    module = laid_out(recipe.base, recipe.module or ModuleConfig())
+    said = recipe.module or ModuleConfig()
+    module = laid_out(recipe.base, said)
     layout = layout_of(module)
     assert layout is not None
-    return Model(module, None, task, recipe.base, along=(layout.head,))
+    return Model(module, said.image.processor(), task, recipe.base, along=(layout.head,))
 
 
 def plain(value: Any) -> Any:
