@@ -99,7 +99,7 @@ def composed(recipe: Recipe | Mapping[str, Any] | str | Path | None, fields: Map
     return chosen
 
 
-def resume(where: str | Path, *, watchers: Sequence[Watcher] = (), base: Any = None) -> Run:
+def resume(where: str | PathLike[str], *, watchers: Sequence[Watcher] = (), base: Any = None) -> Run:
     """Go on with a run from its last checkpoint; it ends as it would have without the interruption.
 
     Args:
@@ -120,7 +120,7 @@ def resume(where: str | Path, *, watchers: Sequence[Watcher] = (), base: Any = N
     return launch(run.recipe, run.folder, watchers, resume=True)
 
 
-def predict(where: str | Path | Model, inputs: Any, device: str = "auto") -> list[dict[str, Any]]:
+def predict(where: str | PathLike[str] | Model, inputs: Any, device: str = "auto") -> list[dict[str, Any]]:
     """Classify texts, pairs of texts or images with a run, an adapter, a model, or `RUN@0.5`: the point at α = 0.5.
 
     Args:
@@ -149,7 +149,7 @@ def predict(where: str | Path | Model, inputs: Any, device: str = "auto") -> lis
 
 
 def chat(
-    where: str | Path | Model,
+    where: str | PathLike[str] | Model,
     prompt: str | list[dict[str, Any]],
     *,
     max_new_tokens: int = 256,
@@ -181,7 +181,7 @@ def chat(
 
 
 def generate(
-    where: str | Path | Model,
+    where: str | PathLike[str] | Model,
     prompts: str | Sequence[str],
     *,
     alphas: Sequence[float] = (1.0,),
@@ -237,7 +237,7 @@ def _finite(model: Model) -> Iterator[None]:
 
 
 def evaluate(
-    where: str | Path | Model,
+    where: str | PathLike[str] | Model,
     data: Location,
     *,
     evaluation: dict[str, Any] | None = None,
@@ -280,7 +280,7 @@ def evaluate(
 
 
 def export(
-    where: str | Path,
+    where: str | PathLike[str],
     target: str,
     folder: str | Path,
     *,
@@ -306,7 +306,7 @@ def export(
     )
 
 
-def _held_out(where: str | Path, rows: Location | None) -> HeldOut | None:
+def _held_out(where: str | PathLike[str], rows: Location | None) -> HeldOut | None:
     """The rows given, or the run's own; none where they are not there any more, or where there is no run."""
     try:
         recipe = open_run(parse_point(str(where))[0]).recipe
@@ -350,7 +350,7 @@ def capability(model: Model, name: str, otherwise: str) -> Any:
     return found
 
 
-def loaded(where: str | Path | Model, device: str, alpha: float = 1.0) -> Model:
+def loaded(where: str | PathLike[str] | Model, device: str, alpha: float = 1.0) -> Model:
     """A model as it is, or one by its name; `RUN@0.5` is the point at α = 0.5 between the ends of a run."""
     if isinstance(where, Model):
         return where

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ HEADS = ("score.weight", "classifier.weight", "classifier.out_proj.weight")
 """How architectures call the last layer of a classifier."""
 
 
-def load(where: str | Path, device: str = "cpu", task: str | None = None) -> Model:
+def load(where: str | PathLike[str], device: str = "cpu", task: str | None = None) -> Model:
     """A model as it was trained, ready to predict: `.module` is the torch module, in eval mode.
 
     Args:
@@ -97,7 +98,7 @@ def _joined(inner: Model, task: Task, folder: Path, seed: int, dtype: Any) -> Mo
     return task.load(str(folder), seed=seed, dtype=dtype)
 
 
-def weights_folder(where: str | Path) -> Path:
+def weights_folder(where: str | PathLike[str]) -> Path:
     """Where the weights lie: a run's `model/`, or the folder itself, absolute. A hub name comes back as it is."""
     folder = Path(where).expanduser()
     folder = folder.absolute() if folder.exists() else folder
@@ -127,7 +128,7 @@ def allow_code(run: Path) -> None:
         allow(found["name"], found["code"])
 
 
-def use_module(where: str | Path, module: Any) -> None:
+def use_module(where: str | PathLike[str], module: Any) -> None:
     """Let a run, or a model's or adapter's folder, be made of this module, or of what this factory or its name makes.
 
     Raises BaseModelError where it is made of none.

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tunewright.data.texts import is_address
 from tunewright.errors import BaseModelError, MissingExtra, first_line
 from tunewright.tasks._quiet import quiet
 from tunewright.tasks.base import Model
@@ -148,7 +149,11 @@ def check_folder(base: str) -> None:
 
 
 def refuse_missing(base: str) -> None:
-    """Raises BaseModelError for the path of a folder that is not there."""
+    """Raises BaseModelError for an address, and for the path of a folder that is not there."""
+    if is_address(base):
+        raise BaseModelError(
+            f"{base} is an address. Name a model on the hub as owner/name, or download it and give its folder."
+        )
     if not Path(base).exists() and (base.startswith((".", "/", "~")) or base.count("/") > 1):
         raise BaseModelError(
             f"There is no folder {base}. Name a model folder, a run, or a model on the hub (owner/name)."
