@@ -77,12 +77,40 @@ class Boxes(Net):
 
 
 class Gray(nn.Module):
-    def __init__(self) -> None:
+    """As one learns it on MNIST."""
+
+    def __init__(self, classes: int = 5) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(1, 5, 3)
+        self.features = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 12, 3), nn.ReLU())
+        self.fc = nn.Linear(12, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(x).mean((2, 3))
+        return self.fc(self.features(x).mean((2, 3)))
+
+
+class Softmax(Net):
+    def forward(self, picture: Tensor) -> Tensor:
+        return super().forward(picture).softmax(-1)
+
+
+class LogSoftmax(Net):
+    def forward(self, picture: Tensor) -> Tensor:
+        return super().forward(picture).log_softmax(-1)
+
+
+class Lazy(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.LazyConv2d(4, 3), nn.LazyLinear(5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.conv(x).flatten(1))
+
+
+def lazy_once_run() -> nn.Module:
+    module = Lazy()
+    module(torch.zeros(1, 3, 16, 16))
+    return module
 
 
 def net() -> nn.Module:

@@ -101,7 +101,8 @@ def test_a_new_file_is_found(folder: str, found: Any, mark: str) -> None:
 OPTIONS = """
 base weights task output
 module.head module.blocks module.labels
-module.image.resize module.image.crop module.image.interpolation module.image.scale module.image.mean module.image.std
+module.image.resize module.image.crop module.image.channels module.image.interpolation module.image.scale
+module.image.mean module.image.std
 data.train data.validation data.test data.format data.columns data.labels data.overlength data.max_length
 data.on_bad_rows data.loss_on data.chat_template data.special_tokens
 data.resolution data.caption_dropout data.cache_latents data.cache_captions

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 import tunewright as tw
 from tests.contracts.journeys import logits
 from tests.runs import recipe
-from tests.tiny import completions
+from tests.tiny import completions, labelled
 from tunewright.api import loaded
 from tunewright.artifacts.export import read_verification
 from tunewright.errors import BaseModelError, MethodError, RecipeError
@@ -29,6 +29,22 @@ def talker(tiny_base: Any, tmp_path_factory: pytest.TempPathFactory) -> tw.Run:
 def classifier(tiny_base: Any, tmp_path_factory: pytest.TempPathFactory) -> tw.Run:
     folder = tmp_path_factory.mktemp("run") / "classifier"
     return tw.train(recipe(tiny_base("bert"), folder, task=CLASSIFICATION, training={"head_first": 1}))
+
+
+# A run in hand
+
+
+def test_a_run_stands_for_its_folder(classifier: tw.Run, talker: tw.Run, tmp_path: Path) -> None:
+    rows = labelled(6)
+    assert tw.predict(classifier, "fox") == tw.predict(classifier.folder, "fox")
+    assert tw.evaluate(classifier, rows)["scores"] == tw.evaluate(classifier.folder, rows)["scores"]
+    assert tw.chat(talker, "the little", max_new_tokens=4) == tw.chat(talker.folder, "the little", max_new_tokens=4)
+    assert torch.equal(logits(tw.load(classifier, alpha=0.5)), logits(tw.load(classifier.folder, alpha=0.5)))
+    assert tw.resume(classifier) == classifier and str(classifier) == str(classifier.folder)
+    assert tw.interpolate(classifier, alphas="0:1:0.5")["alphas"] and tw.compare(classifier, classifier, data=rows)
+    assert (tw.export(talker, "merged", tmp_path / "merged") / "model.safetensors").is_file()
+    assert tw.train(base=talker, data=completions(3), training={"max_steps": 1}, output=tmp_path / "on").done
+    assert tw.dry_run({"base": talker, "data": completions(3)})["task"] == "text-generation"
 
 
 # Points

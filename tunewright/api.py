@@ -19,6 +19,7 @@ from tunewright.artifacts.load import infer_task, shape_of, use_module
 from tunewright.artifacts.questions import HeldOut
 from tunewright.artifacts.start import parse_point
 from tunewright.data.config import DataConfig, Location
+from tunewright.data.glance import glance
 from tunewright.data.kinds import Conversation
 from tunewright.data.messages import check_prompt
 from tunewright.data.records import load_records
@@ -33,7 +34,7 @@ from tunewright.evaluation.paired import is_finite
 from tunewright.folder import Run, new_folder, open_run, refuse_lost
 from tunewright.launch import launch
 from tunewright.methods.base import parameter_count
-from tunewright.prepare import read_rows
+from tunewright.prepare import read_rows, task_of_rows
 from tunewright.recipe import Recipe, checked, located, make_recipe, read_document
 from tunewright.tasks import task_class
 from tunewright.tasks._factories import is_factory, is_given, name_of
@@ -98,7 +99,7 @@ def composed(recipe: Recipe | Mapping[str, Any] | str | Path | None, fields: Map
     return chosen
 
 
-def resume(where: str | Path, *, watchers: Sequence[Watcher] = (), base: Any = None) -> Run:
+def resume(where: str | PathLike[str], *, watchers: Sequence[Watcher] = (), base: Any = None) -> Run:
     """Go on with a run from its last checkpoint; it ends as it would have without the interruption.
 
     Args:
@@ -119,7 +120,7 @@ def resume(where: str | Path, *, watchers: Sequence[Watcher] = (), base: Any = N
     return launch(run.recipe, run.folder, watchers, resume=True)
 
 
-def predict(where: str | Path | Model, inputs: Any, device: str = "auto") -> list[dict[str, Any]]:
+def predict(where: str | PathLike[str] | Model, inputs: Any, device: str = "auto") -> list[dict[str, Any]]:
     """Classify texts, pairs of texts or images with a run, an adapter, a model, or `RUN@0.5`: the point at α = 0.5.
 
     Args:
@@ -148,7 +149,7 @@ def predict(where: str | Path | Model, inputs: Any, device: str = "auto") -> lis
 
 
 def chat(
-    where: str | Path | Model,
+    where: str | PathLike[str] | Model,
     prompt: str | list[dict[str, Any]],
     *,
     max_new_tokens: int = 256,
@@ -180,7 +181,7 @@ def chat(
 
 
 def generate(
-    where: str | Path | Model,
+    where: str | PathLike[str] | Model,
     prompts: str | Sequence[str],
     *,
     alphas: Sequence[float] = (1.0,),
@@ -236,7 +237,7 @@ def _finite(model: Model) -> Iterator[None]:
 
 
 def evaluate(
-    where: str | Path | Model,
+    where: str | PathLike[str] | Model,
     data: Location,
     *,
     evaluation: dict[str, Any] | None = None,
@@ -279,7 +280,7 @@ def evaluate(
 
 
 def export(
-    where: str | Path,
+    where: str | PathLike[str],
     target: str,
     folder: str | Path,
     *,
@@ -305,7 +306,7 @@ def export(
     )
 
 
-def _held_out(where: str | Path, rows: Location | None) -> HeldOut | None:
+def _held_out(where: str | PathLike[str], rows: Location | None) -> HeldOut | None:
     """The rows given, or the run's own; none where they are not there any more, or where there is no run."""
     try:
         recipe = open_run(parse_point(str(where))[0]).recipe
@@ -326,13 +327,15 @@ def _held_out(where: str | Path, rows: Location | None) -> HeldOut | None:
 
 
 def dry_run(recipe: Recipe | dict[str, Any]) -> dict[str, Any]:
-    """What a recipe would train, from the shapes of its base alone: no weights are loaded and no rows read.
+    """What a recipe would train, from the shapes of its base alone: no weights are loaded.
 
-    A task that is not given is the one that the base tells, or text-classification with two classes for an encoder.
+    Of the rows no more than the first are looked at, where they are here: they tell the task that is not given. Else
+    the base tells it, by what it was made for or by the head that transformers has for its kind.
     """
     chosen = recipe if isinstance(recipe, Recipe) else make_recipe(recipe)
     task, notices = _shape_of_task(chosen)
     model = _module_shape(chosen, task) if is_factory(chosen.base) else task.load(shape_of(chosen.base), weights=False)
+    chosen.method.extend(model)
     total = parameter_count(model.module)
     chosen.method.attach(model)
     counts = describe_parameters(model.module, total)
@@ -347,7 +350,7 @@ def capability(model: Model, name: str, otherwise: str) -> Any:
     return found
 
 
-def loaded(where: str | Path | Model, device: str, alpha: float = 1.0) -> Model:
+def loaded(where: str | PathLike[str] | Model, device: str, alpha: float = 1.0) -> Model:
     """A model as it is, or one by its name; `RUN@0.5` is the point at α = 0.5 between the ends of a run."""
     if isinstance(where, Model):
         return where
@@ -381,22 +384,25 @@ def _answered(kind: str, labels: Sequence[str], output_C: Any) -> dict[str, Any]
 def _shape_of_task(recipe: Recipe) -> tuple[Any, list[str]]:
     name, notices = recipe.task, []
     if name == "auto":
-        try:
-            name = infer_task(recipe.base)
-        except BaseModelError:
-            name = "text-classification"
-        notices.append(f"Task: {name}, by the base.")
-    if name == "text-classification":
-        notices.append("The head is counted with two classes; no rows are read in a dry run.")
-        return task_class(name)(["0", "1"]), notices
-    return task_class(name)(), notices
+        kind = glance(recipe.data.train, recipe.data)
+        name = task_of_rows(kind) or infer_task(recipe.base, by_kind=True)
+        notices.append(f"Task: {name}, by the {'rows' if task_of_rows(kind) else 'base'}.")
+    chosen = task_class(name)
+    if not hasattr(chosen, "from_records") or is_factory(recipe.base):
+        return chosen(), notices
+    notices.append("The head is counted with two classes; no labels are read in a dry run.")
+    task = chosen(["0", "1"])
+    if recipe.training.zero_shot and hasattr(task, "templates"):
+        task.templates = recipe.training.zero_shot
+    return task, notices
 
 
 def _module_shape(recipe: Recipe, task: Any) -> Model:
-    module = laid_out(recipe.base, recipe.module or ModuleConfig())
+    said = recipe.module or ModuleConfig()
+    module = laid_out(recipe.base, said)
     layout = layout_of(module)
     assert layout is not None
-    return Model(module, None, task, recipe.base, along=(layout.head,))
+    return Model(module, said.image.processor(), task, recipe.base, along=(layout.head,))
 
 
 def plain(value: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,8 @@ MOST_VALUES = 50
 
 
 def compare(
-    a: str | Path,
-    b: str | Path,
+    a: str | PathLike[str],
+    b: str | PathLike[str],
     data: Location | Mapping[str, Location] | None = None,
     *,
     slices: Sequence[str] = (),

@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,14 @@ INFO, RECIPE, LOCK = "run.json", "recipe.yaml", ".lock"
 
 @dataclass(frozen=True)
 class Run:
-    """A run's folder."""
+    """A run's folder: the object stands for its path wherever a run is named."""
 
     folder: Path
+
+    def __fspath__(self) -> str:
+        return str(self.folder)
+
+    __str__ = __fspath__
 
     @property
     def info(self) -> dict[str, Any]:
@@ -176,7 +182,7 @@ def free_folder(wanted: Path) -> Path:
     return next(path for path in numbered if not path.exists())
 
 
-def open_run(where: str | Path) -> Run:
+def open_run(where: str | PathLike[str]) -> Run:
     """A run by its folder. Raises OutputError where there is none."""
     folder = Path(where)
     if not _is_record(folder / INFO):

@@ -80,12 +80,17 @@ def read_rows(data: DataConfig, seed: int) -> Rows:
     return Rows(train, validation, found, notices, held_out=isinstance(data.validation, float | int), prior=prior)
 
 
+def task_of_rows(kind: str | None) -> str | None:
+    """The one task that reads rows of this kind; None where there is none, or are several."""
+    fitting = [task for task in MODULES if kind in task_class(task).data_kinds]
+    return fitting[0] if len(fitting) == 1 else None
+
+
 def choose_task(recipe: Recipe, rows: Records) -> tuple[Task, list[str]]:
     """The task, from the recipe, or else from the rows and the base; with what was inferred, in words."""
     name, notices = recipe.task, []
     if name == "auto":
-        fitting = [task for task in MODULES if rows.kind in task_class(task).data_kinds]
-        name = fitting[0] if len(fitting) == 1 else infer_task(recipe.base)
+        name = task_of_rows(rows.kind) or infer_task(recipe.base)
         notices.append(f"Task: {name} (the rows are {rows.kind} rows).")
     chosen = task_class(name)
     if rows.kind not in chosen.data_kinds:
@@ -280,7 +285,7 @@ def decide(training: TrainingConfig, method: Method, model: Model, rows: int, va
         reference = method.learning_rate * (NORMED if _is_normed(model, method) else 1)
         changes["learning_rate"] = auto_learning_rate(reference, hidden_size(model))
     if training.batch == "auto" and training.batch_tokens is None:
-        changes["batch"] = auto_batch(rows)
+        changes["batch"] = auto_batch(rows, bool(moving_norms(model.module, method)))
     return training.model_copy(update=changes)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ Settle = Callable[[Model], None]
 
 
 def interpolate(
-    run: str | Path,
+    run: str | PathLike[str],
     *,
     shifts: Mapping[str, Location] | None = None,
     alphas: str | Sequence[float] = "0:1:0.1",
@@ -100,7 +101,7 @@ def interpolate(
     return found
 
 
-def soup(runs: Sequence[str | Path], folder: str | Path) -> Path:
+def soup(runs: Sequence[str | PathLike[str]], folder: str | Path) -> Path:
     """Write the mean of several runs that began alike to a new folder (model soups, arXiv 2203.05482)."""
     return write_soup(runs, Path(folder))
 

@@ -16,7 +16,7 @@ from PIL import Image
 from tests.tiny import pictures
 from tunewright.data.config import DataConfig
 from tunewright.data.kinds import LabelledImage
-from tunewright.data.pictures import Picture, decode
+from tunewright.data.pictures import Picture, as_picture, decode
 from tunewright.data.records import load_records
 from tunewright.errors import DataError
 
@@ -158,3 +158,16 @@ def test_options_for_texts_are_refused() -> None:
             load_records(pictures(2), DataConfig.model_validate({"train": "-", **option}))
     with pytest.raises(DataError, match=r"data\.augment has no effect on classification rows"):
         load_records([{"text": "a", "label": "b"}], DataConfig.model_validate({"train": "-", "augment": {}}))
+
+
+@pytest.mark.parametrize("address", ["https://example.com/a.jpg", "http://x/y.png", "s3://bucket/x.png"])
+def test_an_address_is_not_taken_for_a_file(address: str, tmp_path: Path) -> None:
+    """Nothing is fetched, and its name stays as it was given."""
+    (tmp_path / "rows.csv").write_text(f"image,label\n{address},a\n")
+    picture = load_records(str(tmp_path / "rows.csv"), DataConfig(train="-")).records[0].image
+    for found in (picture, as_picture(address, tmp_path)):
+        assert str(found) == address and len(found.sha256) == 64
+        with pytest.raises(DataError, match=f"{address} is an address, .* download it"):
+            found.pixels()
+    with pytest.raises(DataError, match=f"{address} is an address, .* download it"):
+        load_records(address, DataConfig(train="-"))

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import tunewright as tw
-from tests.contracts.steps import ALL, assert_same, gradient, prepared
-from tests.runs import recipe
+from tests.contracts.steps import ALL, assert_same, gradient, job_of, prepared
+from tests.runs import left_behind, recipe, stop_at
 from tests.tiny import pictures
 from tunewright.artifacts.batch_norm import batch_norms
 from tunewright.errors import MethodError, RecipeError
@@ -72,3 +72,48 @@ def test_without_it_a_step_is_one_forward_pass(tiny_base: Any, tmp_path: Path) -
     with pytest.raises(RecipeError, match=r"micro_batch_tokens: .*24 positions\. .*freeze_stats"):
         tw.train(recipe(tiny_base("resnet"), tmp_path / "run", task=TASK, method="full", training=small))
     assert not (tmp_path / "run").exists()
+
+
+# A step has rows enough to normalize by
+
+
+def test_an_automatic_step_has_rows_to_normalize_by(tiny_base: Any) -> None:
+    def batch(kind: str, method: Any) -> Any:
+        return prepared(tiny_base(kind), pictures(40), task=TASK, method=method).recipe.training.batch
+
+    assert batch("resnet", "full") == 8
+    assert batch("resnet", {"type": "full", "batch_norm": "freeze_stats"}) == 2
+    assert batch("vit", "full") == batch("resnet", "head") == 2
+
+
+@pytest.mark.parametrize("method, sizes", [("full", {4, 5}), ("head", {4, 1})])
+def test_a_row_that_is_left_over_joins_the_step_before(method: str, sizes: set[int], tiny_base: Any) -> None:
+    """The last maps of this model are 1 × 1: alone, a row has one number a channel."""
+    ready = prepared(tiny_base("resnet"), pictures(13), task=TASK, method=method, training={"batch": 4})
+    epochs = [job_of(ready).epoch(number) for number in range(2)]
+    for steps in epochs:
+        assert {len(rows) for rows in steps} == sizes
+        assert sorted(row for rows in steps for row in rows) == list(range(13))
+
+
+def test_with_a_joined_step_a_run_resumes_exactly(tiny_base: Any, tmp_path: Path) -> None:
+    def cut() -> None:
+        raise KeyError("cut")
+
+    training = {"checkpoint_every": 1, "batch": 11}
+    made = [recipe(tiny_base("resnet"), tmp_path / n, task=TASK, method="full", training=training) for n in "ab"]
+    whole = tw.train(made[0])
+    assert whole.info["steps"] == 2, "12 rows are one step, not 11 and one"
+    with pytest.raises(KeyError):
+        tw.train(made[1], watchers=[stop_at(2, cut)])
+    assert left_behind(tw.resume(tmp_path / "b").folder) == left_behind(whole.folder)
+
+
+def test_a_step_of_one_row_is_refused_where_it_leaves_one_number(tiny_base: Any, tmp_path: Path) -> None:
+    one = {"batch": 1, "epochs": 1}
+    with pytest.raises(RecipeError, match=r"training\.batch: .*freeze_stats"):
+        tw.train(recipe(tiny_base("resnet"), tmp_path / "run", task=TASK, method="full", training=one))
+    assert not (tmp_path / "run").exists()
+    still = {"type": "full", "batch_norm": "freeze_stats"}
+    tw.train(recipe(tiny_base("resnet"), tmp_path / "still", task=TASK, method=still, training=one))
+    tw.train(recipe(tiny_base("module"), tmp_path / "maps", task=TASK, method="full", training=one))

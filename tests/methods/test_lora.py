@@ -11,11 +11,16 @@ from pydantic import ValidationError
 
 from tests.contracts.journeys import journey
 from tests.contracts.steps import prepared
-from tests.tiny import completions, labelled
+from tests.tiny import completions, labelled, rows_for
 from tunewright.errors import MethodError
 from tunewright.methods import LoRA
 from tunewright.methods._lora_file import lora_scale, stackable
 from tunewright.methods.base import trained_parameters
+from tunewright.methods.lora import convolutions
+from tunewright.tasks import task_class
+from tunewright.tasks._module_config import ModuleConfig
+from tunewright.tasks._modules import laid_out
+from tunewright.tasks.base import Model
 
 
 def trained(base: str, rows: Any, **options: Any) -> set[str]:
@@ -61,7 +66,7 @@ def test_experts_that_peft_would_adapt_by_an_old_name_are_refused(tiny_base: Any
         ({"targets": ["q_proj", "nothing"]}, r"nothing matches no layer.*q_proj"),
         ({"targets": ".*nothing"}, "matches no layer"),
         ({"targets": "nothing"}, "matches no layer"),
-        ({"targets": ["input_layernorm"]}, "cannot apply"),
+        ({"targets": ["input_layernorm"]}, "no linear layers"),
         ({"train_along": ["nothing"]}, "matches no module"),
     ],
 )
@@ -125,3 +130,28 @@ def test_peft_options_are_checked_by_name(tiny_base: Any, tmp_path: Any) -> None
         seen = journey(tiny_base("llama"), "text-generation", {"type": "peft", "config": config}, tmp_path)
         assert isinstance(seen.refusal, MethodError)
         assert re.search(match, str(seen.refusal))
+
+
+@pytest.mark.parametrize(
+    ("kind", "task", "targets", "named"),
+    [
+        ("sd1", "text-to-image", ".*", r"text_encoder \(CLIPText"),
+        ("sd1", "text-to-image", ["norm1"], r"norm1 \(GroupNorm\)"),
+        ("vit", "image-classification", ".*", r"vit \(ViTModel\)"),
+        ("llama", "text-generation", ["q_proj", "mlp"], r"mlp \(LlamaMLP\)"),
+    ],
+)
+def test_targets_that_are_no_layers_are_named(kind: str, task: str, targets: Any, named: str, tiny_base: Any) -> None:
+    with pytest.raises(MethodError, match=rf"matches \d+ modules that are no linear .*{named}") as found:
+        prepared(tiny_base(kind), rows_for(task), task=task, method={"type": "lora", "targets": targets})
+    assert "\n" not in str(found.value)
+
+
+def test_a_block_that_is_a_convolution_is_adapted() -> None:
+    """As of a plain CNN, whose blocks are its layers."""
+    grey = {"resize": 16, "crop": 16, "channels": 1}
+    task, module = (
+        task_class("image-classification")(["a", "b"]),
+        laid_out("tests.networks:Gray", ModuleConfig.model_validate({"image": grey})),
+    )
+    assert convolutions(Model(module, None, task, "")) == ["features.0", "features.3"]

@@ -37,6 +37,12 @@ def test_a_missing_folder(where: str, task: str) -> None:
         task_class(task)().load(where)
 
 
+@pytest.mark.parametrize("task", MODULES)
+def test_an_address(task: str) -> None:
+    with pytest.raises(BaseModelError, match="https://example.com/model is an address"):
+        task_class(task)().load("https://example.com/model")
+
+
 def test_a_name_that_cannot_be_fetched() -> None:
     with pytest.raises(BaseModelError, match="neither a folder here nor"):
         load("nobody/nothing-of-this-name", task="text-generation")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from peft import PeftModel
@@ -18,13 +20,14 @@ from safetensors.torch import load_file, save_file
 import tunewright as tw
 from benchmarks.vision_models import CIFAR10, RESNET20_IMAGE, SQUEEZENET_IMAGE, SqueezeNet
 from tests import networks
+from tests.contracts.steps import NOWHERE
 from tests.runs import left_behind, recipe, stop_at
 from tests.tiny import pictures
 from tunewright.errors import BaseModelError, RecipeError, TunewrightError
 from tunewright.recipe import make_recipe
 from tunewright.tasks import _factories
 from tunewright.tasks._module_config import ModuleConfig, Preprocessing
-from tunewright.tasks._modules import laid_out, layout_of
+from tunewright.tasks._modules import begin, laid_out, layout_of
 
 TASK = "image-classification"
 IMAGE = {"resize": 16, "crop": 16}
@@ -100,7 +103,10 @@ def test_blocks_are_those_that_are_named() -> None:
     [
         ("Maps", {}, "answers with 245 numbers, and its last layer, classifier.1, does not give them"),
         ("Boxes", {}, "has to answer with logits"),
-        ("Gray", {}, r"cannot be fed images of \[B, 3, 16, 16\].*module.image"),
+        ("Gray", {}, r"cannot be fed images of \[B, 3, 16, 16\].*module.image .*channels"),
+        ("Net", {"image": {**IMAGE, "channels": 1}}, r"cannot be fed images of \[B, 1, 16, 16\].*channels"),
+        ("Softmax", {}, "answers with probabilities .* has to answer with logits"),
+        ("Lazy", {}, "lazy layers, .*: conv, fc. Run it once on images"),
         ("Net", {"head": "layer1"}, "its last layer, layer1.0.wide, does not give them"),
         ("Net", {"head": "norm"}, "module.head: norm names no linear layer"),
         ("Net", {"blocks": ["layer9"]}, "module.blocks: layer9 matches no module"),
@@ -177,10 +183,58 @@ def test_a_module_reads_images_only(tmp_path: Path) -> None:
         tw.train(recipe("tests.networks:net", tmp_path / "run", task="text-classification"))
 
 
-@pytest.mark.parametrize("image", [{"crop": 300}, {"std": [0.1, 0, 1]}])
+def test_what_is_no_fault_of_a_module() -> None:
+    """log-softmax changes nothing of the softmax behind it; a lazy layer that has run is none any more."""
+    for name in ("LogSoftmax", "lazy_once_run"):
+        assert layout_of(laid_out(f"tests.networks:{name}", ModuleConfig(image=IMAGE)))
+    with pytest.raises(BaseModelError, match="lazy layers"):
+        tw.train(base=networks.Lazy(), module={"image": IMAGE}, data=pictures(6), output=str(NOWHERE))
+
+
+@pytest.mark.parametrize(
+    "image", [{"crop": 300}, {"std": [0.1, 0, 1]}, {"channels": 1, "mean": [0.1, 0.2, 0.3]}, {"mean": [0.1]}]
+)
 def test_preprocessing_that_means_nothing(image: Any) -> None:
     with pytest.raises(RecipeError, match=r"module\.image"):
         make_recipe({"base": "a:b", "data": "x", "module": {"image": image}})
+
+
+# Images in grey
+
+GREY = {"image": {**IMAGE, "channels": 1}}
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "adapter"])
+def test_a_module_for_grey_images(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images in colour are converted, in training with augmentation too, and ever after by what lies with the model."""
+    made = document(
+        tmp_path / "run", "tests.networks:Gray", module=GREY, method=method,
+        training={"head_first": 1, "learning_rate": 0.02}, data={"augment": {"mixup": 0.2}},
+    )  # fmt: skip
+    run = tw.train(made)
+    fresh(monkeypatch)
+    rows = pictures(4)
+    model = tw.load(run.folder)
+    image = Image.open(BytesIO(rows[0]["image"])).convert("L").resize((19, 16), Image.Resampling.BILINEAR)
+    values = (np.asarray(image.crop((1, 0, 17, 16))) / 255 - 0.459) / 0.226
+    with torch.no_grad():
+        expected = model.module(torch.tensor(values, dtype=torch.float32)[None, None]).softmax(-1)[0]
+    said = tw.predict(model, rows[0]["image"])[0]["probabilities"]
+    assert list(said.values()) == pytest.approx(expected.tolist(), abs=1e-4)
+    assert tw.evaluate(run.folder, rows)["rows"] == 4
+    ends = [tw.predict(f"{run.folder}@{alpha}", rows[0]["image"])[0]["probabilities"] for alpha in (0, 0.5, 1)]
+    assert ends[0] != ends[1] != ends[2] and ends[2] == said
+    assert len(tw.interpolate(run.folder, alphas="0:1:0.5")["alphas"]) == 3
+    again = tw.train(recipe(str(run.folder), tmp_path / "again", task=TASK, method=method))
+    assert tw.predict(again.folder, rows[0]["image"])[0]["probabilities"].keys() == said.keys()
+    assert tw.dry_run(made)["total"] == run.info["parameters"]["total"] + 26
+
+
+def test_grey_is_what_a_file_says_it_is(tmp_path: Path) -> None:
+    folder = tmp_path / "base"
+    begin("tests.networks:Gray", ModuleConfig.model_validate(GREY), None, folder)
+    said = json.loads((folder / "preprocessor_config.json").read_text())
+    assert said["image_mean"] == [0.459] and said["do_convert_rgb"] is False
 
 
 # From its start to its end

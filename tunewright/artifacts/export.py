@@ -12,6 +12,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from math import isfinite
+from os import PathLike
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -40,7 +41,7 @@ VERIFICATION = "verification.json"
 
 
 def export(
-    where: str | Path,
+    where: str | PathLike[str],
     target: str,
     folder: Path,
     precision: str | None = None,
@@ -77,7 +78,9 @@ def export(
         return _export(write_point(run, alpha, place / "point"), target, folder, precision, held_out)
 
 
-def _export(where: str | Path, target: str, folder: Path, precision: str | None, held_out: HeldOut | None) -> Path:
+def _export(
+    where: str | PathLike[str], target: str, folder: Path, precision: str | None, held_out: HeldOut | None
+) -> Path:
     chosen = TARGETS[target]
     precision = precision or chosen.precisions[0]
     weights = weights_folder(where)

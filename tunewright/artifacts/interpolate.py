@@ -9,6 +9,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from numbers import Real
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 
 def load(
-    where: str | Path, device: str = "cpu", task: str | None = None, alpha: float = 1.0, base: Any = None
+    where: str | PathLike[str], device: str = "cpu", task: str | None = None, alpha: float = 1.0, base: Any = None
 ) -> Model:
     """A model as it was trained, ready to predict: `.module` is the torch module, in eval mode.
 
@@ -56,7 +57,9 @@ def load(
     return model
 
 
-def write_point(where: str | Path, alpha: float, folder: Path, settle: Callable[[Model], None] | None = None) -> Path:
+def write_point(
+    where: str | PathLike[str], alpha: float, folder: Path, settle: Callable[[Model], None] | None = None
+) -> Path:
     """Write the model at `alpha` to a new folder: an adapter where scaling says it all, else the whole model.
 
     Args:
@@ -87,7 +90,7 @@ def check_alpha(alpha: float) -> None:
         raise RecipeError(f"alpha {alpha} is not between 0 (where the run started) and 1 (the tuned model).")
 
 
-def between(start: Start, where: str | Path, alpha: float) -> Model:
+def between(start: Start, where: str | PathLike[str], alpha: float) -> Model:
     """The model at 0 < alpha < 1."""
     weights = weights_folder(where)
     if not is_adapter(weights):

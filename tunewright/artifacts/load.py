@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from tunewright.tasks import task_class
 from tunewright.tasks._factories import allow, give, is_factory
 from tunewright.tasks._modules import FILE, is_module_folder
 from tunewright.tasks._pipeline import is_pipeline
-from tunewright.tasks._pretrained import load_config, load_tokenizer
+from tunewright.tasks._pretrained import load_config, load_tokenizer, task_with_head
 from tunewright.tasks.base import Model, Task
 from tunewright.tasks.text_generation import grow_vocabulary
 
@@ -32,7 +33,7 @@ HEADS = ("score.weight", "classifier.weight", "classifier.out_proj.weight")
 """How architectures call the last layer of a classifier."""
 
 
-def load(where: str | Path, device: str = "cpu", task: str | None = None) -> Model:
+def load(where: str | PathLike[str], device: str = "cpu", task: str | None = None) -> Model:
     """A model as it was trained, ready to predict: `.module` is the torch module, in eval mode.
 
     Args:
@@ -97,7 +98,7 @@ def _joined(inner: Model, task: Task, folder: Path, seed: int, dtype: Any) -> Mo
     return task.load(str(folder), seed=seed, dtype=dtype)
 
 
-def weights_folder(where: str | Path) -> Path:
+def weights_folder(where: str | PathLike[str]) -> Path:
     """Where the weights lie: a run's `model/`, or the folder itself, absolute. A hub name comes back as it is."""
     folder = Path(where).expanduser()
     folder = folder.absolute() if folder.exists() else folder
@@ -127,7 +128,7 @@ def allow_code(run: Path) -> None:
         allow(found["name"], found["code"])
 
 
-def use_module(where: str | Path, module: Any) -> None:
+def use_module(where: str | PathLike[str], module: Any) -> None:
     """Let a run, or a model's or adapter's folder, be made of this module, or of what this factory or its name makes.
 
     Raises BaseModelError where it is made of none.
@@ -155,8 +156,12 @@ def is_adapter(folder: Path) -> bool:
     return any((folder / name).is_file() for name in named)
 
 
-def infer_task(base: str) -> str:
-    """The task that a model says it was made for. Raises BaseModelError where that is none of ours."""
+def infer_task(base: str, by_kind: bool = False) -> str:
+    """The task that a model says it was made for. Raises BaseModelError where that is none of ours.
+
+    Args:
+        by_kind: for a trunk that was made for none, the task that transformers has a head for on models of its kind.
+    """
     folder = weights_folder(base)
     if is_adapter(folder):
         return card_of_adapter(folder).task
@@ -167,13 +172,16 @@ def infer_task(base: str) -> str:
         return "image-classification"
     if is_pipeline(str(folder)):
         return "text-to-image"
-    architectures = load_config(str(folder) if folder.exists() else base).architectures or []
+    config = load_config(str(folder) if folder.exists() else base)
+    architectures = config.architectures or []
     if any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in architectures):
         return "text-generation"
     if any(name.endswith("ForSequenceClassification") for name in architectures):
         return "text-classification"
     if any(name.endswith("ForImageClassification") for name in architectures):
         return "image-classification"
+    if by_kind and (found := task_with_head(config)):
+        return found
     raise BaseModelError(
         f"{base} does not tell what it is for ({', '.join(architectures) or 'no architecture'}). Give the task."
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def soup(runs: Sequence[str | Path], folder: Path) -> Path:
+def soup(runs: Sequence[str | PathLike[str]], folder: Path) -> Path:
     """Write the uniform mean of several runs to a new folder. LoRAs stay a LoRA; anything else becomes a whole model.
 
     Raises:
@@ -44,7 +45,7 @@ def soup(runs: Sequence[str | Path], folder: Path) -> Path:
     return folder
 
 
-def _refuse_other_starts(runs: Sequence[str | Path]) -> None:
+def _refuse_other_starts(runs: Sequence[str | PathLike[str]]) -> None:
     import torch
 
     starts = [start_of(run) for run in runs]
@@ -72,7 +73,7 @@ def _of_loras(weights: Sequence[Path]) -> Model:
     return model
 
 
-def _of_wholes(runs: Sequence[str | Path]) -> Model:
+def _of_wholes(runs: Sequence[str | PathLike[str]]) -> Model:
     """A running mean: the k-th model counts 1/k against what there is."""
     model = _merged(runs[0])
     here = dict(state_of(model.module))
@@ -81,14 +82,14 @@ def _of_wholes(runs: Sequence[str | Path]) -> Model:
     return model
 
 
-def _tensors(run: str | Path, wanted: Mapping[str, Tensor], model: Model) -> Iterator[tuple[str, Tensor]]:
+def _tensors(run: str | PathLike[str], wanted: Mapping[str, Tensor], model: Model) -> Iterator[tuple[str, Tensor]]:
     floating = {name: tensor for name, tensor in wanted.items() if tensor.is_floating_point()}
     folder = weights_folder(run)
     places = {} if is_adapter(folder) else find_tensors(str(folder), floating, model.module)
     return read_tensors(places) if places else state_of(_merged(run).module)
 
 
-def _merged(run: str | Path) -> Model:
+def _merged(run: str | PathLike[str]) -> Model:
     model = load(run)
     merge(model)
     return model

@@ -12,6 +12,7 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -120,7 +121,7 @@ class Start:
             yield from state_of(self.model().module)
 
 
-def start_of(run: str | Path) -> Start:
+def start_of(run: str | PathLike[str]) -> Start:
     """Where a run, or an adapter that somebody else trained, began.
 
     Raises BaseModelError for a whole model, and where the base has other weights now.

@@ -44,13 +44,16 @@ class Example:
 
 
 def epoch_plan(
-    lengths: Sequence[int], epoch: int, seed: int, batch: int = 1, batch_tokens: int | None = None
+    lengths: Sequence[int], epoch: int, seed: int, batch: int = 1, batch_tokens: int | None = None, least: int = 1
 ) -> list[list[int]]:
     """The steps of one epoch, each a list of row numbers: shuffled, rows of similar length together.
 
     Rows are shuffled, sorted by length within pools of about `POOL` steps, cut into steps of `batch` rows (or of at
     most `batch_tokens` positions), and the steps shuffled. In the first epoch the step with the longest row comes
     first, so that a run that cannot fit into memory fails at once and not after an hour.
+
+    Args:
+        least: where steps have so many rows, what is left over at the end and is fewer joins the step before it.
     """
     length_N = np.asarray(lengths)
     generator = np.random.default_rng([seed, epoch])
@@ -64,6 +67,9 @@ def epoch_plan(
             steps += [pool[i : i + batch].tolist() for i in range(0, len(pool), batch)]
         else:
             steps += list(split_by_tokens(pool.tolist(), lengths, batch_tokens))
+    if len(steps) > 1 and len(steps[-1]) < least <= len(steps[-2]):
+        rest = steps.pop()
+        steps[-1] += rest
     steps = [steps[i] for i in generator.permutation(len(steps))]
     if epoch == 0:
         longest = max(range(len(steps)), key=lambda i: max(lengths[row] for row in steps[i]))

@@ -12,6 +12,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tunewright.data.texts import is_address
 from tunewright.errors import DataError
 
 if TYPE_CHECKING:
@@ -26,15 +27,18 @@ ADVICE = "mend it, or remove the row"
 
 @dataclass(frozen=True)
 class Picture:
-    """An image: the path of a file, or the bytes of one."""
+    """An image: the path of a file, or the bytes of one; or an address, which cannot be read."""
 
     place: Path | None = None
     content: bytes | None = None
+    address: str = ""
 
     def read(self) -> bytes:
         """The bytes of its file. Raises DataError where there is none."""
         if self.content is not None:
             return self.content
+        if self.address:
+            raise DataError(f"{self.address} is an address, and only files are read: download it, and give its path")
         assert self.place is not None
         try:
             return self.place.read_bytes()
@@ -42,7 +46,7 @@ class Picture:
             raise DataError(f"{self.place} cannot be read ({error.strerror or error})") from error
 
     def __str__(self) -> str:
-        return str(self.place) if self.place else f"an image of {len(self.content or b''):,} bytes"
+        return self.address or str(self.place) if self.content is None else f"an image of {len(self.content):,} bytes"
 
     @cached_property
     def sha256(self) -> str:
@@ -50,7 +54,7 @@ class Picture:
         try:
             return hashlib.sha256(self.read()).hexdigest()
         except DataError:
-            return hashlib.sha256(str(self.place).encode()).hexdigest()
+            return hashlib.sha256(str(self).encode()).hexdigest()
 
     def pixels(self) -> Image:
         """Upright RGB pixels; what is transparent becomes white, 16 bits become 8.
@@ -134,6 +138,8 @@ def as_picture(value: Any, folder: Path = Path()) -> Any:
         return Picture(content=content)
     if isinstance(value, dict) and isinstance(value.get("path"), str):
         value = value["path"]
+    if is_address(value):
+        return Picture(address=value)
     if isinstance(value, str | Path) and str(value).strip():
         return Picture(place=folder / Path(value).expanduser())
     return value

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from tunewright.data.config import Location
 from tunewright.data.pictures import Picture, captioned_folder, classes_in, image_folder
 from tunewright.data.tables import Entry, read_table
-from tunewright.data.texts import HALF, is_whole
+from tunewright.data.texts import HALF, is_address, is_whole
 from tunewright.errors import DataError
 
 
@@ -100,6 +100,8 @@ def _read(location: Location) -> Rows:
         return _read_file(path)
     if _is_hub_name(location):
         return _read_hub(*_partition(location))
+    if is_address(location):
+        raise DataError(f"{location} is an address, and rows are read from files: download it, and give its path.")
     raise DataError(f"{location} does not exist: give a file, a folder, or a hub name such as owner/name:train.")
 
 

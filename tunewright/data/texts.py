@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +19,11 @@ def is_whole(value: Any) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def is_address(value: Any) -> bool:
+    """Whether it is a place on the network, which is never read: `https://…`, `s3://…`."""
+    return isinstance(value, str) and re.match(r"[a-z][a-z0-9+.-]+://", value, re.IGNORECASE) is not None
 
 
 def check_texts(texts: Sequence[Any]) -> None:

@@ -27,7 +27,7 @@ class TrainingConfig(BaseModel):
 
     The two automatic rules: `learning_rate: auto` is the method's own rate (2e-5 full and freeze, 2e-4 lora and peft,
     5e-4 adapter, 5e-3 head; all at hidden size 4096) times sqrt(4096 / hidden size). `batch: auto` is 16 rows, or less
-    where an epoch would then have fewer than 20 steps.
+    where an epoch would then have fewer than 20 steps; at least 8 where batch norms train.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -59,6 +59,9 @@ def auto_learning_rate(reference: float, hidden_size: int) -> float:
     return float(f"{reference * (4096 / hidden_size) ** 0.5:.2g}")
 
 
-def auto_batch(rows: int) -> int:
-    """16 rows, or as few as leave 20 steps an epoch."""
-    return max(1, min(16, rows // 20))
+def auto_batch(rows: int, normed: bool = False) -> int:
+    """16 rows, or as few as leave 20 steps an epoch; 8 at the least where batch norms train, which normalize by them.
+
+    With fewer, what they normalize by is mostly noise (Wu & He, arXiv 1803.08494).
+    """
+    return max(8 if normed else 1, min(16, rows // 20))

@@ -12,7 +12,7 @@ from typing import Any
 from tunewright.data.batches import Example, epoch_plan
 from tunewright.engine.config import TrainingConfig
 from tunewright.engine.processes import Processes
-from tunewright.methods.base import Method
+from tunewright.methods.base import Method, moving_norms
 from tunewright.objectives.base import Objective
 from tunewright.tasks.base import Model
 
@@ -42,7 +42,12 @@ class Job:
 
     def epoch(self, number: int) -> list[list[int]]:
         config = self.config
-        return epoch_plan(self.lengths, number, config.seed, _rows(config), config.batch_tokens)
+        return epoch_plan(self.lengths, number, config.seed, _rows(config), config.batch_tokens, self._least)
+
+    @cached_property
+    def _least(self) -> int:
+        """Rows of the smallest step: one row alone is nothing that batch norms could normalize by."""
+        return 2 if moving_norms(self.model.module, self.method) else 1
 
     @cached_property
     def plan(self) -> list[tuple[float, list[int]]]:

@@ -156,7 +156,7 @@ def _answers(prepared: Prepared, job: Job) -> Answers:
     seconds = [rates.spend(evaluation_work(examples)) for examples in sets] if names else []
     costs = [probe.cost for probe in probes]
     for name in names:
-        scored = probe_scores(model, prepared.examples(name), device)
+        scored = probe_scores(model, prepared.examples(name), job.precision, device)
         seconds.append((scored.seconds, scored.cpu_seconds))
         costs.append(scored)
     generated = {True: (0.0, 0.0), False: (0.0, 0.0)}

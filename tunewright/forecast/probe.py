@@ -187,10 +187,11 @@ def probe_answers(
     return [predict(b) for b in (shortest, between[len(between) // 2], max(in_batches(examples), key=size))]
 
 
-def probe_scores(model: Model, examples: Sequence[Example], device: Any) -> Cost:
+def probe_scores(model: Model, examples: Sequence[Example], precision: str, device: Any) -> Cost:
     """Scores and their intervals for as many rows as a set has, from the answers to a few of them."""
     few = examples[:16]
-    answers = model.task.predict(model, few)
+    with computing(precision, device):
+        answers = model.task.predict(model, few)
     as_many = subset(answers, np.resize(np.arange(len(few)), len(examples)))
     return measured(lambda: score(as_many, getattr(model.task, "labels", [])), device)[1]
 

@@ -133,6 +133,11 @@ class LoRA(PeftMethod):
             if idle:
                 there = ", ".join(linear_names(module))
                 raise MethodError(f"LoRA target {', '.join(idle)} matches no layer. Linear layers here: {there}.")
+            skipped = [*model.along, *self.train_along]
+            found = [
+                n for n in names if n and any(matches(t, n) for t in wanted) and not any(_holds(s, n) for s in skipped)
+            ]
+            refuse_other_layers(module, targets, found)
         idle = [t for t in self.train_along if not any(_is_end_of(t, name) for name in names)]
         if idle:
             raise MethodError(f"train_along: {', '.join(idle)} matches no module.")
@@ -158,13 +163,29 @@ class LoRA(PeftMethod):
         return self.plus_ratio if ".lora_B." in name else 1.0
 
 
+def refuse_other_layers(module: nn.Module, targets: str | list[str], names: list[str]) -> None:
+    """Raise MethodError where targets match more than layers that PEFT can put a LoRA on."""
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
+
+    layers = (nn.Linear, Conv1D, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.MultiheadAttention)
+    other = [name for name in names if not isinstance(module.get_submodule(name), layers)]
+    if other:
+        shown = ", ".join(f"{name} ({type(module.get_submodule(name)).__name__})" for name in other[:3])
+        raise MethodError(
+            f"targets: {targets if isinstance(targets, str) else ', '.join(targets)} matches {len(other):,} modules "
+            f"that are no linear layers, convolutions or embeddings: {shown}{' …' if len(other) > 3 else ''}. Linear "
+            f"layers here: {', '.join(linear_names(module))}."
+        )
+
+
 def convolutions(model: Model) -> list[str]:
-    """The names of the convolutions within the trunk's blocks, but for those that see each channel alone."""
+    """The names of the convolutions that are or lie in the trunk's blocks, but for those that see a channel alone."""
     from torch import nn
 
     blocks = [f"{name}." for name, _ in model.task.blocks(model.module)]
     layers = ((n, m) for n, m in model.module.named_modules() if isinstance(m, nn.Conv2d) and m.groups == 1)
-    return [name for name, _ in layers if name.startswith(tuple(blocks))]
+    return [name for name, _ in layers if f"{name}.".startswith(tuple(blocks))]
 
 
 def expert_parameters(module: nn.Module) -> list[str]:

@@ -66,8 +66,6 @@ class TextualInversion(Method):
             )
 
     def attach(self, model: Model, seed: int = 0) -> None:
-        if not any(_tables(model.module)):  # as where shapes alone are asked for
-            self.extend(model)
         train_only(model.module, {n for n, p in model.module.named_parameters() if id(p) in _rows(model.module)})
 
     def save(self, model: Model, folder: Path) -> None:

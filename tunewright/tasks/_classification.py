@@ -13,7 +13,7 @@ from tunewright.data.batches import Example
 from tunewright.data.labels import name_of
 from tunewright.errors import BaseModelError, DataError, counted, them
 from tunewright.tasks._blocks import unwrapped
-from tunewright.tasks._pretrained import load_config, load_weights, without_weights
+from tunewright.tasks._pretrained import load_config, load_weights, stored_names, without_weights
 from tunewright.tasks.base import Batch, Likelihood, Model, Predictions, Task, in_batches
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class Classification(Task):
         config.problem_type = PROBLEM_TYPES[self.kind]
         if not weights:
             shape = without_weights(auto_class, config)
-            return Model(shape, None, self, base, along=self.along(shape))
+            return Model(shape, None, self, base, along=self.along(shape), new=self._lacking(shape, base))
         processor = self.processor(base, config)
         module, info = load_weights(auto_class, base, config, dtype=dtype or "float32", ignore_mismatched_sizes=True)
         unfit = {str(key[0]) for key in info["mismatched_keys"]}  # (name, shape there, shape here)
@@ -142,6 +142,13 @@ class Classification(Task):
             self.kind = told or ("regression" if len(own) == 1 else "single_label")
         elif sorted(own) == sorted(self.labels):
             self.labels = own
+
+    def _lacking(self, shape: Any, base: str) -> tuple[str, ...]:
+        """Head and poolers that the base's files have no weights of, as far as the files are here."""
+        trunk, there = f"{shape.base_model_prefix}.", stored_names(base)
+        bare = {name.removeprefix(trunk) for name in there}
+        lost = [name for name in shape.state_dict() if there and name.removeprefix(trunk) not in bare]
+        return tuple(name for name in self.along(shape) if any(each.startswith(f"{name}.") for each in lost))
 
     def _new_modules(self, module: nn.Module, base: str, missing: set[str], new_head: bool) -> tuple[str, ...]:
         """Head and poolers that the base lacks, or whose classes differ. Raises BaseModelError if more is missing."""

@@ -86,6 +86,7 @@ def make(name: str, seed: int = 0) -> nn.Module:
         )
     given = _given.get(name)
     if isinstance(given, nn.Module):
+        _refuse_lazy(name, given)
         return copy.deepcopy(given)
     factory = given or _found(name)
     with torch.random.fork_rng(devices=[]):
@@ -93,7 +94,20 @@ def make(name: str, seed: int = 0) -> nn.Module:
         module = _called(name, factory)
     if not isinstance(module, nn.Module):
         raise BaseModelError(f"{name} returns {type(module).__name__}, and has to return a torch.nn.Module.")
+    _refuse_lazy(name, module)
     return module
+
+
+def _refuse_lazy(name: str, module: nn.Module) -> None:
+    """Raise BaseModelError for layers whose shapes are those of the first images that they see."""
+    from torch.nn.parameter import is_lazy
+
+    lazy = [layer for layer, m in module.named_modules() if any(map(is_lazy, m.parameters(recurse=False)))]
+    if lazy:
+        raise BaseModelError(
+            f"{name} has lazy layers, which have no weights before their first images: {', '.join(lazy[:5])}. Run it "
+            "once on images of their size before it is given, or within its factory."
+        )
 
 
 def code_of(name: str) -> str | None:

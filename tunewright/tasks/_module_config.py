@@ -9,22 +9,40 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from tunewright.errors import BaseModelError
 
-Channels = tuple[float, float, float]
+Channels = tuple[float, ...]
+GREY = {"mean": (0.459,), "std": (0.226,)}
+"""ImageNet's channels as one, weighted as they are seen (ITU-R BT.601)."""
 
 
 class Preprocessing(BaseModel):
-    """How an image becomes numbers: (pixel · scale − mean) / std, for pixels from 0 to 255 and channels R, G, B."""
+    """How an image becomes numbers: (pixel · scale − mean) / std, for pixels from 0 to 255 and channels R, G, B.
+
+    With one channel images are converted to grey, and mean and std are one number each.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     resize: int = Field(256, ge=1, description="The shorter edge after resizing, in pixels.")
     crop: int = Field(224, ge=1, description="Edge of the square that is cut out of the middle.")
+    channels: Literal[1, 3] = Field(3, description="3 for images in colour, 1 for grey, which they are converted to.")
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = Field(
         "bilinear", description="How images are resized."
     )
     scale: float = Field(1 / 255, gt=0, description="Factor on pixel values from 0 to 255, before the mean is taken.")
     mean: Channels = Field((0.485, 0.456, 0.406), description="Mean of each channel, after scaling.")
     std: Channels = Field((0.229, 0.224, 0.225), description="Standard deviation of each channel, after scaling.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _grey_by_default(cls, values: Any) -> Any:
+        return {**GREY, **values} if isinstance(values, dict) and values.get("channels") == 1 else values
+
+    @model_validator(mode="after")
+    def _one_number_a_channel(self) -> Preprocessing:
+        for name in ("mean", "std"):
+            if len(getattr(self, name)) != self.channels:
+                raise ValueError(f"{name} {getattr(self, name)} must have one number a channel: {self.channels}")
+        return self
 
     @model_validator(mode="after")
     def _crop_lies_within(self) -> Preprocessing:
@@ -46,6 +64,7 @@ class Preprocessing(BaseModel):
             rescale_factor=self.scale,
             image_mean=list(self.mean),
             image_std=list(self.std),
+            do_convert_rgb=self.channels == 3,
         )
 
 

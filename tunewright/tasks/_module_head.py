@@ -10,8 +10,11 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
-def find_head(module: nn.Module, factory: str, size: tuple[int, int], wanted: str | None) -> tuple[str, int]:
+def find_head(module: nn.Module, factory: str, shape: tuple[int, int, int], wanted: str | None) -> tuple[str, int]:
     """The last linear layer or convolution that runs, within the module `wanted` if that is named; and its outputs.
+
+    Args:
+        shape: channels, height and width of its images.
 
     Raises BaseModelError where there is none, or where its outputs are not the module's.
     """
@@ -28,13 +31,13 @@ def find_head(module: nn.Module, factory: str, size: tuple[int, int], wanted: st
     ]
     try:
         with torch.no_grad():
-            outputs = logits(module, torch.zeros(1, 3, *size)).shape[1]
+            outputs = logits(module, torch.zeros(1, *shape)).shape[1]
     except BaseModelError as error:
         raise BaseModelError(f"{factory}: {error}") from error
     except Exception as error:
         raise BaseModelError(
-            f"{factory} cannot be fed images of [B, 3, {size[0]}, {size[1]}] ({first_line(error)}). Say in "
-            "module.image how it wants them."
+            f"{factory} cannot be fed images of [B, {', '.join(map(str, shape))}] ({first_line(error)}). Say in "
+            "module.image how it wants them: channels, resize, crop."
         ) from error
     finally:
         for handle in handles:
@@ -47,6 +50,20 @@ def find_head(module: nn.Module, factory: str, size: tuple[int, int], wanted: st
             "that gives the logits, a linear one or a convolution: module.head."
         )
     return name, outputs
+
+
+def refuse_probabilities(module: nn.Module, factory: str, shape: tuple[int, int, int]) -> None:
+    """Raise BaseModelError where a softmax is behind the head: the loss has its own, and would learn from two."""
+    import torch
+
+    noise = torch.randn(4, *shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        output_BC = logits(module, noise)
+    if output_BC.shape[1] > 1 and bool((output_BC >= 0).all()) and torch.allclose(output_BC.sum(1), torch.ones(4)):
+        raise BaseModelError(
+            f"{factory} answers with probabilities (not negative, and of the sum 1), and has to answer with logits, of "
+            "which the loss takes the softmax itself. Let it end without its softmax."
+        )
 
 
 def _within(name: str, wanted: str | None) -> bool:

@@ -20,7 +20,7 @@ from tunewright.errors import BaseModelError, first_line
 from tunewright.tasks._blocks import named_blocks, nested_blocks
 from tunewright.tasks._factories import allow, make
 from tunewright.tasks._module_config import ModuleConfig
-from tunewright.tasks._module_head import find_head, layer_of, logits, replace_head
+from tunewright.tasks._module_head import find_head, layer_of, logits, refuse_probabilities, replace_head
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -77,8 +77,9 @@ def laid_out(factory: str, config: ModuleConfig, seed: int = 0) -> nn.Module:
     """A factory's module with its layout. Raises BaseModelError where it is no classifier of such images."""
     allow(factory)
     module = make(factory, seed).float().eval()
-    size = (config.image.crop, config.image.crop)
-    head, outputs = find_head(module, factory, size, config.head)
+    shape = (config.image.channels, config.image.crop, config.image.crop)
+    head, outputs = find_head(module, factory, shape, config.head)
+    refuse_probabilities(module, factory, shape)
     if config.labels is not None and len(config.labels) != outputs:
         raise BaseModelError(f"module.labels names {len(config.labels)} classes, and {factory} has {outputs} outputs.")
     blocks = named_blocks(module, config.blocks) if config.blocks else nested_blocks(module, head)
@@ -145,10 +146,10 @@ def refuse_fixed_outputs(module: nn.Module, processor: Any, outputs: int) -> Non
         )
 
 
-def image_size(processor: Any) -> tuple[int, int]:
-    """(height, width) of the images that a processor makes."""
+def image_shape(processor: Any) -> tuple[int, int, int]:
+    """(channels, height, width) of the images that a module's processor makes."""
     size = processor.crop_size if getattr(processor, "do_center_crop", False) else processor.size
-    return int(size["height"]), int(size["width"])
+    return len(processor.image_mean), int(size["height"]), int(size["width"])
 
 
 def _hang(module: Any, layout: Layout) -> None:
@@ -166,7 +167,7 @@ def _answer(module: nn.Module, processor: Any) -> list[float]:
     import torch
 
     was, like = module.training, next(module.parameters())
-    noise = torch.randn(1, 3, *image_size(processor), generator=torch.Generator().manual_seed(0)).to(like.device)
+    noise = torch.randn(1, *image_shape(processor), generator=torch.Generator().manual_seed(0)).to(like.device)
     if like.dtype != torch.float32:  # as `load` will make it
         module = copy.deepcopy(module).float()
     with torch.no_grad():

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tunewright.data.texts import is_address
 from tunewright.errors import BaseModelError, MissingExtra, first_line
 from tunewright.tasks._quiet import quiet
 from tunewright.tasks.base import Model
@@ -73,11 +75,47 @@ def load_weights(auto_class: Any, base: str, config: Any, **options: Any) -> tup
 
 
 def without_weights(auto_class: Any, config: Any) -> Any:
-    """The model's shapes alone, on the meta device: counts parameters of any size in seconds."""
+    """The model's shapes alone, on the meta device: counts parameters of any size in seconds.
+
+    Raises BaseModelError where there is no such model of this kind.
+    """
     import torch
 
     with quiet(), torch.device("meta"):
-        return auto_class.from_config(config)
+        try:
+            return auto_class.from_config(config)
+        except (ValueError, KeyError) as error:
+            kind = auto_class.__name__.removeprefix("AutoModelFor")
+            raise BaseModelError(
+                f"{config.name_or_path or 'The base'} is of the type {config.model_type}, and transformers has no "
+                f"{kind} for it ({first_line(error)}). Choose another base or task."
+            ) from error
+
+
+def stored_names(base: str) -> set[str]:
+    """The names of the tensors in a folder's files, by their headers alone; none where the files are not here."""
+    from safetensors import SafetensorError, safe_open
+
+    found: set[str] = set()
+    for path in sorted(Path(base).glob("*.safetensors")):
+        try:
+            with safe_open(path, framework="pt") as file:
+                found |= set(file.keys())
+        except (OSError, SafetensorError) as error:
+            raise BaseModelError(f"{path} cannot be read: {first_line(error)}") from error
+    return found
+
+
+def task_with_head(config: Any) -> str | None:
+    """The task whose head transformers has for models of this kind: of an encoder of texts, that it classifies."""
+    from transformers.models.auto import modeling_auto as auto
+
+    heads: dict[str, Mapping[str, Any]] = {
+        "image-classification": auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
+        "text-classification": auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+        "text-generation": auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    }
+    return next((task for task, kinds in heads.items() if config.model_type in kinds), None)
 
 
 def check_folder(base: str) -> None:
@@ -111,7 +149,11 @@ def check_folder(base: str) -> None:
 
 
 def refuse_missing(base: str) -> None:
-    """Raises BaseModelError for the path of a folder that is not there."""
+    """Raises BaseModelError for an address, and for the path of a folder that is not there."""
+    if is_address(base):
+        raise BaseModelError(
+            f"{base} is an address. Name a model on the hub as owner/name, or download it and give its folder."
+        )
     if not Path(base).exists() and (base.startswith((".", "/", "~")) or base.count("/") > 1):
         raise BaseModelError(
             f"There is no folder {base}. Name a model folder, a run, or a model on the hub (owner/name)."

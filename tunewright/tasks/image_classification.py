@@ -37,7 +37,7 @@ PATCH = 8
 
 @dataclass(frozen=True)
 class Pixels:
-    """An image as the model is fed it, [3, H, W] in fp32: computed each time that it is asked for as an array."""
+    """An image as the model is fed it, [C, H, W] in fp32: computed each time that it is asked for as an array."""
 
     picture: Picture
     processor: Any
@@ -50,6 +50,8 @@ class Pixels:
         if self.draw:
             image = self.draw.apply(image, self.size)
             options = {"do_resize": False, "do_center_crop": False} if self.draw.area is not None else {}
+        if len(self.processor.image_mean or ()) == 1:  # its preprocessor_config.json says that images are grey
+            image = image.convert("L")
         prepared: np.ndarray = self.processor(image, return_tensors="np", **options)["pixel_values"][0]
         return prepared.astype(dtype or np.float32)
 
@@ -199,7 +201,7 @@ class ImageClassification(Classification):
         """
         import torch
 
-        size = _modules.image_size(model.processor) if layout_of(model.module) and model.processor else (224, 224)
+        shape = _modules.image_shape(model.processor) if layout_of(model.module) else (3, 224, 224)
         found: dict[int, int] = {}
 
         def note(block: nn.Module, _: object, output: Any) -> None:
@@ -212,7 +214,7 @@ class ImageClassification(Classification):
         handles = [block.register_forward_hook(note) for block in blocks]
         like = next(model.module.parameters())
         with torch.no_grad():
-            model.module.eval()(torch.zeros(1, 3, *size, device=like.device, dtype=like.dtype))
+            model.module.eval()(torch.zeros(1, *shape, device=like.device, dtype=like.dtype))
         for handle in handles:
             handle.remove()
         return [found[id(block)] for block in blocks]
