@@ -123,8 +123,12 @@ class Prepared:
         return list(self.rows.tests) or (["validation"] if self.rows.validation else [])
 
 
-def prepare(recipe: Recipe, start: Path, rank: int = 0) -> Prepared:
-    """Read, check and load everything that a run needs. Raises a TunewrightError that names what is wrong."""
+def prepare(recipe: Recipe, start: Path, rank: int = 0, *, rehearsal: bool = False) -> Prepared:
+    """Read, check and load everything that a run needs. Raises a TunewrightError that names what is wrong.
+
+    Args:
+        rehearsal: whether nothing will be trained, so that of what is kept on disk a part may stand for the whole.
+    """
     training = recipe.training
     device = pick_device(training.device, rank)
     precision = pick_precision(training.precision, device)
@@ -176,7 +180,8 @@ def prepare(recipe: Recipe, start: Path, rank: int = 0) -> Prepared:
     if unlearned and not any(p.requires_grad for p in model.module.get_output_embeddings().parameters()):
         model.notices.append(f"{unlearned}: answers may not end unless its row trains, as with method: lora or full.")
     if hasattr(task, "keep"):
-        kept = task.keep(model, [found.examples for found in encoded.values()], recipe.data, device)
+        sets = [found.examples for found in encoded.values()]
+        kept = task.keep(model, sets, recipe.data, device, stand_in=rehearsal)
         pairs = zip(encoded.items(), kept, strict=True)
         encoded = {name: replace(found, examples=examples) for (name, found), examples in pairs}
     decided = decide(training, recipe.method, model, len(encoded["train"].examples), bool(rows.validation))

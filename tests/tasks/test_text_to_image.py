@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.numpy
 import torch
 from PIL import Image
 from safetensors import safe_open
@@ -26,8 +29,8 @@ from tunewright.data.config import DataConfig
 from tunewright.data.records import load_records
 from tunewright.engine.loop import Step
 from tunewright.engine.state import TrainState
-from tunewright.errors import BaseModelError, DataError, Interrupted, MissingExtra, RecipeError
-from tunewright.tasks import task_class
+from tunewright.errors import BaseModelError, DataError, Interrupted, MissingExtra, OutputError, RecipeError
+from tunewright.tasks import _kept, task_class
 from tunewright.tasks._diffusion import answer, min_snr, schedule_of
 
 TASK = "text-to-image"
@@ -397,6 +400,66 @@ def test_other_weights_and_other_sizes_are_kept_apart(tiny_base: Any, copy: Path
     file = copy / "vae" / "diffusion_pytorch_model.safetensors"
     save_file({name: tensor * 1.1 for name, tensor in load_file(file).items()}, file, {"format": "pt"})
     assert keep(copy) == 3
+
+
+def test_a_damaged_kept_file_is_named_and_computed_anew(tiny_base: Any, tmp_path: Path) -> None:
+    data = {"cache_latents": str(tmp_path / "latents"), "cache_captions": str(tmp_path / "captions")}
+
+    def keep() -> Any:
+        return prepared(tiny_base("sd1"), captioned(4), task=TASK, method=LORA, data=data)
+
+    first = keep()
+    files = sorted((tmp_path / "latents").iterdir())
+    whole = {path: path.read_bytes() for path in files}
+    flipped = bytearray(whole[files[1]])
+    flipped[-1] ^= 64
+    files[0].write_bytes(whole[files[0]][:-9])
+    files[1].write_bytes(flipped)
+    caption = next((tmp_path / "captions").iterdir())
+    caption.write_bytes(b"")
+    example = next(e for e in first.examples("train") if e.inputs["view"].path == files[1])
+    with pytest.raises(DataError, match=f"{files[1].name} is damaged: start again"):
+        first.model.task.collate([example])
+    (notice,) = [notice for notice in keep().notices if "damaged" in notice]
+    assert notice.startswith("3 kept files are damaged and were computed anew: ")
+    assert all(str(path) in notice for path in (*files[:2], caption))
+    assert {path: path.read_bytes() for path in (tmp_path / "latents").iterdir()} == whole
+    assert not any("damaged" in notice for notice in keep().notices)
+
+
+def test_threads_that_keep_the_same_image_at_once_do_not_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All have written their draft before any of them renames it."""
+    together, save = Barrier(4, timeout=20), safetensors.numpy.save_file
+    monkeypatch.setattr(safetensors.numpy, "save_file", lambda *given: (save(*given), together.wait()))
+    arrays, path = {"moments": np.ones(9, np.float32)}, tmp_path / "there" / "a.safetensors"
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: _kept._write(arrays, path), range(4)))
+    assert np.array_equal(_kept._read(path)["moments"], arrays["moments"])
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_folder_that_cannot_be_written_is_named(tiny_base: Any, tmp_path: Path) -> None:
+    (tmp_path / "kept").write_text("a file")
+    with pytest.raises(OutputError, match=r"kept cannot be written .*: choose another folder for data\.cache_latents"):
+        prepared(tiny_base("sd1"), captioned(2), task=TASK, method=LORA, data={"cache_latents": str(tmp_path / "kept")})
+
+
+def test_a_check_keeps_nothing_and_computes_an_image_of_each_shape(
+    tiny_base: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tunewright.tasks._diffusion import Diffusion
+
+    asked: list[tuple[int, ...]] = []
+    real = Diffusion.moments
+    monkeypatch.setattr(Diffusion, "moments", lambda self, pixels: asked.append(pixels.shape) or real(self, pixels))
+    data = {
+        "train": of_sizes((16, 16), (24, 16), (16, 16), (24, 16), (16, 16)), "validation": 0,
+        "cache_latents": str(tmp_path / "latents"), "cache_captions": str(tmp_path / "captions"),
+    }  # fmt: skip
+    found = tw.check(base=tiny_base("sd1"), data=data, method=LORA, training={"batch": 2, "epochs": 2})
+    assert list(tmp_path.iterdir()) == [] and len(asked) == len(set(asked)) == 2
+    assert any("cache_latents" in notice and "not foreseen" in notice for notice in found["notices"])
+    assert found["steps"] == 6 and len({row["source"] for row in found["preview"]}) == 3
 
 
 def test_captions_are_not_kept_of_text_encoders_that_train(tiny_base: Any, tmp_path: Path) -> None:
