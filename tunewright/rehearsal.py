@@ -62,7 +62,7 @@ def _without_loading(recipe: Recipe) -> dict[str, Any] | None:
     needed = least_needed(recipe, shape["total"], shape["trained"])
     if needed <= room:
         return None
-    rows = read_rows(recipe.data, recipe.training.seed)
+    rows = read_rows(recipe)
     data = {name: {"rows": len(r.records), "kind": r.kind, "location": r.location} for name, r in rows.sets().items()}
     return {
         **_named(recipe, shape["task"]),

@@ -23,7 +23,7 @@ import tunewright as tw
 from tests.contracts.steps import job_of, prepared
 from tests.pipelines import diffusers
 from tests.runs import left_behind, recipe, stop_at
-from tests.tiny import PIPELINES, captioned
+from tests.tiny import PIPELINES, captioned, pictures
 from tunewright.artifacts.fingerprint import files_of, fingerprint
 from tunewright.data.config import DataConfig
 from tunewright.data.records import load_records
@@ -577,3 +577,36 @@ def test_check_says_what_a_recipe_would_do(tiny_base: Any) -> None:
     assert (found["task"], found["steps"]) == (TASK, 4)
     assert found["forecast"]["memory"]["fits"]
     assert found["preview"][0]["pieces"][1][0] == " → 16 × 16 pixels"
+
+
+# Images of the other kind
+
+
+def test_labels_for_a_pipeline_and_captions_for_a_classifier(tiny_base: Any, tmp_path: Path) -> None:
+    labels, captions = pictures(4), captioned(4)
+    for task in ("auto", "image-classification"):
+        with pytest.raises(RecipeError, match="makes images from captions, and these rows have labels: write captions"):
+            prepared(tiny_base("sd1"), labels, task=task)
+    with pytest.raises(RecipeError, match="is for image-classification, and these rows are images with captions: give"):
+        prepared(save_classifier(tiny_base("resnet"), tmp_path), captions)
+
+
+def save_classifier(base: str, folder: Path) -> str:
+    """A base that tells what it is for."""
+    run = tw.train(recipe(base, folder / "run", task="image-classification", training={"max_steps": 1}))
+    return str(run.folder)
+
+
+def test_class_folders_are_read_for_what_the_base_makes_of_them(tiny_base: Any, tmp_path: Path) -> None:
+    for row, name in zip(captioned(3), ("2_a", "2_a", "1_b"), strict=True):
+        place = tmp_path / name
+        place.mkdir(exist_ok=True)
+        file = place / f"{len(list(place.iterdir()))}.png"
+        file.write_bytes(row["image"])
+    with pytest.raises(DataError, match="holds 3 images and no caption"):
+        prepared(tiny_base("sd1"), [], data={"train": str(tmp_path)})
+    (tmp_path / "1_b" / "0.txt").write_text("one of three has a caption")
+    with pytest.raises(DataError, match=r"2_a/0\.png: no caption"):
+        prepared(tiny_base("sd1"), [], data={"train": str(tmp_path)})
+    ready = prepared(tiny_base("resnet"), [], data={"train": str(tmp_path)}, task="image-classification")
+    assert ready.model.task.labels == ["1_b", "2_a"]
