@@ -107,7 +107,7 @@ def probed_by_hand(run: tw.Run) -> dict[str, Any]:
     from tunewright.evaluation.paired import primary
     from tunewright.prepare import read_rows
 
-    model, rows = tw.load(run.folder, alpha=0.0), read_rows(run.recipe.data, 0)
+    model, rows = tw.load(run.folder, alpha=0.0), read_rows(run.recipe)
     merge(model)
     sets = {name: model.task.encode(model, records.records, run.recipe.data).examples
             for name, records in rows.sets().items()}  # fmt: skip

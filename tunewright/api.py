@@ -260,7 +260,7 @@ def evaluate(
     reading = {"format": format, "overlength": overlength, "max_length": max_length, "on_bad_rows": on_bad_rows}
     config = checked(DataConfig, {"train": data, "columns": columns or {}, **reading})
     asked = checked(EvaluationConfig, evaluation or {})
-    records = load_records(data, config)
+    records = load_records(data, config, kinds=model.task.data_kinds)
     if records.kind not in model.task.data_kinds:
         raise DataError(
             f"{records.location} holds {records.kind} rows; this model needs {' or '.join(model.task.data_kinds)} rows."
@@ -319,7 +319,7 @@ def _held_out(where: str | PathLike[str], rows: Location | None) -> HeldOut | No
     if recipe is None:
         return None
     try:
-        read = read_rows(recipe.data, recipe.training.seed)
+        read = read_rows(recipe)
     except TunewrightError:
         return None
     name, records = next(iter([*read.tests.items(), ("validation", read.validation)]))

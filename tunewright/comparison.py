@@ -139,7 +139,7 @@ def forgotten(
 def _sets(sides: tuple[Side, Side], data: Any, reading: Mapping[str, Any]) -> tuple[dict[str, Records], DataConfig]:
     """The rows by set, and how they are read."""
     if data is not None:
-        return _given_sets(data, reading)
+        return _given_sets(sides[0], data, reading)
     idle = [name for name, value in reading.items() if value not in ("auto", {})]
     if idle:
         raise RecipeError(f"{', '.join(idle)} says how the rows of --data are read, and there are none: leave it out.")
@@ -157,7 +157,7 @@ def _shared_sets(a: Side, b: Side) -> tuple[dict[str, Records], DataConfig]:
     if not shared:
         raise DataError(f"{a.name} and {b.name} share no test set. Name the rows to compare them on with --data.")
     config = runs[0].recipe.data.model_copy(update={"special_tokens": []})  # the models have these already
-    sets = {name: load_records(config.test_sets()[name], config) for name in shared}
+    sets = {name: load_records(config.test_sets()[name], config, kinds=a.task.data_kinds) for name in shared}
     refuse_changed(sets, runs[0].info["data"], "Name some with --data.")
     return sets, config
 
@@ -167,12 +167,13 @@ def _hashes(run: Run) -> dict[str, str]:
     return {name: run.info["data"][name]["sha256"] for name in run.recipe.data.test_sets()}
 
 
-def _given_sets(data: Any, reading: Mapping[str, Any]) -> tuple[dict[str, Records], DataConfig]:
+def _given_sets(side: Side, data: Any, reading: Mapping[str, Any]) -> tuple[dict[str, Records], DataConfig]:
     config = checked(DataConfig, {"train": "-", "test": data, **reading})
     sets = config.test_sets()
     if not sets or not all(sets.values()):
         raise DataError("data is empty: name the rows to compare on, or leave it out where the runs share a test set.")
-    return {name: load_records(location, config) for name, location in sets.items()}, config
+    kinds = side.task.data_kinds
+    return {name: load_records(location, config, kinds=kinds) for name, location in sets.items()}, config
 
 
 def _general(location: Any) -> Records:

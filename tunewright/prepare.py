@@ -18,7 +18,7 @@ from tunewright.data.labels import may_be_numbers
 from tunewright.data.records import Records, load_records, split_validation
 from tunewright.engine.config import TrainingConfig
 from tunewright.engine.device import auto_batch, auto_learning_rate, pick_device, pick_precision
-from tunewright.errors import DataError, MethodError, RecipeError, counted
+from tunewright.errors import BaseModelError, DataError, MethodError, RecipeError, counted
 from tunewright.evaluation.evaluate import refuse_idle_evaluation, refuse_idle_pattern
 from tunewright.methods.base import Method, moving_norms, parameter_count
 from tunewright.objectives.supervised import NOISING, Supervised, class_weights
@@ -28,6 +28,7 @@ from tunewright.tasks._blocks import unwrapped
 from tunewright.tasks._factories import allow, is_factory
 from tunewright.tasks._module_config import ModuleConfig
 from tunewright.tasks._modules import begin
+from tunewright.tasks._pipeline import is_pipeline
 from tunewright.tasks.base import Encoded, Model, Task
 
 
@@ -54,14 +55,15 @@ class Rows:
         return {"train": self.train, **{name: rows for name, rows in others.items() if rows}, **self.tests}
 
 
-def read_rows(data: DataConfig, seed: int) -> Rows:
+def read_rows(recipe: Recipe) -> Rows:
     """Read every set. The faults of all files come in one DataError."""
+    data, seed, kinds = recipe.data, recipe.training.seed, _wanted_kinds(recipe)
     wanted = {"train": data.train, **data.test_sets()}
     if data.prior:
         wanted["prior"] = data.prior
     if not isinstance(data.validation, float | int):
         wanted["validation"] = data.validation
-    found, errors = _each(wanted, lambda location: load_records(location, data))
+    found, errors = _each(wanted, lambda location: load_records(location, data, kinds=kinds))
     if faults := _lines(errors):
         raise DataError(
             faults[0] if len(faults) == 1 else "The data cannot be used:", faults if len(faults) > 1 else ()
@@ -86,6 +88,35 @@ def task_of_rows(kind: str | None) -> str | None:
     return fitting[0] if len(fitting) == 1 else None
 
 
+def _wanted_kinds(recipe: Recipe) -> tuple[str, ...]:
+    """The kinds of rows that the task reads, if it is given or a base that lies here tells it; else none."""
+    name = _told_task(recipe.base) if recipe.task == "auto" else recipe.task
+    return task_class(name).data_kinds if name else ()
+
+
+def _told_task(base: str) -> str | None:
+    """The task that a base tells which lies here. What is wrong with it is said where it is loaded."""
+    try:
+        return infer_task(base) if Path(base).exists() or is_factory(base) else None
+    except BaseModelError:
+        return None
+
+
+def _refuse_other_images(name: str, recipe: Recipe, rows: Records) -> None:
+    """Classes for a base that makes images of captions, and captions for one that classifies. Raises RecipeError."""
+    base, told = recipe.base, _told_task(recipe.base)
+    if rows.kind == "image" and (told == "text-to-image" or (told is None and is_pipeline(base))):
+        raise RecipeError(
+            f"{base} makes images from captions, and these rows have labels: write captions (text files beside the "
+            "images, or a column text), or take a base that classifies images."
+        )
+    if rows.kind == "captioned_image" and recipe.task == "auto" and told not in (None, name):
+        raise RecipeError(
+            f"{base} is for {told}, and these rows are images with captions: give classes (a folder for each, or a "
+            "column label), or take a pipeline of diffusers' as base."
+        )
+
+
 def choose_task(recipe: Recipe, rows: Records) -> tuple[Task, list[str]]:
     """The task, from the recipe, or else from the rows and the base; with what was inferred, in words."""
     name, notices = recipe.task, []
@@ -98,6 +129,7 @@ def choose_task(recipe: Recipe, rows: Records) -> tuple[Task, list[str]]:
             f"task: {name} reads {' or '.join(chosen.data_kinds)} rows, and these are {rows.kind} rows. "
             "Change task, or say with data.format and data.columns how the rows are meant."
         )
+    _refuse_other_images(name, recipe, rows)
     labels = [r.label for r in rows.records if isinstance(r, Classified) and isinstance(r.label, str)]
     if recipe.data.labels == "auto" and may_be_numbers(labels):
         notices.append("Labels: whole numbers are read as classes. To regress on them set data.labels: numbers.")
@@ -128,12 +160,16 @@ class Prepared:
         return list(self.rows.tests) or (["validation"] if self.rows.validation else [])
 
 
-def prepare(recipe: Recipe, start: Path, rank: int = 0) -> Prepared:
-    """Read, check and load everything that a run needs. Raises a TunewrightError that names what is wrong."""
+def prepare(recipe: Recipe, start: Path, rank: int = 0, *, rehearsal: bool = False) -> Prepared:
+    """Read, check and load everything that a run needs. Raises a TunewrightError that names what is wrong.
+
+    Args:
+        rehearsal: whether nothing will be trained, so that of what is kept on disk a part may stand for the whole.
+    """
     training = recipe.training
     device = pick_device(training.device, rank)
     precision = pick_precision(training.precision, device)
-    rows = read_rows(recipe.data, training.seed)
+    rows = read_rows(recipe)
     task, notices = choose_task(recipe, rows.given)
     if training.zero_shot:
         _begin_with_prompts(task, recipe.base, training.zero_shot)
@@ -181,7 +217,8 @@ def prepare(recipe: Recipe, start: Path, rank: int = 0) -> Prepared:
     if unlearned and not any(p.requires_grad for p in model.module.get_output_embeddings().parameters()):
         model.notices.append(f"{unlearned}: answers may not end unless its row trains, as with method: lora or full.")
     if hasattr(task, "keep"):
-        kept = task.keep(model, [found.examples for found in encoded.values()], recipe.data, device)
+        sets = [found.examples for found in encoded.values()]
+        kept = task.keep(model, sets, recipe.data, device, stand_in=rehearsal)
         pairs = zip(encoded.items(), kept, strict=True)
         encoded = {name: replace(found, examples=examples) for (name, found), examples in pairs}
     decided = decide(training, recipe.method, model, len(encoded["train"].examples), bool(rows.validation))

@@ -22,6 +22,8 @@ from tunewright.run import make_job
 
 DRAWN = "What it takes to draw the images of data.prior_prompt before the training is not foreseen."
 
+KEPT = "What it takes to fill data.cache_latents and data.cache_captions before the first step is not foreseen."
+
 
 def check(recipe: Recipe | Mapping[str, Any] | str | Path | None = None, **fields: Any) -> dict[str, Any]:
     """Say what a recipe would train, on which rows, how long it would take and how much memory it would need.
@@ -60,7 +62,7 @@ def _without_loading(recipe: Recipe) -> dict[str, Any] | None:
     needed = least_needed(recipe, shape["total"], shape["trained"])
     if needed <= room:
         return None
-    rows = read_rows(recipe.data, recipe.training.seed)
+    rows = read_rows(recipe)
     data = {name: {"rows": len(r.records), "kind": r.kind, "location": r.location} for name, r in rows.sets().items()}
     return {
         **_named(recipe, shape["task"]),
@@ -78,9 +80,10 @@ def _without_loading(recipe: Recipe) -> dict[str, Any] | None:
 def _with_probes(recipe: Recipe) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="tunewright-check-") as place:
         folder = Path(place)
-        prepared = prepare(_with_one_of_the_class(recipe), folder / "base")
+        prepared = prepare(_with_little_data(recipe, folder), folder / "base", rehearsal=True)
         job = make_job(prepared, folder, Processes())
         prepared.notices += [DRAWN] if recipe.data.prior_prompt else []
+        prepared.notices += [KEPT] if recipe.data.cache_latents or recipe.data.cache_captions else []
         said = _described(prepared)
         cost = forecast(prepared, job)
         longest = max(job.lengths)
@@ -88,11 +91,12 @@ def _with_probes(recipe: Recipe) -> dict[str, Any]:
         return {**said, "steps": len(job.plan), "forecast": cost.to_dict(_place(recipe)), "advice": changes}
 
 
-def _with_one_of_the_class(recipe: Recipe) -> Recipe:
-    """Of the images that the base is to draw before the training: they can take longer than it."""
-    if not recipe.data.prior_prompt:
-        return recipe
-    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"prior_images": 1})})
+def _with_little_data(recipe: Recipe, folder: Path) -> Recipe:
+    """With one of the images that the base is to draw before the training; what is kept lies in `folder`."""
+    data = recipe.data
+    changes: dict[str, Any] = {"prior_images": 1} if data.prior_prompt else {}
+    changes |= {name: str(folder / name) for name in ("cache_latents", "cache_captions") if getattr(data, name)}
+    return recipe.model_copy(update={"data": data.model_copy(update=changes)}) if changes else recipe
 
 
 def _place(recipe: Recipe) -> Path:

@@ -81,7 +81,7 @@ def interpolate(
     if to is not None:
         refuse_place(Path(to))
     recipe = opened.recipe
-    rows = read_rows(recipe.data, recipe.training.seed)
+    rows = read_rows(recipe)
     refuse_changed(rows.sets(), opened.info["data"], "Put them back, or train anew.")
     measure = _Measure(_sets(rows, _reading(recipe.data, columns or {}, shifts or {}), shifts or {}), recipe.data)
     settle = _settling(opened, rows, batch_norm)
@@ -167,7 +167,7 @@ def _sets(rows: Rows, data: DataConfig, shifts: Mapping[str, Location]) -> dict[
     for name, location in shifts.items():
         if name in own:
             raise RecipeError(f"--shift {name}: the run's own sets are {', '.join(own)}. Name the shift otherwise.")
-        tests[name] = load_records(location, data)
+        tests[name] = load_records(location, data, kinds=[rows.train.kind])
         if tests[name].kind != rows.train.kind:
             raise DataError(f"{name} holds {tests[name].kind} rows, the run was trained on {rows.train.kind} rows.")
     if not tests and rows.validation is None:

@@ -95,6 +95,6 @@ def _loss(model: Any, run: tw.Run) -> float:
     from tunewright.prepare import read_rows
     from tunewright.robust import Set, _Measure
 
-    rows = read_rows(run.recipe.data, run.recipe.training.seed)
+    rows = read_rows(run.recipe)
     assert rows.validation is not None
     return primary(_Measure({"validation": [Set(rows.validation)]}, run.recipe.data)(model)["validation"]["test"]).value

@@ -75,6 +75,19 @@ def test_what_is_no_image_says_why(content: bytes, reason: str) -> None:
         decode(content)
 
 
+@pytest.mark.parametrize(
+    ("image", "reason"),
+    [
+        (Image.new("F", (2, 2)), "the image has floating-point pixels, of no known range: save it with 8 or 16 bits"),
+        (Image.new("I", (2, 2), 70_000), "the image has more than 16 bits a pixel: save it with 8 or 16"),
+    ],
+)
+def test_pixels_of_another_kind_are_one_sentence(image: Image.Image, reason: str) -> None:
+    with pytest.raises(DataError) as raised:
+        decode(saved(image, "TIFF"))
+    assert str(raised.value) == reason
+
+
 def test_a_bomb_is_not_opened(monkeypatch: pytest.MonkeyPatch) -> None:
     content = saved(Image.new("1", (100, 100)))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 9_000)  # what Pillow only warns of is refused too

@@ -11,7 +11,8 @@ import pytest
 
 from tunewright.data.config import DataConfig
 from tunewright.data.records import load_records
-from tunewright.data.rows import Row, content_hash, read_rows
+from tunewright.data.row import Row
+from tunewright.data.rows import content_hash, read_rows
 from tunewright.errors import DataError
 
 ROWS = [{"text": "good", "label": "yes"}, {"text": "bad, 你", "label": "no"}]

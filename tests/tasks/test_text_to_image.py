@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.numpy
 import torch
 from PIL import Image
 from safetensors import safe_open
@@ -20,14 +23,14 @@ import tunewright as tw
 from tests.contracts.steps import job_of, prepared
 from tests.pipelines import diffusers
 from tests.runs import left_behind, recipe, stop_at
-from tests.tiny import PIPELINES, captioned
+from tests.tiny import PIPELINES, captioned, pictures
 from tunewright.artifacts.fingerprint import files_of, fingerprint
 from tunewright.data.config import DataConfig
 from tunewright.data.records import load_records
 from tunewright.engine.loop import Step
 from tunewright.engine.state import TrainState
-from tunewright.errors import BaseModelError, DataError, Interrupted, MissingExtra, RecipeError
-from tunewright.tasks import task_class
+from tunewright.errors import BaseModelError, DataError, Interrupted, MissingExtra, OutputError, RecipeError
+from tunewright.tasks import _kept, task_class
 from tunewright.tasks._diffusion import answer, min_snr, schedule_of
 
 TASK = "text-to-image"
@@ -399,6 +402,66 @@ def test_other_weights_and_other_sizes_are_kept_apart(tiny_base: Any, copy: Path
     assert keep(copy) == 3
 
 
+def test_a_damaged_kept_file_is_named_and_computed_anew(tiny_base: Any, tmp_path: Path) -> None:
+    data = {"cache_latents": str(tmp_path / "latents"), "cache_captions": str(tmp_path / "captions")}
+
+    def keep() -> Any:
+        return prepared(tiny_base("sd1"), captioned(4), task=TASK, method=LORA, data=data)
+
+    first = keep()
+    files = sorted((tmp_path / "latents").iterdir())
+    whole = {path: path.read_bytes() for path in files}
+    flipped = bytearray(whole[files[1]])
+    flipped[-1] ^= 64
+    files[0].write_bytes(whole[files[0]][:-9])
+    files[1].write_bytes(flipped)
+    caption = next((tmp_path / "captions").iterdir())
+    caption.write_bytes(b"")
+    example = next(e for e in first.examples("train") if e.inputs["view"].path == files[1])
+    with pytest.raises(DataError, match=f"{files[1].name} is damaged: start again"):
+        first.model.task.collate([example])
+    (notice,) = [notice for notice in keep().notices if "damaged" in notice]
+    assert notice.startswith("3 kept files are damaged and were computed anew: ")
+    assert all(str(path) in notice for path in (*files[:2], caption))
+    assert {path: path.read_bytes() for path in (tmp_path / "latents").iterdir()} == whole
+    assert not any("damaged" in notice for notice in keep().notices)
+
+
+def test_threads_that_keep_the_same_image_at_once_do_not_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All have written their draft before any of them renames it."""
+    together, save = Barrier(4, timeout=20), safetensors.numpy.save_file
+    monkeypatch.setattr(safetensors.numpy, "save_file", lambda *given: (save(*given), together.wait()))
+    arrays, path = {"moments": np.ones(9, np.float32)}, tmp_path / "there" / "a.safetensors"
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: _kept._write(arrays, path), range(4)))
+    assert np.array_equal(_kept._read(path)["moments"], arrays["moments"])
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_folder_that_cannot_be_written_is_named(tiny_base: Any, tmp_path: Path) -> None:
+    (tmp_path / "kept").write_text("a file")
+    with pytest.raises(OutputError, match=r"kept cannot be written .*: choose another folder for data\.cache_latents"):
+        prepared(tiny_base("sd1"), captioned(2), task=TASK, method=LORA, data={"cache_latents": str(tmp_path / "kept")})
+
+
+def test_a_check_keeps_nothing_and_computes_an_image_of_each_shape(
+    tiny_base: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tunewright.tasks._diffusion import Diffusion
+
+    asked: list[tuple[int, ...]] = []
+    real = Diffusion.moments
+    monkeypatch.setattr(Diffusion, "moments", lambda self, pixels: asked.append(pixels.shape) or real(self, pixels))
+    data = {
+        "train": of_sizes((16, 16), (24, 16), (16, 16), (24, 16), (16, 16)), "validation": 0,
+        "cache_latents": str(tmp_path / "latents"), "cache_captions": str(tmp_path / "captions"),
+    }  # fmt: skip
+    found = tw.check(base=tiny_base("sd1"), data=data, method=LORA, training={"batch": 2, "epochs": 2})
+    assert list(tmp_path.iterdir()) == [] and len(asked) == len(set(asked)) == 2
+    assert any("cache_latents" in notice and "not foreseen" in notice for notice in found["notices"])
+    assert found["steps"] == 6 and len({row["source"] for row in found["preview"]}) == 3
+
+
 def test_captions_are_not_kept_of_text_encoders_that_train(tiny_base: Any, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="here they train"):
         prepared(
@@ -514,3 +577,36 @@ def test_check_says_what_a_recipe_would_do(tiny_base: Any) -> None:
     assert (found["task"], found["steps"]) == (TASK, 4)
     assert found["forecast"]["memory"]["fits"]
     assert found["preview"][0]["pieces"][1][0] == " → 16 × 16 pixels"
+
+
+# Images of the other kind
+
+
+def test_labels_for_a_pipeline_and_captions_for_a_classifier(tiny_base: Any, tmp_path: Path) -> None:
+    labels, captions = pictures(4), captioned(4)
+    for task in ("auto", "image-classification"):
+        with pytest.raises(RecipeError, match="makes images from captions, and these rows have labels: write captions"):
+            prepared(tiny_base("sd1"), labels, task=task)
+    with pytest.raises(RecipeError, match="is for image-classification, and these rows are images with captions: give"):
+        prepared(save_classifier(tiny_base("resnet"), tmp_path), captions)
+
+
+def save_classifier(base: str, folder: Path) -> str:
+    """A base that tells what it is for."""
+    run = tw.train(recipe(base, folder / "run", task="image-classification", training={"max_steps": 1}))
+    return str(run.folder)
+
+
+def test_class_folders_are_read_for_what_the_base_makes_of_them(tiny_base: Any, tmp_path: Path) -> None:
+    for row, name in zip(captioned(3), ("2_a", "2_a", "1_b"), strict=True):
+        place = tmp_path / name
+        place.mkdir(exist_ok=True)
+        file = place / f"{len(list(place.iterdir()))}.png"
+        file.write_bytes(row["image"])
+    with pytest.raises(DataError, match="holds 3 images and no caption"):
+        prepared(tiny_base("sd1"), [], data={"train": str(tmp_path)})
+    (tmp_path / "1_b" / "0.txt").write_text("one of three has a caption")
+    with pytest.raises(DataError, match=r"2_a/0\.png: no caption"):
+        prepared(tiny_base("sd1"), [], data={"train": str(tmp_path)})
+    ready = prepared(tiny_base("resnet"), [], data={"train": str(tmp_path)}, task="image-classification")
+    assert ready.model.task.labels == ["1_b", "2_a"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import warnings
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from io import BytesIO
@@ -18,7 +17,15 @@ from tunewright.errors import DataError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+EXTENSIONS = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".avif", ".gif", ".tif", ".tiff", ".bmp", ".dib"),
+    *(".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".jpx", ".tga", ".qoi", ".ico", ".psd", ".pcx", ".sgi"),
+    *(".heic", ".heif"),
+)
+"""Of files that are images. HEIC cannot be read, but a phone's photos must not be left out silently."""
+MOVING = (b"GIF8", b"\x89PNG", b"RIFF", b"II*\0", b"MM\0*")
+"""How files begin that may hold several images of equal rank."""
+HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")
 COLUMNS = ("image", "file_name")
 """Columns that hold an image: itself, or the path of its file."""
 BASE64 = "base64"
@@ -56,6 +63,19 @@ class Picture:
         except DataError:
             return hashlib.sha256(str(self).encode()).hexdigest()
 
+    def frames(self) -> int:
+        """How many images its file holds: 1 for what cannot be read, too."""
+        from PIL import Image
+
+        try:
+            with BytesIO(self.content) if self.content is not None else open(str(self.place), "rb") as file:
+                if not file.read(4).startswith(MOVING):
+                    return 1
+                file.seek(0)
+                return int(getattr(Image.open(file), "n_frames", 1))
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+            return 1
+
     def pixels(self) -> Image:
         """Upright RGB pixels; what is transparent becomes white, 16 bits become 8.
 
@@ -81,7 +101,11 @@ def decode(content: bytes) -> Image:
             raise DataError(
                 f"the image has more than {limit:,} pixels (a decompression bomb?): make it smaller"
             ) from error
+        except DataError:
+            raise
         except UnidentifiedImageError as error:
+            if content[8:12] in HEIC:
+                raise DataError("HEIC cannot be read: save the image as JPEG or PNG") from error
             raise DataError(f"this is no image that can be read: {ADVICE}") from error
         except (OSError, SyntaxError, ValueError, EOFError) as error:  # what Pillow raises for broken files
             raise DataError(f"the image is broken ({error}): {ADVICE}") from error
@@ -165,30 +189,3 @@ def as_text(row: dict[str, Any]) -> dict[str, Any]:
     given = {name: _content(value) for name, value in row.items() if not isinstance(value, str | dict)}
     images = {name: {BASE64: base64.b64encode(content).decode()} for name, content in given.items() if content}
     return {**row, **images} if images else row
-
-
-def image_folder(folder: Path) -> Iterator[tuple[Path, str]]:
-    """The images of a folder with a folder for each class, and their classes; none where it is not one."""
-    for place in _visible(folder):
-        if place.is_dir():
-            yield from ((path, place.name) for path in sorted(_images_in(place)))
-
-
-def captioned_folder(folder: Path) -> dict[Path, Path | None]:
-    """The images that lie in a folder, each with the text file of its name; none where no image has one."""
-    images = [path for path in _visible(folder) if path.is_file() and path.suffix.lower() in EXTENSIONS]
-    found = {path: text if (text := path.with_suffix(".txt")).is_file() else None for path in images}
-    return found if any(found.values()) else {}
-
-
-def classes_in(folder: Path) -> Sequence[str]:
-    """The folders in a folder that hold images, at any depth."""
-    return [place.name for place in _visible(folder) if place.is_dir() and any(_images_in(place))]
-
-
-def _images_in(folder: Path) -> Iterator[Path]:
-    return (path for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS)
-
-
-def _visible(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))

@@ -6,15 +6,26 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from tunewright.data.config import DataConfig, Location, Reading
 from tunewright.data.formats import FORMATS, detect
-from tunewright.data.kinds import KINDS, Classified, Completion, Conversation, Document, Label, Labelled, Record
+from tunewright.data.kinds import (
+    KINDS,
+    CaptionedImage,
+    Classified,
+    Completion,
+    Conversation,
+    Document,
+    Label,
+    Labelled,
+    LabelledImage,
+    Record,
+)
 from tunewright.data.labels import check_number, form_of, settle
 from tunewright.data.pictures import located
-from tunewright.data.rows import Fault, Row, canonical_json, content_hash, read_rows
+from tunewright.data.row import Fault, Row
+from tunewright.data.rows import canonical_json, content_hash, folder_of, read_rows
 from tunewright.errors import DataError, counted, them
 
 __all__ = [
@@ -54,18 +65,21 @@ class Records:
         return [fault.raw for fault in self.faults]
 
 
-def load_records(location: Location, config: DataConfig, *, require_label: bool = True) -> Records:
+def load_records(
+    location: Location, config: DataConfig, *, require_label: bool = True, kinds: Sequence[str] = ()
+) -> Records:
     """Read a location and check every row.
 
     Args:
         require_label: whether a row without a label is a fault; if not, plain texts are unlabelled examples.
+        kinds: those that are wanted, where that is known: a folder of images may be read for its captions or classes.
 
     Raises:
         DataError: the location cannot be read, its columns fit no format, no row can be used, or some cannot and
             `config.on_bad_rows` is "fail". It names all of them. Or an option is set that is for other kinds of rows.
     """
     name = location if isinstance(location, str) else "rows"
-    read = read_rows(location)
+    read = read_rows(location, _captioned(config, kinds))
     rows = _with_pictures(_renamed(read.rows, config.columns), location)
     format = _format_of(rows, config, require_label)
     records, faults = _build_all(rows, format, config, require_label)
@@ -74,7 +88,23 @@ def load_records(location: Location, config: DataConfig, *, require_label: bool 
         raise DataError(_verdict(len(faults), len(faults) + len(records), name), [str(fault) for fault in faults])
     kind = KINDS[type(records[0])]
     _refuse_idle(kind, config)
-    return Records(records, kind, name, content_hash(rows), faults, read.doubts)
+    doubts = [*read.doubts, *_moving(records)]
+    return Records(records, kind, name, content_hash(rows), faults, doubts)
+
+
+def _captioned(config: DataConfig, kinds: Sequence[str]) -> bool | None:
+    """Whether images are wanted with captions, or with classes; None: whichever they have."""
+    wanted = [config.format] if config.format != "auto" else kinds
+    return any(kind.startswith("caption") for kind in wanted) if wanted else None
+
+
+def _moving(records: Sequence[Record]) -> list[str]:
+    """What is said of images whose files hold more than is used."""
+    images = [r for r in records if isinstance(r, LabelledImage | CaptionedImage)]
+    found = list(dict.fromkeys(r.source for r in images if r.image.frames() > 1))
+    several = counted(len(found), "image has several frames", "images have several frames")
+    named = ", ".join(found[:3]) + (", …" if len(found) > 3 else "")
+    return [f"{several}, of which the first is used: {named}"] if found else []
 
 
 def _refuse_idle(kind: str, config: DataConfig) -> None:
@@ -119,8 +149,7 @@ def _renamed(rows: list[Row], columns: dict[str, str]) -> list[Row]:
 
 def _with_pictures(rows: list[Row], location: Location) -> list[Row]:
     """Rows with their images; a path is relative to the folder of the file that names it."""
-    folder = Path(location) if isinstance(location, str) else Path()
-    folder = folder.parent if folder.is_file() else folder if folder.is_dir() else Path()
+    folder = folder_of(location)
     return [Row(located(row.values, folder), row.source) for row in rows]
 
 

@@ -189,11 +189,11 @@ def _sketches(rows: Texts) -> Iterator[tuple[int, frozenset[str], Any]]:
 
 
 def _earlier(rows: Texts) -> Iterator[Found]:
-    """Rows that stand word for word above, with the same label if they have one."""
+    """Rows that stand word for word above, with the same label if they have one; not one that is meant to repeat."""
     seen: dict[tuple[str, str], int] = {}
     for i, (record, one) in enumerate(rows):
         first = seen.setdefault((one, repr(getattr(record, "label", None))), i)
-        if first != i:
+        if record.source != rows[first][0].source:
             yield i, first, 1.0
 
 

@@ -6,55 +6,32 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from tunewright.data.config import Location
-from tunewright.data.pictures import Picture, captioned_folder, classes_in, image_folder
+from tunewright.data.image_folders import SPLIT, read_images, split_folder, walk
+from tunewright.data.pictures import Picture
+from tunewright.data.row import Fault, Row, Rows
 from tunewright.data.tables import Entry, read_table
 from tunewright.data.texts import HALF, is_address, is_whole
 from tunewright.errors import DataError
 
 
-class Row(NamedTuple):
-    """One row as it was read, and where from: "train.jsonl:17", "train.parquet:row 17", "rows[16]"."""
-
-    values: dict[str, Any]
-    source: str
-
-
-class Fault(NamedTuple):
-    """A row that cannot be used: where it is, why, and what it held."""
-
-    source: str
-    reason: str
-    raw: Any
-
-    def __str__(self) -> str:
-        return f"{self.source}: {self.reason}"
-
-
-class Rows(NamedTuple):
-    """What was read from one location. `doubts` are of rows that are used all the same."""
-
-    rows: list[Row]
-    faults: list[Fault]
-    doubts: Sequence[str] = ()
-
-
-def read_rows(location: Location) -> Rows:
+def read_rows(location: Location, captioned: bool | None = None) -> Rows:
     """All rows of a location, with the malformed ones apart.
 
     Args:
         location: a file (see `READERS`), a folder, a hub name ("owner/name" or "owner/name:split"), or the rows.
+        captioned: what a folder of images is read for: see `image_folders.read_images`.
 
     Raises:
         DataError: the location is missing, unreadable, of an unknown kind, or holds nothing.
     """
     name = location if isinstance(location, str) else "the list of rows"
     try:
-        read = _read(location)
+        read = _read(location, captioned)
     except OSError as error:
         reason = error.strerror or error
         raise DataError(f"{name} cannot be read ({reason}): check the path and its permissions.") from error
@@ -90,12 +67,12 @@ def _foreign(value: Any) -> str:
     return hashlib.sha256(value).hexdigest() if isinstance(value, bytes) else str(value)
 
 
-def _read(location: Location) -> Rows:
+def _read(location: Location, captioned: bool | None) -> Rows:
     if not isinstance(location, str):
         return _sort_out(location, lambda index: f"rows[{index}]")
     path, split = _split_of(location)
     if path.is_dir():
-        return _read_folder(path, split)
+        return _read_folder(path, split, captioned)
     if path.exists():
         return _read_file(path)
     if _is_hub_name(location):
@@ -267,17 +244,18 @@ READERS: dict[str, Callable[[Path], Rows]] = {
 # Folders
 
 SAVED_DATASET = ("dataset_dict.json", "dataset_info.json")
-SPLIT = re.compile(r"(training|train|validation|valid|val|dev|eval|test)(?![a-z])")
 
 
-def _read_folder(folder: Path, split: str | None) -> Rows:
+def _read_folder(folder: Path, split: str | None, captioned: bool | None) -> Rows:
     if any((folder / name).exists() for name in SAVED_DATASET):
         return _read_saved_dataset(folder, split)
-    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in READERS)
-    if not any(path.stem == "metadata" for path in files) and (classes := classes_in(folder)):
-        return _read_images(folder, split, classes)
-    if not any(path.stem == "metadata" for path in files) and (captioned := captioned_folder(folder)):
-        return _read_captioned(captioned)
+    files = _files(folder)
+    if not _has_metadata(files):
+        tree = walk(folder)
+        if place := split_folder(tree, split):
+            return _read_split(place, captioned)
+        if split is None and (images := read_images(tree, captioned)):
+            return images
     files = [path for path in files if split is None or _split_in(path) == split]
     if not files:
         of_split = f" of the split {split}" if split else ""
@@ -287,31 +265,28 @@ def _read_folder(folder: Path, split: str | None) -> Rows:
         raise DataError(
             f"{folder} holds files of several splits or kinds: name one, or a split as {folder}:train.", names
         )
+    return _read_files(files)
+
+
+def _files(folder: Path) -> list[Path]:
+    """Those of a folder that can be read, but for hidden ones."""
+    return sorted(p for p in folder.iterdir() if p.suffix.lower() in READERS and not p.name.startswith("."))
+
+
+def _has_metadata(files: list[Path]) -> bool:
+    """Whether one says what images in its folder show."""
+    return any(path.stem == "metadata" for path in files)
+
+
+def _read_split(folder: Path, captioned: bool | None) -> Rows:
+    """The images of a split. A folder in it is a class, whatever its name."""
+    files = [path for path in _files(folder) if _has_metadata([path])]
+    return _read_files(files) if files else read_images(walk(folder), captioned) or Rows([], [])
+
+
+def _read_files(files: list[Path]) -> Rows:
     reads = [_read_file(path) for path in files]
     return Rows([row for read in reads for row in read.rows], [fault for read in reads for fault in read.faults])
-
-
-def _read_images(folder: Path, split: str | None, classes: Sequence[str]) -> Rows:
-    """Images in a folder for each class, or in such folders in a folder for each split."""
-    splits = [name for name in classes if SPLIT.fullmatch(name.lower())]
-    if split is None and splits:
-        raise DataError(f"{folder} holds the splits {', '.join(splits)}: name one, as {folder}:{splits[0]}.")
-    if split is not None and split not in splits:
-        raise DataError(f"{folder} has no split {split}: it holds {', '.join(classes)}.")
-    found = image_folder(folder / split if split else folder)
-    return Rows([Row({"image": str(path.absolute()), "label": name}, str(path)) for path, name in found], [])
-
-
-def _read_captioned(captioned: dict[Path, Path | None]) -> Rows:
-    """Images with a text file of the same name beside each. One without such a file is a fault."""
-    read = Rows([], [])
-    for image, caption in captioned.items():
-        if caption is None:
-            read.faults.append(Fault(str(image), f"no caption: write it into {image.with_suffix('.txt').name}", None))
-        else:
-            values = {"image": str(image.absolute()), "text": _text(caption).strip()}
-            read.rows.append(Row(values, str(image)))
-    return read
 
 
 def _belong_together(files: list[Path]) -> bool:
@@ -367,6 +342,15 @@ def _split_of(location: str) -> tuple[Path, str | None]:
         if Path(name).is_dir():
             return Path(name), split
     return Path(location), None
+
+
+def folder_of(location: Location) -> Path:
+    """The folder that relative paths in the rows of a location begin in: that of the file, or of the split."""
+    if not isinstance(location, str):
+        return Path()
+    path, split = _split_of(location)
+    places = (path / (split or ""), path, path.parent if path.is_file() else Path())
+    return next((place for place in places if place.is_dir()), Path())
 
 
 def _is_hub_name(location: str) -> bool:

@@ -125,12 +125,17 @@ class TextToImage(Task):
         """Timestep and noise anew, images as `data.augment` says, captions left out as `data.caption_dropout` says."""
         return [replace(e, inputs={name: part.drawn(random) for name, part in e.inputs.items()}) for e in examples]
 
-    def keep(self, model: Model, sets: Sequence[Sequence[Example]], data: Any, device: Any) -> list[list[Example]]:
-        """The rows with what is computed once and kept, as `data` says. Raises RecipeError: see `Keeper`."""
+    def keep(
+        self, model: Model, sets: Sequence[Sequence[Example]], data: Any, device: Any, *, stand_in: bool = False
+    ) -> list[list[Example]]:
+        """The rows with what is computed once and kept, as `data` says. Arguments and errors: see `Keeper`."""
         if not (data.cache_latents or data.cache_captions):
             return [list(examples) for examples in sets]
-        keeper = Keeper(model_of(model.module), data.cache_latents, data.cache_captions, device)
-        return [[_with_kept(e, keeper) for e in examples] for examples in sets]
+        folders = data.cache_latents, data.cache_captions
+        keeper = Keeper(model_of(model.module), *folders, device, stand_in=stand_in)
+        kept = [[_with_kept(e, keeper) for e in examples] for examples in sets]
+        model.notices += keeper.notices()
+        return kept
 
     def collate(self, examples: Sequence[Example]) -> Batch:
         """Rows of one shape are stacked; a batch of several shapes has each on its own, in this order."""
