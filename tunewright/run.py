@@ -176,6 +176,7 @@ def _sampler(prepared: Prepared, step: Step) -> Sampler | None:
         job.folder / "samples",
         job.device,
         job.precision,
+        step.state.judged_weights,
     )
 
 

@@ -72,3 +72,14 @@ def test_prompts_are_for_what_makes_images(tiny_base: Any, tmp_path: Path) -> No
     with pytest.raises(RecipeError, match=r"evaluation\.prompts is for text-to-image"):
         tw.train(recipe(tiny_base("llama"), tmp_path / "run", evaluation=PROMPTS))
     assert not (tmp_path / "run").exists()
+
+
+def test_pictures_are_of_the_averaged_weights(base: str, tmp_path: Path) -> None:
+    """Those that are saved: a run that ends where another had a picture drawn has the same one at its end."""
+    training = {"ema": 0.9, "schedule": "constant", "keep": "last"}
+    long, short = (
+        recipe(base, tmp_path / f"{steps}", task="text-to-image", evaluation=PROMPTS,
+               training={**training, "max_steps": steps})
+        for steps in (8, 4)
+    )  # fmt: skip
+    assert pictures(tw.train(long).folder)["step-4/1.png"] == pictures(tw.train(short).folder)["after/1.png"]

@@ -9,7 +9,8 @@ RUN/samples/
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,9 @@ class Sampler:
 
     A picture depends on the weights, the prompt and the seed alone, and the loop seeds every step anew: so drawing it
     changes nothing in the run.
+
+    Attributes:
+        judged: inside, the model has the weights that are evaluated and saved: the moving average, where there is one.
     """
 
     model: Model
@@ -35,11 +39,13 @@ class Sampler:
     folder: Path
     device: Any
     precision: str
+    judged: Callable[[], AbstractContextManager[None]]
 
     def __call__(self, line: Mapping[str, Any]) -> None:
         step = line.get("step", 0)
         if "loss" in line and step % self.every == 0 and step < line["total"]:
-            self.draw(f"step-{step}")
+            with self.judged():
+                self.draw(f"step-{step}")
 
     def draw(self, name: str) -> None:
         """Put the pictures into `samples/NAME`, in place of those that an interrupted run left there."""
