@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 import tunewright as tw
 from tests.methods.test_diffusers_file import same, uneven
@@ -61,3 +63,33 @@ def test_what_does_not_fit_is_refused(theirs: Path, tmp_path: Path, tiny_base: A
     with pytest.raises(BaseModelError, match="is for text-generation"):
         tw.export(theirs, "diffusers", tmp_path / "out", base=tiny_base("llama"))
     assert not (tmp_path / "out").exists()
+
+
+def test_the_dora_of_kohyas_is_read(base: str, tmp_path: Path) -> None:
+    """W·m / |W| where A·B is nothing, by the formula (arXiv 2402.09353): at half the magnitudes half the weight."""
+    pipe = diffusers.DiffusionPipeline.from_pretrained(base)
+    name = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
+    weight = pipe.unet.get_submodule(name).weight.detach()
+    convolution = pipe.unet.mid_block.resnets[0].conv1.weight.detach()
+    state = {}
+    for key, w in {name: weight, "mid_block.resnets.0.conv1": convolution}.items():
+        down = f"lora_unet_{key.replace('.', '_')}"
+        norm = w.flatten(1).norm(dim=1)
+        state |= {
+            f"{down}.lora_down.weight": torch.ones(2, *w.shape[1:]),
+            f"{down}.lora_up.weight": torch.zeros(len(w), 2, *(1 for _ in w.shape[2:])),
+            f"{down}.alpha": torch.tensor(2.0),
+            f"{down}.dora_scale": 0.5 * norm.reshape(-1, *(1 for _ in w.shape[1:])),
+        }
+    save_file(state, tmp_path / "dora.safetensors")
+    own = tw.export(tmp_path / "dora.safetensors", "merged", tmp_path / "own", base=base)
+    after = diffusers.DiffusionPipeline.from_pretrained(own).unet
+    torch.testing.assert_close(after.get_submodule(name).weight, weight / 2)
+    torch.testing.assert_close(after.mid_block.resnets[0].conv1.weight, convolution / 2)
+    assert read_verification(tw.export(tmp_path / "dora.safetensors", "diffusers", tmp_path / "d", base=base))[
+        "verified"
+    ]
+    inputs = {key: t.movedim(0, 1) if "dora_scale" in key else t for key, t in state.items()}
+    save_file({k: t.contiguous() for k, t in inputs.items()}, tmp_path / "inputs.safetensors")
+    with pytest.raises(BaseModelError, match="has a magnitude for each input"):
+        tw.export(tmp_path / "inputs.safetensors", "diffusers", tmp_path / "no", base=base)
