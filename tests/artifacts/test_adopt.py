@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -12,7 +13,8 @@ from safetensors.torch import save_file
 import tunewright as tw
 from tests.methods.test_diffusers_file import same, uneven
 from tests.pipelines import diffusers
-from tests.tiny import make_base
+from tests.runs import recipe
+from tests.tiny import captioned, make_base
 from tunewright.artifacts.export import read_verification
 from tunewright.artifacts.targets.kohya import Kohya
 from tunewright.errors import BaseModelError, VerificationError
@@ -93,3 +95,26 @@ def test_the_dora_of_kohyas_is_read(base: str, tmp_path: Path) -> None:
     save_file({k: t.contiguous() for k, t in inputs.items()}, tmp_path / "inputs.safetensors")
     with pytest.raises(BaseModelError, match="has a magnitude for each input"):
         tw.export(tmp_path / "inputs.safetensors", "diffusers", tmp_path / "no", base=base)
+
+
+def test_a_file_in_place_of_a_model_is_told_where_to_go(base: str, theirs: Path, tmp_path: Path) -> None:
+    """And that way ends: a folder that makes images, and that a run goes on from."""
+    advice = rf"{theirs} is a LoRA for images, in a file.*tunewright export {theirs} FOLDER --to diffusers --base PIPE"
+    for use in (
+        lambda: tw.generate(theirs, "a wall"), lambda: tw.export(theirs, "kohya", tmp_path / "no"),
+        lambda: tw.train(base=str(theirs), data=captioned(4)), lambda: tw.check(base=str(theirs), data=captioned(4)),
+    ):  # fmt: skip
+        with pytest.raises(BaseModelError, match=advice):
+            use()
+    folder = tw.export(theirs, "diffusers", tmp_path / "own", base=base)
+    found = {a: np.asarray(tw.generate(folder, "a wall", steps=1, alphas=a)[a][0]) for a in (0.0, 1.0)}
+    np.testing.assert_array_equal(found[0], np.asarray(tw.generate(base, "a wall", steps=1)[1][0]))
+    assert (found[0] != found[1]).any()
+    run = tw.train(recipe(str(folder), tmp_path / "run", task="text-to-image", training={"max_steps": 1}))
+    assert run.info["stacked"]
+    with pytest.raises(BaseModelError, match=r"is one file of a model. Name its folder"):
+        tw.generate(folder / "pytorch_lora_weights.safetensors", "a wall")
+    whole = tmp_path / "v1-5.safetensors"
+    save_file({"model.diffusion_model.out.2.weight": torch.ones(1)}, whole)
+    with pytest.raises(BaseModelError, match=r"is a whole model, no LoRA. Make it a folder: diffusers\.Stable"):
+        tw.generate(whole, "a wall")

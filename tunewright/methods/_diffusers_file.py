@@ -19,7 +19,7 @@ from tunewright.methods._lora_file import (
     read_adapter,
     write_adapter,
 )
-from tunewright.methods._lora_keys import COMPONENTS, LoraFile, from_state, layer_of, with_text_model
+from tunewright.methods._lora_keys import COMPONENTS, LoraFile, from_state, known_keys, layer_of, with_text_model
 from tunewright.methods._unet_names import to_original
 
 if TYPE_CHECKING:
@@ -57,6 +57,25 @@ def read_lora(place: Path, layers_per_block: int = 2) -> LoraFile:
         if isinstance(error, BaseModelError):
             raise
         raise BaseModelError(f"The configuration that {path} brings along cannot be read: {error}") from error
+
+
+def refuse_file(path: Path) -> None:
+    """Raises BaseModelError for a file where a model's folder is needed: says what it is, and what to do with it."""
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        return
+    if any((path.parent / name).is_file() for name in (CONFIG, "config.json")):
+        raise BaseModelError(f"{path} is one file of a model. Name its folder: {path.parent}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            known_keys(file.keys(), name=str(path))
+    except (OSError, SafetensorError) as error:
+        raise BaseModelError(f"{path} is no model's folder, and no safetensors file either.") from error
+    raise BaseModelError(
+        f"{path} is a LoRA for images, in a file. Put it on its base, and use the new folder: tunewright export "
+        f"{path} FOLDER --to diffusers --base PIPELINE"
+    )
 
 
 def lora_path(place: Path) -> Path:

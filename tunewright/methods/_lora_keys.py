@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +55,12 @@ CANONICAL = {"A": "lora_A.weight", "B": "lora_B.weight", "magnitude": "lora_magn
 OLD_ENCODER = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
 
 
+AS_FOLDER = (
+    "Make it a folder: diffusers.StableDiffusionPipeline.from_single_file(FILE).save_pretrained(FOLDER), for SDXL with "
+    "StableDiffusionXLPipeline."
+)
+
+
 @dataclass(frozen=True)
 class LoraFile:
     """A LoRA on the parts of a pipeline.
@@ -91,14 +97,12 @@ def from_state(
 
     Where no configuration says otherwise, a layer's alpha is the tensor beside it, and without one its rank.
     """
-    known = {key: _parsed(key, layers_per_block) for key in state}
-    _refuse_strange([key for key, found in known.items() if found is None], bool(state), name)
+    known = known_keys(state, layers_per_block, name)
     found: dict[str, Tensor] = {}
     alphas: dict[str, float] = {}
     kernels: dict[str, Tensor] = {}
     scales: dict[str, Tensor] = {}
-    for key, parsed in known.items():
-        layer, part = parsed or ("", "")
+    for key, (layer, part) in known.items():
         if part == "alpha":
             alphas[layer] = float(state[key])
         elif part == "mid":
@@ -114,6 +118,28 @@ def from_state(
         found[f"{layer}.{CANONICAL['magnitude']}"] = _magnitude(scale, found[f"{layer}.{CANONICAL['B']}"], layer, name)
     components = [c for c in COMPONENTS if any(key.startswith(f"{c}.") for key in found)]
     return LoraFile(found, {c: _settled(c, (configs or {}).get(c), found, alphas) for c in components})
+
+
+def known_keys(keys: Iterable[str], layers_per_block: int = 2, name: str = "This file") -> dict[str, tuple[str, str]]:
+    """Each key as its layer, named as in a LoraFile, and which part of it this is.
+
+    Raises BaseModelError where some are of no known convention, or there are none at all.
+    """
+    parsed = {key: _parsed(key, layers_per_block) for key in keys}
+    known = {key: found for key, found in parsed.items() if found}
+    strange = [key for key in parsed if key not in known]
+    if known and not strange:
+        return known
+    if any(key.startswith(WHOLE) for key in strange):
+        raise BaseModelError(f"{name} is a whole model, no LoRA. {AS_FOLDER}")
+    listed = ", ".join(strange[:5]) + (" …" if len(strange) > 5 else "")
+    kinds = [kind for key in strange for part, kind in OTHERS.items() if part in key]
+    if kinds:
+        raise BaseModelError(f"{name} is {kinds[0]}, and LoRAs alone are read here. Keys that are none: {listed}.")
+    raise BaseModelError(
+        f"{name} is no LoRA of a convention that is known (diffusers, PEFT, kohya). Keys that are not: "
+        f"{listed or 'it has none at all'}."
+    )
 
 
 def _parsed(key: str, layers: int) -> tuple[str, str] | None:
@@ -168,28 +194,6 @@ def _alpha(config: Mapping[str, Any], layer: str) -> float:
         if any(re.match(rf"(.*\.)?({key})$", name) for name in (layer, with_text_model(layer))):
             return alpha
     return config["lora_alpha"]
-
-
-def _refuse_strange(strange: Sequence[str], any_keys: bool, name: str) -> None:
-    """Raises BaseModelError where there are keys of no known convention, or none at all."""
-    if any_keys and not strange:
-        return
-    listed = ", ".join(strange[:5]) + (" …" if len(strange) > 5 else "")
-    if any(key.startswith(WHOLE) for key in strange):
-        raise BaseModelError(f"{name} is a whole model, no LoRA. {AS_FOLDER}")
-    kinds = [kind for key in strange for part, kind in OTHERS.items() if part in key]
-    if kinds:
-        raise BaseModelError(f"{name} is {kinds[0]}, and LoRAs alone are read here. Keys that are none: {listed}.")
-    raise BaseModelError(
-        f"{name} is no LoRA of a convention that is known (diffusers, PEFT, kohya). Keys that are not: "
-        f"{listed or 'it has none at all'}."
-    )
-
-
-AS_FOLDER = (
-    "Make it a folder: diffusers.StableDiffusionPipeline.from_single_file(FILE).save_pretrained(FOLDER), for SDXL with "
-    "StableDiffusionXLPipeline."
-)
 
 
 def _folded(kernel: Tensor, down: Tensor) -> Tensor:
