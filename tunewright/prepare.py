@@ -283,7 +283,7 @@ def decide(training: TrainingConfig, method: Method, model: Model, rows: int, va
     changes: dict[str, Any] = {}
     if training.learning_rate == "auto":
         reference = method.learning_rate * (NORMED if _is_normed(model, method) else 1)
-        changes["learning_rate"] = auto_learning_rate(reference, hidden_size(model))
+        changes["learning_rate"] = auto_learning_rate(reference, hidden_size(model)) if method.scaled else reference
     if training.batch == "auto" and training.batch_tokens is None:
         changes["batch"] = auto_batch(rows, bool(moving_norms(model.module, method)))
     return training.model_copy(update=changes)
