@@ -16,7 +16,12 @@ from tests.pipelines import diffusers
 from tests.runs import recipe
 from tests.tiny import captioned, make_base
 from tunewright.artifacts.export import read_verification
+from tunewright.artifacts.noise import noise_questions
+from tunewright.artifacts.questions import HeldOut
 from tunewright.artifacts.targets.kohya import Kohya
+from tunewright.cli import app
+from tunewright.data.config import DataConfig
+from tunewright.data.records import load_records
 from tunewright.errors import BaseModelError, VerificationError
 from tunewright.methods import _diffusers_file as files
 from tunewright.methods._diffusers_file import evened, read_lora, write_kohya
@@ -118,3 +123,21 @@ def test_a_file_in_place_of_a_model_is_told_where_to_go(base: str, theirs: Path,
     save_file({"model.diffusion_model.out.2.weight": torch.ones(1)}, whole)
     with pytest.raises(BaseModelError, match=r"is a whole model, no LoRA. Make it a folder: diffusers\.Stable"):
         tw.generate(whole, "a wall")
+
+
+def test_a_single_row_is_asked_at_many_noise_levels(
+    base: str, theirs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tw.export(theirs, "diffusers", tmp_path / "own", base=base)
+    model = tw.load(folder)
+    rows = load_records(captioned(1), DataConfig(train="-")).records
+    asked = noise_questions(model, HeldOut(rows, "a row"), None)["rows"]
+    levels = [row["told"] for row in asked]
+    assert len(levels) == 8 and min(levels) < 100 and max(levels) > 900 and len(set(levels)) == 8
+    assert len({str(row["noisy"]) for row in asked}) == 8
+    with pytest.raises(SystemExit) as ended:
+        app(["export", str(folder), str(tmp_path / "kohya"), "--to", "kohya"])
+    said = capsys.readouterr()
+    assert ended.value.code == 0
+    assert "Largest difference of a prediction" in said.out and "logit" not in said.out + said.err
+    assert "Both were asked 8 noise levels of Tunewright's own sentences" in said.err

@@ -182,15 +182,19 @@ FIGURES = {
 
 
 def _show_verification(found: Mapping[str, Any]) -> None:
-    figures, limits = found["figures"], found["limits"]
+    figures, limits, unit = found["figures"], found["limits"], found.get("unit")  # which only pipelines have
     rows = [
-        (title, form.format(figures[name]), limit.format(form.format(limits[name])) if name in limits else "")
+        (
+            title.replace("a logit", "a prediction") if unit else title,
+            form.format(figures[name]),
+            limit.format(form.format(limits[name])) if name in limits else "",
+        )
         for name, (title, form, limit) in FIGURES.items()
         if name in figures
     ]
     out().print(table(("Exported against trained", "Measured", "Required"), rows))
     say(f"Verified in {found['precision']} by {', '.join(found['run_by'])}.")
-    say(f"Both were asked {found['rows']} of {found['rows_from']}.")
+    say(f"Both were asked {found['rows']}{f' {unit}' if unit else ''} of {found['rows_from']}.")
 
 
 @app.command()
