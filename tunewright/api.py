@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from os import PathLike, fspath
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, Field
 
@@ -24,6 +24,7 @@ from tunewright.data.kinds import Conversation
 from tunewright.data.messages import check_prompt
 from tunewright.data.records import load_records
 from tunewright.data.texts import HALF, is_whole
+from tunewright.drawing import Drawing, draw, points, texts
 from tunewright.engine.device import pick_device
 from tunewright.engine.job import Watcher
 from tunewright.errors import DAMAGED, BaseModelError, DataError, RecipeError, TunewrightError, counted
@@ -44,16 +45,6 @@ from tunewright.tasks.base import Model
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-
-class Drawing(BaseModel):
-    """How an image is drawn from noise."""
-
-    seed: int = Field(ge=0)
-    steps: int = Field(ge=1)
-    guidance: float = Field(ge=0, allow_inf_nan=False)
-    size: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | None
-    negative: str | None
 
 
 class Sampling(BaseModel):
@@ -184,40 +175,37 @@ def generate(
     where: str | PathLike[str] | Model,
     prompts: str | Sequence[str],
     *,
-    alphas: Sequence[float] = (1.0,),
+    alphas: float | Sequence[float] | None = None,
     seed: int = 0,
     steps: int = 30,
     guidance: float = 7.5,
     size: tuple[int, int] | None = None,
     negative: str | None = None,
     device: str = "auto",
+    precision: str = "fp32",
 ) -> dict[float, list[Image]]:
     """Images from texts: for each α those of the prompts, in their order, as Pillow's.
 
     Args:
-        where: a run, an adapter, a pipeline's folder or hub name, or a loaded model.
-        alphas: points on the path from the run's start (0) to its end (1).
+        where: a run, an adapter, a pipeline's folder or hub name, or a loaded model, whose images stand under α = 1.
+        alphas: points on the path from the run's start (0) to its end (1); by default the one that `RUN@0.5` names,
+            or the end.
         seed: of the noise that each image begins with.
         steps: how often the U-Net is asked.
         guidance: how strongly the prompt counts (classifier-free guidance); 1: no guidance.
         size: width and height in pixels; by default a square of the resolution that was trained with.
         negative: what the image is led away from.
+        precision: fp32, bf16 or fp16: what the U-Net and the text encoders compute in.
 
     Raises:
-        RecipeError: an option is out of its range, or a size that the model cannot draw.
-        BaseModelError: the model makes no images, or it is no run and so has no path.
+        RecipeError: an option is out of its range or has no effect, or a size that the model cannot draw.
+        BaseModelError: the model makes no images, or it is no run and so has no path; or an image is not finite.
     """
-    asked = [prompts] if isinstance(prompts, str) else list(prompts)
-    if not asked or not all(isinstance(prompt, str) and is_whole([prompt]) for prompt in asked):
-        raise DataError(f"prompts: {asked!r:.80} are no texts. Give a text, or a list of them.")
-    drawing = checked(Drawing, {"seed": seed, "steps": steps, "guidance": guidance, "size": size, "negative": negative})
-    if not alphas or (list(alphas) != [1.0] and isinstance(where, Model)):
-        raise RecipeError("alphas are points on the path of a run: name the run, and one point at least.")
-    found: dict[float, list[Image]] = {}
-    for alpha in alphas:
-        model = loaded(where, device, alpha)
-        images = capability(model, "images", "generate makes images. To ask a language model use: tunewright chat")
-        found[alpha] = images(model, asked, **drawing.model_dump())
+    asked, wanted = texts(prompts), points(where, alphas)
+    options = {"seed": seed, "steps": steps, "guidance": guidance, "size": size, "negative": negative}
+    found: dict[float, list[Image]] = {alpha: [] for alpha in wanted}
+    for alpha, _, image in draw(where, asked, wanted, device, checked(Drawing, {**options, "precision": precision})):
+        found[alpha].append(image)
     return found
 
 
@@ -350,14 +338,12 @@ def capability(model: Model, name: str, otherwise: str) -> Any:
     return found
 
 
-def loaded(where: str | PathLike[str] | Model, device: str, alpha: float = 1.0) -> Model:
+def loaded(where: str | PathLike[str] | Model, device: str) -> Model:
     """A model as it is, or one by its name; `RUN@0.5` is the point at α = 0.5 between the ends of a run."""
     if isinstance(where, Model):
         return where
-    name, named = parse_point(str(where))
-    if alpha != 1 and named != 1:
-        raise RecipeError(f"{where} is a point already. Give the run, or no other α.")
-    return load(name, str(pick_device(device)), alpha=named if alpha == 1 else alpha)
+    name, alpha = parse_point(str(where))
+    return load(name, str(pick_device(device)), alpha=alpha)
 
 
 def _question(prompt: Any, tools: Any, chats: bool) -> str | Conversation:

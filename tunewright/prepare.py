@@ -13,7 +13,7 @@ from tunewright.artifacts.prior import drawn_prior, refuse_no_prior
 from tunewright.artifacts.save import beside
 from tunewright.data.batches import Example
 from tunewright.data.config import DataConfig
-from tunewright.data.kinds import Classified
+from tunewright.data.kinds import CaptionedImage, Classified
 from tunewright.data.labels import may_be_numbers
 from tunewright.data.records import Records, load_records, split_validation
 from tunewright.engine.config import TrainingConfig
@@ -30,6 +30,9 @@ from tunewright.tasks._module_config import ModuleConfig
 from tunewright.tasks._modules import begin
 from tunewright.tasks._pipeline import is_pipeline
 from tunewright.tasks.base import Encoded, Model, Task
+
+PICTURES = 4
+"""Captions that are drawn before and after where no prompts are given: an image takes as long as many steps."""
 
 
 @dataclass
@@ -158,6 +161,16 @@ class Prepared:
     def evaluation_sets(self) -> list[str]:
         """The test sets; the validation rows where there are none."""
         return list(self.rows.tests) or (["validation"] if self.rows.validation else [])
+
+    def sample_prompts(self) -> list[str]:
+        """What sample pictures show: the prompts that were asked for, or a few captions, first those measured on."""
+        wanted = self.recipe.evaluation
+        if wanted.prompts or not hasattr(self.model.task, "images"):
+            return wanted.prompts
+        sets, names = self.rows.sets(), [*self.evaluation_sets(), "train"]
+        rows = (row for name in names for row in sets[name].records if isinstance(row, CaptionedImage))
+        captions = dict.fromkeys(row.text for row in rows)
+        return list(captions)[: min(wanted.samples, PICTURES)]
 
 
 def prepare(recipe: Recipe, start: Path, rank: int = 0, *, rehearsal: bool = False) -> Prepared:
@@ -320,7 +333,7 @@ def decide(training: TrainingConfig, method: Method, model: Model, rows: int, va
     changes: dict[str, Any] = {}
     if training.learning_rate == "auto":
         reference = method.learning_rate * (NORMED if _is_normed(model, method) else 1)
-        changes["learning_rate"] = auto_learning_rate(reference, hidden_size(model))
+        changes["learning_rate"] = auto_learning_rate(reference, hidden_size(model)) if method.scaled else reference
     if training.batch == "auto" and training.batch_tokens is None:
         changes["batch"] = auto_batch(rows, bool(moving_norms(model.module, method)))
     return training.model_copy(update=changes)

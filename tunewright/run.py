@@ -145,7 +145,7 @@ def _train(prepared: Prepared, step: Step, record: Record, watchers: Sequence[Wa
         record.update(evaluation=measure(prepared, {}, "before"))
     step.job.watchers = watchers
     sampler = _sampler(prepared, step)
-    if sampler and first and step.state.step == 0:
+    if sampler and first and step.state.step == 0 and (sampler.every or recipe.evaluation.before):
         sampler.draw("before")
     start = Start(record.folder / "start", record.folder / "model", prepared.model.base, prepared.model.new)
     if first:
@@ -163,19 +163,20 @@ def _train(prepared: Prepared, step: Step, record: Record, watchers: Sequence[Wa
 
 
 def _sampler(prepared: Prepared, step: Step) -> Sampler | None:
-    """What draws sample pictures, if any were asked for."""
-    wanted, job = prepared.recipe.evaluation, step.job
-    if not wanted.prompts:
+    """What draws sample pictures: at each evaluation too where they were asked for. None where there are none."""
+    wanted, job, prompts = prepared.recipe.evaluation, step.job, prepared.sample_prompts()
+    if not prompts:
         return None
     return Sampler(
         prepared.model,
-        wanted.prompts,
+        prompts,
         wanted.image_steps,
         job.config.seed,
-        job.evaluate_every,
+        job.evaluate_every if wanted.prompts else None,
         job.folder / "samples",
         job.device,
         job.precision,
+        step.state.judged_weights,
     )
 
 

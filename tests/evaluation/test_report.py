@@ -17,6 +17,8 @@ from tunewright.evaluation.loading import snippets
 from tunewright.evaluation.report import read_run, write_report
 from tunewright.evaluation.scores import Metric, Scores, mean
 from tunewright.evaluation.verdict import Change, Comparison, comparisons, verdict
+from tunewright.methods import METHODS, LoRA
+from tunewright.objectives import OBJECTIVES, Supervised
 
 HOSTILE = "</style></script><script>alert('1')</script><img src=x onerror=alert(2)>\" onload=\"alert(3)"
 SHA = "0123456789abcdef" * 4
@@ -456,6 +458,23 @@ def test_a_step_that_was_repeated_after_a_resume_counts_once() -> None:
     assert main[0].lines[0].summary == "Training: 9.00 to 3.00, lowest 3.00 at step 2"
 
 
+def test_a_run_shows_no_options_of_other_tasks() -> None:
+    run = {"task": "text-to-image", "objective": Supervised().model_dump(), "method": LoRA().model_dump()}
+    shown = {name for what, kinds in (("objective", OBJECTIVES), ("method", METHODS))
+             for name, _ in sections.chosen(run, what, kinds)}  # fmt: skip
+    assert {"Min snr", "Prior weight", "Rank"} <= shown
+    assert not {"Label smoothing", "Class weights", "Router loss", "Experts", "Train along"} & shown
+    chat = {name for name, _ in sections.chosen({**run, "task": "text-generation"}, "objective", OBJECTIVES)}
+    assert "Router loss" in chat and not {"Min snr", "Noise offset", "Prior weight", "Class weights"} & chat
+
+
+def test_what_a_pipeline_is_saved_as_has_its_own_name() -> None:
+    assert sections.saved_as({"task": "text-to-image", "saved_as": "peft"}) == "a LoRA of diffusers"
+    assert sections.saved_as({"task": "text-to-image", "saved_as": "transformers"}) == "a pipeline of diffusers"
+    assert sections.saved_as({"task": "text-generation", "saved_as": "peft"}) == "a PEFT adapter"
+    assert sections.saved_as({}) == ""
+
+
 def test_many_labels_give_the_largest_confusions() -> None:
     labels = [f"label {n}" for n in range(20)]
     counts = [[9 if gold == predicted else 0 for predicted in range(20)] for gold in range(20)]
@@ -479,6 +498,24 @@ def test_snippets_follow_what_was_saved_and_quote_what_they_are_given() -> None:
         if snippet.title != "Command line":
             compile(snippet.code, snippet.title, "exec")
             assert "evil('" not in re.sub(r"\"[^\"]*\"", "", snippet.code)
+
+
+def test_a_pipeline_is_loaded_by_diffusers() -> None:
+    def code(saved: str, **run: Any) -> list[str]:
+        given = {"task": "text-to-image", "saved_as": saved, "base": "b", **run}
+        found = {one.title: one.code for one in snippets(given, Path("r"), "a wall")}
+        assert list(found) == ["Python", "Command line", "diffusers"]
+        compile(found["diffusers"], saved, "exec")
+        assert found["Command line"] == "tunewright generate r --prompt 'a wall' --alpha 0 --alpha 1"
+        return found["diffusers"].splitlines()
+
+    assert code("peft")[2:4] == ["pipe = DiffusionPipeline.from_pretrained('b')", "pipe.load_lora_weights('r/model')"]
+    assert code("transformers")[2:] == [
+        "pipe = DiffusionPipeline.from_pretrained('r/model')", "pipe('a wall').images[0].save('image.png')",
+    ]  # fmt: skip
+    assert "pipe.load_textual_inversion('r/model/learned_embeds.safetensors')" in code("embeddings")
+    two = {"names": ["text_encoder_2.rows: 1 × 2×12"]}
+    assert sum("token='<x>'" in line for line in code("embeddings", parameters=two, method={"token": "<x>"})) == 2
 
 
 def test_the_size_of_the_head_is_in_the_snippet() -> None:

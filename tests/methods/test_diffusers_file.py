@@ -268,9 +268,14 @@ def test_what_is_not_known_is_said(sdxl: Any, tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
     lora = a_lora(sdxl)
-    loha = {"lora_unet_mid_block_attentions_0_proj_in.hada_w1_a": torch.ones(4, 4)}
-    with pytest.raises(BaseModelError, match="hada_w1_a"):
-        from_state(loha)
+    layer = "lora_unet_mid_block_attentions_0_proj_in"
+    for key, said in {
+        f"{layer}.hada_w1_a": "is a LoHa, and LoRAs alone are read here.*hada_w1_a", f"{layer}.lokr_w1": "is a LoKr",
+        f"{layer}.diff_b": "is of whole weights", "clip_l": "is a textual inversion",
+        "model.diffusion_model.out.2.weight": "is a whole model, no LoRA. Make it a folder",
+    }.items():  # fmt: skip
+        with pytest.raises(BaseModelError, match=said):
+            from_state({key: torch.ones(4, 4)})
     with pytest.raises(BaseModelError, match=r"transformer_blocks\.0"):
         from_state({"transformer.single_transformer_blocks.0.attn.to_q.lora_A.weight": torch.ones(4, 4)})
     with pytest.raises(BaseModelError, match="none at all"):
@@ -296,6 +301,35 @@ def test_dora_is_not_written_where_readers_drop_it(sdxl: Any) -> None:
     assert dora.configs["unet"]["use_dora"] and not dora.configs["text_encoder"]["use_dora"]
     with pytest.raises(MethodError, match="DoRA"):
         to_kohya(dora, sdxl.unet.config)
+
+
+def test_a_kernel_between_the_factors_is_folded_into_them(pipe: Any) -> None:
+    """As LyCORIS writes convolutions: B(kernel(A(x)))."""
+    name, conv = "unet.mid_block.resnets.0.conv1", torch.nn.functional.conv2d
+    draw = torch.Generator().manual_seed(1)
+    up, mid, down = (torch.randn(*shape, generator=draw) for shape in ((16, 3, 1, 1), (3, 3, 3, 3), (3, 16, 1, 1)))
+    key = name.replace(".", "_")
+    state = {f"lora_{key}.lora_{n}.weight": t for n, t in (("up", up), ("mid", mid), ("down", down))}
+    lora = from_state({**state, f"lora_{key}.alpha": torch.tensor(6.0)})
+    assert lora.modules == [name] and lora.alpha(name) == 6
+    x = torch.randn(1, 16, 8, 8, generator=draw)
+    wanted = conv(conv(conv(x, down), mid, padding=1), up)
+    seen = conv(conv(x, lora.state[f"{name}.lora_A.weight"], padding=1), lora.state[f"{name}.lora_B.weight"])
+    torch.testing.assert_close(seen, wanted, rtol=1e-4, atol=1e-3)
+    on_base(lora, layers_of(pipe))
+
+
+@pytest.mark.parametrize("kind", ["fc1", "mlp"])
+def test_text_encoders_whose_attention_is_left_alone_are_read_by_diffusers(
+    pipe: Any, tmp_path: Path, kind: str
+) -> None:
+    whole = a_lora(pipe)
+    lora = from_peft({k: t for k, t in whole.state.items() if kind in k}, {"r": 4, "lora_alpha": 16.0})
+    write_lora(lora, tmp_path / "own.safetensors")
+    meant = merged(pipe, lora)
+    assert (meant - prediction(pipe)).abs().max() > 0.001
+    torch.testing.assert_close(prediction(loaded(pipe, tmp_path / "own.safetensors")), meant, rtol=1e-4, atol=1e-5)
+    assert same(read_lora(tmp_path / "own.safetensors"), lora)
 
 
 def test_a_lora_of_another_base_is_refused(pipe: Any) -> None:

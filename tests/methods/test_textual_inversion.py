@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 import tunewright as tw
+from tests.contracts.steps import prepared
 from tests.pipelines import diffusers
 from tests.runs import left_behind, recipe, stop_at
 from tests.tiny import captioned
@@ -132,3 +133,8 @@ def test_a_file_without_its_card_is_refused(run: Path, tmp_path: Path) -> None:
     (tmp_path / EMBEDS).write_bytes((run / "model" / EMBEDS).read_bytes())
     with pytest.raises(BaseModelError, match="Name its run"):
         tw.load(tmp_path)
+
+
+def test_the_automatic_rate_is_the_papers_at_every_width(base: str) -> None:
+    ready = prepared(base, rows(), task=TASK, method=WORD)
+    assert ready.recipe.training.learning_rate == 0.005

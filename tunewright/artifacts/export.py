@@ -98,7 +98,8 @@ def _export(
         with beside(folder) as draft:
             chosen.write(model, precision, draft, weights)
             del model  # the export needs the memory
-            said = {"target": target, "precision": precision, "rows_from": questions["rows_from"]}
+            said = {"target": target, "precision": precision}
+            said |= {name: questions[name] for name in ("rows_from", "unit") if name in questions}
             verification = {**said, **_verify(target, draft, questions, judge)}
             text = json.dumps(verification, indent=2, ensure_ascii=False)
             (draft / VERIFICATION).write_text(text + "\n", encoding="utf-8")

@@ -16,6 +16,7 @@ from tunewright.artifacts.fingerprint import refuse_other_weights
 from tunewright.artifacts.save import save
 from tunewright.errors import BaseModelError, MethodError
 from tunewright.methods import Full, LoRA, Method
+from tunewright.methods._diffusers_file import refuse_file
 from tunewright.methods._lora_file import CONFIG as PEFT_CONFIG
 from tunewright.methods._lora_file import WEIGHTS, stackable
 from tunewright.methods._peft import attach_folder, merge_adapter
@@ -99,8 +100,12 @@ def _joined(inner: Model, task: Task, folder: Path, seed: int, dtype: Any) -> Mo
 
 
 def weights_folder(where: str | PathLike[str]) -> Path:
-    """Where the weights lie: a run's `model/`, or the folder itself, absolute. A hub name comes back as it is."""
+    """Where the weights lie: a run's `model/`, or the folder itself, absolute. A hub name comes back as it is.
+
+    Raises BaseModelError for a file, and for a run that has no model.
+    """
     folder = Path(where).expanduser()
+    refuse_file(folder)
     folder = folder.absolute() if folder.exists() else folder
     if (folder / "run.json").is_file():
         if not (folder / "model").is_dir():

@@ -15,14 +15,15 @@ from tunewright.tasks.text_to_image import model_of
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-ROWS = 8
+LEVELS = 8
+"""At so many noise levels, from the first to the last timestep, models are asked: they do not answer alike at all."""
 
 
 def noise_questions(model: Model, held_out: HeldOut | None, card: Card | None) -> dict[str, Any]:
     """The questions as a document: see `foreign.py`, which reads it.
 
-    Held-out images are drowned in the noise, and at the timesteps, that they are measured with; without any, the
-    captions are sentences and the latents noise alone. All have the size of the first one.
+    Held-out images are drowned in noise, each at another level, and again from the first one where they are fewer than
+    `LEVELS`; without any, the captions are sentences and the latents noise alone. All have the size of the first one.
 
     Raises:
         DataError: rows without an image or a caption.
@@ -33,6 +34,7 @@ def noise_questions(model: Model, held_out: HeldOut | None, card: Card | None) -
     options = {"truncation": True, "max_length": tokenizer.model_max_length}
     return {
         "rows_from": held_out.source if held_out else BUILT_IN,
+        "unit": "noise levels",
         "base": model.base,
         "token": token,
         "rows": rows,
@@ -52,20 +54,33 @@ def _from_rows(model: Model, held_out: HeldOut) -> list[dict[str, Any]]:
     if not isinstance(held_out.records[0], CaptionedImage):
         raise DataError(f"{held_out.source} holds no images with captions, which this model was trained on.")
     config = DataConfig(train="-", on_bad_rows="skip")
-    whole = {f"{record.source}": record.text for record in held_out.records[:ROWS]}
-    examples = model.task.encode(model, held_out.records[:ROWS], config).examples
+    records = held_out.records[:LEVELS]
+    whole = {f"{record.source}": record.text for record in records}
+    examples = model.task.encode(model, records, config).examples
     alike = [e for e in examples if e.inputs["chance"].shape == examples[0].inputs["chance"].shape]
-    diffusion, rows = model_of(model.module), []
-    for example in alike:
+    diffusion, steps, rows = model_of(model.module), _steps(model), []
+    for i, step in enumerate(steps):
+        example = alike[i % len(alike)]
         given = {name: value for part in example.inputs.values() for name, value in part.arrays().items()}
         with torch.no_grad():
             moments = diffusion.moments(torch.from_numpy(given["pixels"])[None])[0]
-        mean, std = moments.chunk(2)
-        signal, noise = (float(table[int(given["step"])]) for table in (diffusion.signal_N, diffusion.noise_N))
-        noisy = signal * (mean.numpy() + std.numpy() * given["spread"]) + noise * given["noise"]
-        told = float(diffusion.told_N[int(given["step"])])
-        rows.append(_row(noisy, told, whole[example.source], given["sizes"]))
+        mean = moments.chunk(2)[0].numpy()
+        signal, noise = (float(table[step]) for table in (diffusion.signal_N, diffusion.noise_N))
+        noisy = signal * mean + noise * _noise(i, mean.shape)
+        rows.append(_row(noisy, float(diffusion.told_N[step]), whole[example.source], given["sizes"]))
     return rows
+
+
+def _steps(model: Model) -> list[int]:
+    """The places of `LEVELS` timesteps in the schedule, evenly spread."""
+    count = len(model_of(model.module).told_N)
+    return [(2 * i + 1) * count // (2 * LEVELS) for i in range(LEVELS)]
+
+
+def _noise(number: int, shape: tuple[int, ...]) -> NDArray[Any]:
+    import numpy as np
+
+    return np.random.default_rng(number).standard_normal(shape, dtype=np.float32)
 
 
 def _plain(model: Model, token: str) -> list[dict[str, Any]]:
@@ -75,11 +90,10 @@ def _plain(model: Model, token: str) -> list[dict[str, Any]]:
     side = feed.resolution // feed.unit * feed.unit
     shape = (model_of(model.module).unet.config.in_channels, side // feed.factor, side // feed.factor)
     sizes = np.array([side, side, 0, 0, side, side], dtype=np.float32)
-    rows = []
-    for i, text in enumerate(SENTENCES[:ROWS]):
-        noisy = np.random.default_rng(i).standard_normal(shape, dtype=np.float32)
-        rows.append(_row(noisy, float(told_N[i * len(told_N) // ROWS]), f"{token} {text}".strip(), sizes))
-    return rows
+    return [
+        _row(_noise(i, shape), float(told_N[step]), f"{token} {SENTENCES[i]}".strip(), sizes)
+        for i, step in enumerate(_steps(model))
+    ]
 
 
 def _row(noisy: NDArray[Any], told: float, text: str, sizes: NDArray[Any]) -> dict[str, Any]:

@@ -144,13 +144,19 @@ def start_of(run: str | PathLike[str]) -> Start:
 
 def parse_point(name: str) -> tuple[str, float]:
     """`RUN@0.5` as a run and α; any other name, and any path that there is, as itself and 1."""
+    where, alpha = named_point(name)
+    return where, 1.0 if alpha is None else alpha
+
+
+def named_point(name: str) -> tuple[str, float | None]:
+    """As `parse_point`, with None for a name without α."""
     where, found, alpha = name.rpartition("@")
     if not found or Path(name).expanduser().exists():
-        return name, 1.0
+        return name, None
     try:
         return where, float(alpha)
     except ValueError:
-        return name, 1.0
+        return name, None
 
 
 def keep_adapter(model: Model, folder: Path) -> None:

@@ -1,8 +1,7 @@
-"""What is done with a run or a model: `predict`, `chat`, `generate`, `evaluate`, `export`."""
+"""What is done with a run or a model: `predict`, `chat`, `evaluate`, `export`."""
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -64,75 +63,6 @@ def _answer(answer: Mapping[str, Any]) -> tuple[str, str]:
     names = answer.get("labels", [answer.get("label")])
     chances = [f"{100 * answer['probabilities'][name]:.1f} %" for name in names]
     return ", ".join(names) or "(none)", ", ".join(chances)
-
-
-@app.command()
-def generate(
-    where: Where,
-    prompt: Annotated[list[str], typer.Option(help="What the image shows; several prompts make several rows.")],
-    alpha: Annotated[
-        list[float] | None,
-        typer.Option(help="A point between the run's start (0) and its end (1); several stand side by side."),
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Of the noise that each image begins with.")] = 0,
-    steps: Annotated[int, typer.Option(help="How often the U-Net is asked.")] = 30,
-    guidance: Annotated[float, typer.Option(help="How strongly the prompt counts; 1: no guidance.")] = 7.5,
-    size: Annotated[
-        str | None, typer.Option(metavar="WIDTHxHEIGHT", help="In pixels; by default what was trained with.")
-    ] = None,
-    negative: Annotated[str | None, typer.Option(help="What the image is led away from.")] = None,
-    output: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="New folder; by default images, images-2, ….")
-    ] = None,
-    device: Device = "auto",
-    as_json: AsJson = False,
-) -> Document:
-    """Make images from texts, as PNG, at one point or at several between a run's start and its end."""
-    from tunewright import api
-    from tunewright.artifacts.save import refuse_place
-    from tunewright.folder import free_folder
-
-    folder = output or free_folder(Path("images"))
-    refuse_place(folder)
-    alphas = list(dict.fromkeys(alpha or [1.0]))
-    options: Document = {
-        "seed": seed, "steps": steps, "guidance": guidance, "size": _size(size), "negative": negative,
-    }  # fmt: skip
-    images = api.generate(where, prompt, alphas=alphas, **options, device=device)
-    written = _write_images(folder, prompt, images, {**options, "model": where})
-    if not as_json:
-        show("\n".join(f"Written to {path}" for path in written))
-    return {"images": written}
-
-
-def _size(text: str | None) -> tuple[int, int] | None:
-    found = re.fullmatch(r"(\d+)[x×](\d+)", text) if text else None
-    if text and not found:
-        raise RecipeError(f"--size {text} is no WIDTHxHEIGHT, such as 512x512.")
-    return (int(found[1]), int(found[2])) if found else None
-
-
-def _write_images(
-    folder: Path, prompts: Sequence[str], images: Mapping[float, Sequence[Any]], how: Mapping[str, Any]
-) -> list[str]:
-    """Each image by the number of its prompt and its α, saying in itself how it was made; a sheet of several."""
-    from PIL.PngImagePlugin import PngInfo
-
-    from tunewright.evaluation.sheet import sheet
-
-    folder.mkdir(parents=True, exist_ok=True)
-    written = []
-    for alpha, found in images.items():
-        for number, (prompt, image) in enumerate(zip(prompts, found, strict=True), 1):
-            told = PngInfo()
-            told.add_text("tunewright", json.dumps({"prompt": prompt, "alpha": alpha, **how}, ensure_ascii=True))
-            written.append(folder / f"{number}-alpha-{alpha:g}.png")
-            image.save(written[-1], pnginfo=told)
-    if len(written) > 1:
-        rows = [[found[i] for found in images.values()] for i in range(len(prompts))]
-        written.append(folder / "sheet.png")
-        sheet(prompts, [f"α = {alpha:g}" for alpha in images], rows).save(written[-1])
-    return [str(path) for path in written]
 
 
 @app.command()
@@ -252,15 +182,19 @@ FIGURES = {
 
 
 def _show_verification(found: Mapping[str, Any]) -> None:
-    figures, limits = found["figures"], found["limits"]
+    figures, limits, unit = found["figures"], found["limits"], found.get("unit")  # which only pipelines have
     rows = [
-        (title, form.format(figures[name]), limit.format(form.format(limits[name])) if name in limits else "")
+        (
+            title.replace("a logit", "a prediction") if unit else title,
+            form.format(figures[name]),
+            limit.format(form.format(limits[name])) if name in limits else "",
+        )
         for name, (title, form, limit) in FIGURES.items()
         if name in figures
     ]
     out().print(table(("Exported against trained", "Measured", "Required"), rows))
     say(f"Verified in {found['precision']} by {', '.join(found['run_by'])}.")
-    say(f"Both were asked {found['rows']} of {found['rows_from']}.")
+    say(f"Both were asked {found['rows']}{f' {unit}' if unit else ''} of {found['rows_from']}.")
 
 
 @app.command()

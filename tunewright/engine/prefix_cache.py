@@ -117,7 +117,7 @@ def _proven(job: Job) -> PrefixCache:
         raise Unkept("activations are recomputed (training.activation_checkpointing).")
     rows = _two(job.train)
     if any(a is not b for a, b in zip(rows, job.model.task.vary(rows, np.random.default_rng(0)), strict=True)):
-        raise Unkept("rows are varied at each step (data.augment).")
+        raise Unkept("rows are varied at each step (by noise, or data.augment).")
     enter_training(job.model, job.method)
     batch = job.model.task.collate(rows).to(job.device)
     cache = PrefixCache(job, find_cut(job, batch))

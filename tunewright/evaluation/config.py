@@ -13,14 +13,17 @@ class EvaluationConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     before: bool = Field(True, description="Measure the base too, so that the report can say what changed.")
-    samples: int = Field(8, ge=0, description="Rows shown in the report.")
+    samples: int = Field(
+        8, ge=0, description="Rows shown in the report; in text-to-image captions drawn before and after, at most four."
+    )
     generate: int = Field(
         32, ge=0, description="Rows that a language model answers, for exact match and ROUGE; the first are shown."
     )
     max_new_tokens: int = Field(128, ge=1, description="Longest generated answer, in tokens.")
     prompts: list[str] = Field(
         [],
-        description="Prompts of sample pictures, drawn before, at each evaluation, and after: always the same noise.",
+        description="Prompts of sample pictures in place of captions, drawn at each evaluation too: always the same "
+        "noise.",
     )
     image_steps: int = Field(30, ge=1, description="How often the U-Net is asked for a sample picture.")
     pattern: str | None = Field(

@@ -1,4 +1,4 @@
-"""How to load what a run saved, as snippets to copy: with Tunewright, and with PEFT or transformers alone."""
+"""How to load what a run saved, as snippets to copy: with Tunewright, and with the libraries whose format it is."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ USES = {
     "text-generation": ("chat", "'What do you do?'"),
     "text-classification": ("predict", "['A text to classify']"),
     "image-classification": ("predict", "['photo.jpg']"),
+    "text-to-image": ("generate", "{prompt!r}"),
 }
 """What each task's model is asked with: the function of `tunewright`, which is also the command, and a question."""
 
@@ -31,22 +32,28 @@ class Snippet:
     code: str
 
 
-def snippets(run: Mapping[str, Any], run_folder: Path) -> list[Snippet]:
+def snippets(run: Mapping[str, Any], run_folder: Path, prompt: str = "A photo") -> list[Snippet]:
     """The ways to load the model of a run.
 
     Args:
         run: run.json; `saved_as`, `task` and `base` decide which libraries can read the model.
         run_folder: written into the snippets as given.
+        prompt: what a model for text-to-image is asked for.
     """
     folder, model = run_folder.as_posix(), (run_folder / "model").as_posix()
     task = str(run.get("task"))
     found = []
     if task in USES:
         verb, question = USES[task]
+        drawn = task == "text-to-image"
+        question = question.format(prompt=prompt) if drawn else question
+        more = f" --prompt {shlex.quote(prompt)} --alpha 0 --alpha 1" if drawn else ""
         found = [
             Snippet("Python", f"import tunewright as tw\n\nmodel = tw.load({folder!r})\ntw.{verb}(model, {question})"),
-            Snippet("Command line", f"tunewright {verb} {shlex.quote(folder)}"),
+            Snippet("Command line", f"tunewright {verb} {shlex.quote(folder)}{more}"),
         ]
+        if drawn:
+            found.append(Snippet("diffusers", _pipeline(run, model, prompt)))
     if run.get("factory") and run.get("saved_as") == "transformers":
         found.append(Snippet("torch", _state_dict(model)))
     auto_class = None if run.get("factory") or _has_prompt_head(run) else AUTO_CLASSES.get(task)
@@ -57,6 +64,33 @@ def snippets(run: Mapping[str, Any], run_folder: Path) -> list[Snippet]:
             Snippet("transformers", f"from transformers import {auto_class}\n\n{_from_pretrained(auto_class, model)}")
         )
     return found
+
+
+def _pipeline(run: Mapping[str, Any], model: str, prompt: str) -> str:
+    """Diffusers' own way: a whole pipeline, or a LoRA or a word on its base."""
+    saved = run.get("saved_as")
+    place = model if saved == "transformers" else str(run.get("base"))
+    lines = ["from diffusers import DiffusionPipeline", "", f"pipe = DiffusionPipeline.from_pretrained({place!r})"]
+    if saved == "peft":
+        lines.append(f"pipe.load_lora_weights({model!r})")
+    if saved == "embeddings":
+        lines = _word(run, lines, model + "/learned_embeds.safetensors")
+    return "\n".join([*lines, f"pipe({prompt!r}).images[0].save('image.png')"])
+
+
+def _word(run: Mapping[str, Any], lines: list[str], file: str) -> list[str]:
+    """A textual inversion; of SDXL a part for each of its text encoders."""
+    if not any("text_encoder_2." in str(name) for name in (run.get("parameters") or {}).get("names") or []):
+        return [*lines, f"pipe.load_textual_inversion({file!r})"]
+    token = str((run.get("method") or {}).get("token"))
+    second = "text_encoder=pipe.text_encoder_2, tokenizer=pipe.tokenizer_2"
+    return [
+        "from safetensors.torch import load_file",
+        *lines,
+        f"word = load_file({file!r})",
+        f"pipe.load_textual_inversion(word['clip_l'], token={token!r})",
+        f"pipe.load_textual_inversion(word['clip_g'], token={token!r}, {second})",
+    ]
 
 
 def _has_prompt_head(run: Mapping[str, Any]) -> bool:

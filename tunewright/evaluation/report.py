@@ -20,6 +20,8 @@ from tunewright.errors import OutputError
 from tunewright.evaluation import charts, formats, gallery, sections, seeds
 from tunewright.evaluation.loading import snippets
 from tunewright.evaluation.verdict import comparisons, verdict
+from tunewright.methods import METHODS
+from tunewright.objectives import OBJECTIVES
 
 REPORT = "report.html"
 
@@ -100,6 +102,7 @@ def fill(template: str, context: dict[str, Any]) -> str:
 def _context(files: RunFiles) -> dict[str, Any]:
     run, sets = files.run, comparisons(files.run)
     pictures = gallery.cards(_read_json(files.folder / gallery.PICTURES))
+    prompts = _read_texts(files.folder / "samples" / "prompts.json")
     last_step = max((row["step"] for row in files.steps), default=None)
     main_curves, more_curves = sections.curves(files.steps)
     return {
@@ -113,16 +116,17 @@ def _context(files: RunFiles) -> dict[str, Any]:
         "more_curves": more_curves,
         "confusions": sections.confusions(sets),
         "pictures": pictures,
-        "drawn": sections.drawn(run, files.folder / "samples"),
+        "drawn": sections.drawn(prompts, files.folder / "samples"),
         "samples": [] if pictures else sections.samples(run),
         "parameters": run.get("parameters") or {},
-        "method": sections.settings(run.get("method")),
-        "objective": sections.settings(run.get("objective")),
+        "saved_as": sections.saved_as(run),
+        "method": sections.chosen(run, "method", METHODS),
+        "objective": sections.chosen(run, "objective", OBJECTIVES),
         "data": sections.data_table(run.get("data") or {}),
         "previews": sections.previews(run),
         "recipe": files.recipe,
         "robustness": sections.robustness(_read_json(files.folder / "interpolation.json"), files.folder),
-        "snippets": snippets(run, files.folder),
+        "snippets": snippets(run, files.folder, *prompts[:1]),
         "versions": sections.settings(run.get("versions")),
         "machine": sections.settings(run.get("machine")),
         "timings": run.get("timings") or {},
@@ -163,6 +167,15 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     except ValueError:
         return None
     return found if isinstance(found, dict) else None
+
+
+def _read_texts(path: Path) -> list[str]:
+    """A list of texts; none where there is no such file, or somebody has broken it."""
+    try:
+        found = json.loads(_read_text(path))
+    except ValueError:
+        return []
+    return [str(text) for text in found] if isinstance(found, list) else []
 
 
 def _read_lines(path: Path) -> Iterator[dict[str, Any]]:

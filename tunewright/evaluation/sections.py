@@ -207,9 +207,12 @@ class Pictures:
     text: str
 
 
-def drawn(run: Row, folder: Path) -> Pictures | None:
-    """Those before and after, and of the steps between as many as find room."""
-    prompts = (run.get("recipe") or {}).get("evaluation.prompts") or []
+def drawn(prompts: Sequence[str], folder: Path) -> Pictures | None:
+    """Those before and after, and of the steps between as many as find room.
+
+    Args:
+        prompts: what `prompts.json` in the folder says.
+    """
     places = sorted(folder.glob("*/1.png"), key=lambda path: _when(path.parent.name))
     if not (prompts and places):
         return None
@@ -363,6 +366,41 @@ def speed(timings: Iterable[Row], data: Row) -> list[tuple[str, str, str]]:
 
 def _timing(name: str) -> Callable[[float], str]:
     return {"seconds": duration, "memory": size}.get(name, number)
+
+
+SAVED = {
+    "peft": "a PEFT adapter",
+    "transformers": "a transformers folder",
+    "adapter": "an adapter of Tunewright’s own",
+    "embeddings": "a textual inversion of diffusers",
+}
+
+
+def saved_as(run: Row) -> str:
+    """What a run's model is, in words; nothing where that is not recorded."""
+    kind = str(run.get("saved_as") or "")
+    if run.get("factory") and kind == "transformers":
+        return "weights of the torch module"
+    if run.get("task") == "text-to-image":
+        return {"peft": "a LoRA of diffusers", "transformers": "a pipeline of diffusers"}.get(
+            kind, SAVED.get(kind, kind)
+        )
+    return SAVED.get(kind, kind)
+
+
+def chosen(run: Row, what: str, kinds: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The options of the run's method or objective, without those that its task has no use for.
+
+    Args:
+        kinds: the configurations by their type; a field's `tasks` says which ones it is for.
+    """
+    options = run.get(what)
+    if not isinstance(options, Mapping):
+        return []
+    fields = getattr(kinds.get(str(options.get("type"))), "model_fields", {})
+    extra = {name: field.json_schema_extra for name, field in fields.items()}
+    tasks = {name: found["tasks"] for name, found in extra.items() if isinstance(found, dict) and "tasks" in found}
+    return settings({name: v for name, v in options.items() if run.get("task") in tasks.get(name, [run.get("task")])})
 
 
 def settings(options: Any) -> list[tuple[str, str]]:

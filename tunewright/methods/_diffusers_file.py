@@ -1,16 +1,10 @@
-"""LoRAs of diffusion models as files: diffusers' own, kohya's, and others that are about, read and written.
-
-In memory there is one form, `LoraFile`, named as diffusers names it today. A file of any convention is brought into it.
-"""
+"""LoRAs of diffusion models as files: diffusers' own, kohya's, and others that are about, read and written."""
 
 from __future__ import annotations
 
 import json
-import math
 import re
-from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,68 +12,21 @@ from tunewright.errors import BaseModelError, MethodError
 from tunewright.methods._lora_file import (
     CONFIG,
     DIFFUSERS,
+    OLDER,
     PREFIX,
-    TEXT_MODEL,
     WEIGHTS,
     module_of,
     read_adapter,
     write_adapter,
 )
-from tunewright.methods._unet_names import dotted, from_original, is_original, to_original
+from tunewright.methods._lora_keys import COMPONENTS, LoraFile, from_state, known_keys, layer_of, with_text_model
+from tunewright.methods._unet_names import to_original
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 METADATA = "lora_adapter_metadata"
 """Where diffusers looks in a file's header for the configurations, as JSON: `{"unet.r": 4, …}`."""
-COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
-KOHYA = {"lora_unet_": "unet", "lora_te_": "text_encoder", "lora_te1_": "text_encoder", "lora_te2_": "text_encoder_2"}
-ENDINGS = {
-    ".lora_A.weight": "A",
-    ".lora_B.weight": "B",
-    ".lora_A.default.weight": "A",
-    ".lora_B.default.weight": "B",
-    ".lora_magnitude_vector": "magnitude",
-    ".lora_magnitude_vector.weight": "magnitude",
-    ".lora_linear_layer.down.weight": "A",
-    ".lora_linear_layer.up.weight": "B",
-    ".lora_down.weight": "A",
-    ".lora_up.weight": "B",
-    ".lora.down.weight": "A",
-    ".lora.up.weight": "B",
-    "_lora.down.weight": "A",
-    "_lora.up.weight": "B",
-    ".alpha": "alpha",
-}
-"""How the conventions call a layer's two factors, its scale, and the magnitudes of DoRA."""
-CANONICAL = {"A": "lora_A.weight", "B": "lora_B.weight", "magnitude": "lora_magnitude_vector"}
-OLD_ENCODER = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
-
-
-@dataclass(frozen=True)
-class LoraFile:
-    """A LoRA on the parts of a pipeline.
-
-    Attributes:
-        state: the tensors by `COMPONENT.MODULE.lora_A.weight` and `….lora_B.weight`, A [rank × in] and B [out × rank],
-            or, on a convolution, [rank × in × height × width] and [out × rank × 1 × 1]. A text encoder's module has no
-            leading `text_model.`, since not every version of transformers has it.
-        configs: PEFT's LoraConfig of each component.
-    """
-
-    state: dict[str, Tensor]
-    configs: dict[str, dict[str, Any]]
-
-    @property
-    def modules(self) -> list[str]:
-        """The adapted layers, as `COMPONENT.MODULE`."""
-        return sorted({_layer(key) for key in self.state})
-
-    def alpha(self, layer: str) -> float:
-        """What makes this layer's scale alpha / rank, also where the file says alpha / √rank."""
-        config = self.configs[layer.split(".")[0]]
-        alpha = _alpha(config, layer)
-        return alpha * math.sqrt(self.state[f"{layer}.lora_A.weight"].shape[0]) if config.get("use_rslora") else alpha
 
 
 def read_lora(place: Path, layers_per_block: int = 2) -> LoraFile:
@@ -112,6 +59,25 @@ def read_lora(place: Path, layers_per_block: int = 2) -> LoraFile:
         raise BaseModelError(f"The configuration that {path} brings along cannot be read: {error}") from error
 
 
+def refuse_file(path: Path) -> None:
+    """Raises BaseModelError for a file where a model's folder is needed: says what it is, and what to do with it."""
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        return
+    if any((path.parent / name).is_file() for name in (CONFIG, "config.json")):
+        raise BaseModelError(f"{path} is one file of a model. Name its folder: {path.parent}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            known_keys(file.keys(), name=str(path))
+    except (OSError, SafetensorError) as error:
+        raise BaseModelError(f"{path} is no model's folder, and no safetensors file either.") from error
+    raise BaseModelError(
+        f"{path} is a LoRA for images, in a file. Put it on its base, and use the new folder: tunewright export "
+        f"{path} FOLDER --to diffusers --base PIPELINE"
+    )
+
+
 def lora_path(place: Path) -> Path:
     """The one safetensors file that a folder holds, or the place itself. Raises BaseModelError if that is unclear."""
     if not place.is_dir():
@@ -124,45 +90,24 @@ def lora_path(place: Path) -> Path:
     return named[0]
 
 
-def from_state(
-    state: Mapping[str, Tensor],
-    configs: Mapping[str, Mapping[str, Any]] | None = None,
-    layers_per_block: int = 2,
-    name: str = "This file",
-) -> LoraFile:
-    """Tensors under the keys of any known convention as a LoraFile.
-
-    Where no configuration says otherwise, a layer's alpha is the tensor beside it, and without one its rank.
-    """
-    known = {key: _parsed(key, layers_per_block) for key in state}
-    strange = [key for key, found in known.items() if found is None]
-    if strange or not state:
-        listed = ", ".join(strange[:5]) + (" …" if len(strange) > 5 else "")
-        raise BaseModelError(
-            f"{name} is no LoRA of a convention that is known (diffusers, PEFT, kohya). Keys that are not: "
-            f"{listed or 'it has none at all'}."
-        )
-    found: dict[str, Tensor] = {}
-    alphas: dict[str, float] = {}
-    for key, parsed in known.items():
-        layer, part = parsed or ("", "")
-        if part == "alpha":
-            alphas[layer] = float(state[key])
-        else:
-            found[f"{layer}.{CANONICAL[part]}"] = state[key]
-    _refuse_halves(found, alphas, name)
-    components = [c for c in COMPONENTS if any(key.startswith(f"{c}.") for key in found)]
-    return LoraFile(found, {c: _settled(c, (configs or {}).get(c), found, alphas) for c in components})
-
-
 def write_lora(lora: LoraFile, path: Path) -> None:
     """Write diffusers' format, with the configurations in the header, so that its scale is read with it."""
     from safetensors.torch import save_file
 
     header = {f"{part}.{key}": value for part, config in lora.configs.items() for key, value in config.items()}
-    state = {_with_text_model(key): tensor.contiguous() for key, tensor in lora.state.items()}
+    state = {_as_written(key, lora): tensor.contiguous() for key, tensor in lora.state.items()}
     # one entry alone: safetensors writes several in any order, and equal models should be equal files
     save_file(state, path, metadata={METADATA: json.dumps(header, indent=2, sort_keys=True)})
+
+
+def _as_written(key: str, lora: LoraFile) -> str:
+    """A key in the file. diffusers (0.42) knows PEFT's keys of a text encoder by those of its attention: without such
+    it takes older ones alone.
+    """
+    component = key.split(".")[0]
+    if component != "unet" and not any(".self_attn." in name for name in lora.configs[component]["target_modules"]):
+        key = re.sub(r"\.lora_[AB]\.", lambda found: OLDER[found[0]], key)
+    return with_text_model(key)
 
 
 def to_kohya(lora: LoraFile, unet: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -172,12 +117,15 @@ def to_kohya(lora: LoraFile, unet: Mapping[str, Any]) -> dict[str, Tensor]:
         unet: the configuration of the U-Net, which tells SDXL, whose layers go by their original names.
 
     Raises:
-        MethodError: DoRA, which what reads this convention leaves out without a word.
+        MethodError: DoRA. diffusers leaves kohya's magnitudes out of what it reads, so that nothing could be verified.
     """
     import torch
 
     if any(config.get("use_dora") for config in lora.configs.values()):
-        raise MethodError("kohya's files have no DoRA that others read. Export as diffusers, or merged.")
+        raise MethodError(
+            "diffusers reads kohya's files without the magnitudes of DoRA (dora_scale), so that such an export could "
+            "not be verified. Export as diffusers, or merged."
+        )
     state: dict[str, Tensor] = {}
     for layer in lora.modules:
         name = _kohya_name(layer, unet)
@@ -258,80 +206,19 @@ def on_base(lora: LoraFile, shapes: Mapping[str, tuple[int, ...]], name: str = "
     faults: list[str] = []
     state: dict[str, Tensor] = {}
     for layer in lora.modules:
-        own = next((found for found in (layer, _with_text_model(layer)) if found in shapes), None)
+        own = next((found for found in (layer, with_text_model(layer)) if found in shapes), None)
         down, up = lora.state[f"{layer}.lora_A.weight"], lora.state[f"{layer}.lora_B.weight"]
         if own is None:
             faults.append(f"{layer}: the base has no such layer")
         elif (up.shape[0], *down.shape[1:]) != tuple(shapes[own]):
             faults.append(f"{layer}: {_times((up.shape[0], *down.shape[1:]))}, the base's is {_times(shapes[own])}")
         else:
-            keys = (key for key in lora.state if _layer(key) == layer)
+            keys = (key for key in lora.state if layer_of(key) == layer)
             state |= {own + key.removeprefix(layer): lora.state[key] for key in keys}
     if faults:
         listed = "\n".join(f"  {fault}" for fault in faults[:5]) + ("\n  …" if len(faults) > 5 else "")
         raise BaseModelError(f"{name} was made for another base. Give the base that it was trained on.\n{listed}")
     return state
-
-
-def _parsed(key: str, layers: int) -> tuple[str, str] | None:
-    """A key as its layer, named as in a LoraFile, and which part of it this is; None where it is none."""
-    ending = next((e for e in sorted(ENDINGS, key=len, reverse=True) if key.endswith(e)), None)
-    if ending is None:
-        return None
-    name = key.removesuffix(ending).removeprefix(PREFIX).replace(".processor", "")
-    for start, component in KOHYA.items():
-        if name.startswith(start):
-            name = f"{component}.{dotted(name.removeprefix(start))}"
-    if not name.startswith(tuple(f"{component}." for component in COMPONENTS)):
-        name = f"unet.{name}"  # the oldest files, and PEFT's of a U-Net alone
-    component, module = name.split(".", 1)
-    if component == "unet":
-        try:
-            module = from_original(module, layers) if is_original(module) else module
-        except (KeyError, ValueError, IndexError):
-            return None
-        module = f"{module}.0" if module.endswith(".to_out") else module
-        known = module.startswith(("down_blocks.", "mid_block.", "up_blocks.", "conv_", "time_embedding.", "add_"))
-    else:
-        module = module.removeprefix(TEXT_MODEL)
-        *rest, last = module.split(".")
-        module = ".".join([*rest, OLD_ENCODER.get(last, last)])
-        known = module.startswith(("encoder.", "text_projection", "embeddings."))
-    return (f"{component}.{module}", ENDINGS[ending]) if known else None
-
-
-def _settled(
-    component: str, config: Mapping[str, Any] | None, state: Mapping[str, Tensor], alphas: Mapping[str, float]
-) -> dict[str, Any]:
-    """The configuration of a component: as given, with its layers named one by one, or read off the tensors."""
-    ranks = {layer: tensor.shape[0] for layer, tensor in _part(state, component).items()}
-    given = {layer: _alpha(config, layer) if config else alphas.get(layer) or rank for layer, rank in ranks.items()}
-    scales = {layer: float(alpha) for layer, alpha in given.items()}  # 16 and 16.0 are to be one file
-    rank, alpha = _most(ranks.values()), _most(scales.values())
-    return {
-        "r": rank,
-        "lora_alpha": alpha,
-        "rank_pattern": _others(ranks, rank),
-        "alpha_pattern": _others(scales, alpha),
-        "target_modules": sorted(layer.split(".", 1)[1] for layer in ranks),
-        "use_rslora": bool(config and config.get("use_rslora")),
-        "use_dora": any("lora_magnitude_vector" in key for key in state if key.startswith(f"{component}.")),
-    }
-
-
-def _alpha(config: Mapping[str, Any], layer: str) -> float:
-    """PEFT's rule: the keys of a pattern are regular expressions for the end of a module's name."""
-    for key, alpha in (config.get("alpha_pattern") or {}).items():
-        if any(re.match(rf"(.*\.)?({key})$", name) for name in (layer, _with_text_model(layer))):
-            return alpha
-    return config["lora_alpha"]
-
-
-def _refuse_halves(state: Mapping[str, Tensor], alphas: Mapping[str, float], name: str) -> None:
-    layers = {_layer(key) for key in state} | set(alphas)
-    halves = [layer for layer in sorted(layers) if not {f"{layer}.{CANONICAL[p]}" for p in "AB"} <= state.keys()]
-    if halves:
-        raise BaseModelError(f"{name} has only one half of the update of {', '.join(halves[:5])}. Get it again.")
 
 
 def _kohya_name(layer: str, unet: Mapping[str, Any]) -> str:
@@ -340,14 +227,11 @@ def _kohya_name(layer: str, unet: Mapping[str, Any]) -> str:
     if component == "unet":
         return f"lora_unet_{to_original(module, unet['layers_per_block']) if sdxl else module}".replace(".", "_")
     start = {"text_encoder": "lora_te1_" if sdxl else "lora_te_", "text_encoder_2": "lora_te2_"}[component]
-    return start + _with_text_model(layer).split(".", 1)[1].replace(".", "_")
+    return start + with_text_model(layer).split(".", 1)[1].replace(".", "_")
 
 
-def _with_text_model(name: str) -> str:
-    """A text encoder's key as it has always been: transformers 5 leaves the `text_model` out in some of them."""
-    component, module = name.split(".", 1)
-    bare = component == "unet" or module.startswith((TEXT_MODEL, "text_projection"))
-    return name if bare else f"{component}.{TEXT_MODEL}{module}"
+def _times(shape: tuple[int, ...]) -> str:
+    return "×".join(map(str, shape))
 
 
 def _unpacked(header: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -356,27 +240,3 @@ def _unpacked(header: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         component, _, field = key.partition(".")
         configs.setdefault(component, {})[field] = value
     return configs
-
-
-def _part(state: Mapping[str, Tensor], component: str) -> dict[str, Tensor]:
-    """The A of each layer of a component."""
-    ending = f".{CANONICAL['A']}"
-    found = ((key.removesuffix(ending), tensor) for key, tensor in state.items() if key.endswith(ending))
-    return {layer: tensor for layer, tensor in found if layer.startswith(f"{component}.")}
-
-
-def _others(numbers: Mapping[str, Any], usual: Any) -> dict[str, Any]:
-    return {layer.split(".", 1)[1]: number for layer, number in sorted(numbers.items()) if number != usual}
-
-
-def _layer(key: str) -> str:
-    return key.split(".lora_")[0]
-
-
-def _most(numbers: Any) -> Any:
-    """The most frequent one, and among several the smallest."""
-    return min(Counter(numbers).items(), key=lambda item: (-item[1], item[0]))[0]
-
-
-def _times(shape: tuple[int, ...]) -> str:
-    return "×".join(map(str, shape))

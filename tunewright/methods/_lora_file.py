@@ -16,6 +16,8 @@ WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 DIFFUSERS = "pytorch_lora_weights.safetensors"
 """What diffusers calls a LoRA's weights: they lie there in place of PEFT's file, and under keys without its prefix."""
 TEXT_MODEL = "text_model."
+OLDER = {".lora_A.": ".lora_linear_layer.down.", ".lora_B.": ".lora_linear_layer.up."}
+"""What diffusers called the factors of a text encoder's layer before PEFT's names were taken over."""
 
 
 def leaves_base(config: Mapping[str, Any]) -> bool:
@@ -30,9 +32,15 @@ def read_adapter(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
     config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     if (folder / DIFFUSERS).is_file():
-        state = {f"{PREFIX}{key}": tensor for key, tensor in load_file(folder / DIFFUSERS).items()}
+        state = {f"{PREFIX}{_today(key)}": tensor for key, tensor in load_file(folder / DIFFUSERS).items()}
         return fitted(state, config["target_modules"]), config
     return load_file(folder / WEIGHTS), config
+
+
+def _today(key: str) -> str:
+    for name, older in OLDER.items():
+        key = key.replace(older, name)
+    return key
 
 
 def fitted(state: Mapping[str, Tensor], modules: Collection[str]) -> dict[str, Tensor]:

@@ -28,6 +28,7 @@ class Method(BaseModel):
 
     Class attributes:
         learning_rate: a good rate at hidden size 4096; `learning_rate: auto` scales it to the model's own.
+        scaled: whether it does; else the rate is good at every size.
         saved_as: `transformers` (the whole model), `peft` (PEFT's format), `adapter` (safetensors + JSON) or
             `embeddings` (diffusers' textual inversion).
         trains_new_tokens: whether rows that were added to the vocabulary train and are saved.
@@ -36,6 +37,7 @@ class Method(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     learning_rate: ClassVar[float]
+    scaled: ClassVar[bool] = True
     saved_as: ClassVar[str]
     trains_new_tokens: ClassVar[bool] = False
     type: str

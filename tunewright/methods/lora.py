@@ -45,8 +45,16 @@ class LoRA(PeftMethod):
     plus_ratio: float = Field(
         1.0, ge=1, description="Learning rate of B over that of A (LoRA+, arXiv 2402.12354, uses 16)."
     )
-    experts: bool = Field(False, description="Adapt the fused expert weights of a mixture of experts too.")
-    train_along: list[str] = Field([], description="Modules that train in full beside the adapter, by name.")
+    experts: bool = Field(
+        False,
+        description="Adapt the fused expert weights of a mixture of experts too.",
+        json_schema_extra={"tasks": ["text-generation"]},
+    )
+    train_along: list[str] = Field(
+        [],
+        description="Modules that train in full beside the adapter, by name.",
+        json_schema_extra={"tasks": ["text-generation", "text-classification", "image-classification"]},
+    )
 
     @model_validator(mode="after")
     def _what_goes_together(self) -> LoRA:

@@ -27,9 +27,11 @@ class TextualInversion(Method):
 
     Several vectors are as many tokens behind each other; a caption names the first. Saved as diffusers'
     `load_textual_inversion` reads it; of SDXL, whose two text encoders have a row each, as `clip_l` and `clip_g`.
+    The automatic rate is the paper's for one image a step on one GPU, whatever the width of the models.
     """
 
-    learning_rate: ClassVar[float] = 3e-3
+    learning_rate: ClassVar[float] = 5e-3
+    scaled: ClassVar[bool] = False
     saved_as: ClassVar[str] = "embeddings"
     type: Literal["textual_inversion"] = "textual_inversion"
     token: str = Field(description="The new token, as it stands in the captions, such as <my-cat>.")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field, field_validator
+from pydantic.config import JsonDict
 
 from tunewright.data.batches import Example
 from tunewright.errors import RecipeError
@@ -21,6 +22,13 @@ NOISING = ("min_snr", "noise_offset")
 """Options of a task that learns to tell noise from images."""
 
 
+GENERATING: JsonDict = {"tasks": ["text-generation"]}
+CLASSIFYING: JsonDict = {"tasks": ["text-classification", "image-classification"]}
+ANSWERING: JsonDict = {"tasks": ["text-generation", "text-classification", "image-classification"]}
+DRAWING: JsonDict = {"tasks": ["text-to-image"]}
+"""The tasks that an option is for: the report of another one leaves it out."""
+
+
 class Supervised(Objective):
     """Weighted cross-entropy: Σ w·nll / Σ w over all positions of a step.
 
@@ -33,25 +41,37 @@ class Supervised(Objective):
     """
 
     type: Literal["supervised"] = "supervised"
-    label_smoothing: float = Field(0.0, ge=0, lt=1, description="Share of the target given to all answers alike.")
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=1, description="Share of the target given to all answers alike.", json_schema_extra=ANSWERING
+    )
     class_weights: dict[str, Annotated[float, Field(ge=0)]] | Literal["balanced"] | None = Field(
-        None, description="Weight of each class in the loss; balanced: rows / (classes · rows of the class)."
+        None,
+        description="Weight of each class in the loss; balanced: rows / (classes · rows of the class).",
+        json_schema_extra=CLASSIFYING,
     )
     router_loss: float = Field(
-        0.0, ge=0, description="Coefficient of the load-balancing loss of a mixture of experts (its papers use 0.01)."
+        0.0,
+        ge=0,
+        description="Coefficient of the load-balancing loss of a mixture of experts (its papers use 0.01).",
+        json_schema_extra=GENERATING,
     )
-
     min_snr: float | None = Field(
-        None, gt=0, description="γ of min-SNR-γ, which weighs images by their timestep (arXiv 2303.09556, uses 5)."
+        None,
+        gt=0,
+        description="γ of min-SNR-γ, which weighs images by their timestep (arXiv 2303.09556, uses 5).",
+        json_schema_extra=DRAWING,
     )
     noise_offset: float = Field(
-        0.0, ge=0, description="How much of the noise is alike in a whole image, for dark and bright ones (often 0.05)."
+        0.0,
+        ge=0,
+        description="How much of the noise is alike in a whole image, for dark and bright ones (often 0.05).",
+        json_schema_extra=DRAWING,
     )
-
     prior_weight: float = Field(
         1.0,
         ge=0,
         description="Weight of the loss on data.prior, the images of the class (DreamBooth, arXiv 2208.12242).",
+        json_schema_extra=DRAWING,
     )
 
     @field_validator("class_weights", mode="before")

@@ -113,6 +113,14 @@ class Diffusion(nn.Module):
             shift, scale = _scaling(vae.config, pixels_B3XY.device)
             return torch.cat([(found.mean - shift) * scale, found.std * scale], dim=1).float()
 
+    def pixels(self, latents_BCHW: Tensor) -> Tensor:
+        """The images of latents, [B, 3, X, Y] in −1 … 1: what `moments` began with. One at a time, as memory wants."""
+        vae = self.__dict__["vae"]
+        shift, scale = _scaling(vae.config, latents_BCHW.device)
+        with _plain(latents_BCHW):
+            found = (latents_BCHW.float() / scale + shift).to(vae.dtype)
+            return torch.cat([vae.decode(one_1CHW).sample for one_1CHW in found.split(1)]).float()
+
     def embeddings(self, tokens_BEL: Tensor) -> tuple[Tensor, Tensor]:
         """What E text encoders make of captions, [B, L, width] side by side; and the last one's projection, [B, P].
 

@@ -93,8 +93,7 @@ def read_index(base: str) -> dict[str, Any]:
         )
     if path is None:
         raise BaseModelError(
-            f"{base} is no pipeline of diffusers': it has no {INDEX}. Give the folder of one or its name on the hub; a "
-            "single .safetensors file is made one by StableDiffusionPipeline.from_single_file(FILE).save_pretrained."
+            f"{base} is no pipeline of diffusers': it has no {INDEX}. Give the folder of one or its name on the hub."
         )
     try:
         index = json.loads(path.read_text(encoding="utf-8"))

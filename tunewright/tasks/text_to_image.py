@@ -13,7 +13,7 @@ import numpy as np
 from tunewright.data.batches import Example
 from tunewright.data.buckets import Fit, bucket, buckets
 from tunewright.data.rendered import Fitted
-from tunewright.errors import BaseModelError, DataError, RecipeError, counted, them
+from tunewright.errors import DAMAGED, BaseModelError, DataError, RecipeError, counted, them
 from tunewright.tasks._captioned import Caption, Chance, View, shape_of
 from tunewright.tasks._kept import Keeper
 from tunewright.tasks._pipeline import Feed, load_parts, make_pipeline, read_index, silence
@@ -203,44 +203,60 @@ class TextToImage(Task):
         model: Model,
         prompts: Sequence[str],
         *,
-        seed: int = 0,
+        seed: int | Sequence[int] = 0,
         steps: int = 30,
         guidance: float = 7.5,
         size: tuple[int, int] | None = None,
         negative: str | None = None,
+        together: int = 1,
     ) -> list[Image]:
         """An image for each prompt, by the base's own pipeline of diffusers' with the model's weights.
 
         Args:
-            seed: of the noise that each image begins with: the same for all of them, whatever else is asked for.
+            seed: of the noise that an image begins with, the same for all of them or one each: whatever else is asked
+                for, an image depends on its prompt and seed alone.
             guidance: how strongly the prompt counts (classifier-free guidance, arXiv 2207.12598); 1: no guidance.
             size: width and height in pixels; by default a square of the resolution that was trained with.
+            together: how many share the forward passes, which then round in another way.
 
-        Raises RecipeError for a size that the U-Net cannot halve.
+        Raises:
+            RecipeError: a size that the U-Net cannot halve.
+            BaseModelError: an image that is not finite.
         """
         import torch
 
-        feed = model.processor
-        width, height = size or bucket((1, 1), feed.resolution, feed.unit)
-        if width % feed.unit or height % feed.unit or width < 1 or height < 1:
-            raise RecipeError(f"An image's sides are multiples of {feed.unit} pixels here, not {width} × {height}.")
-        pipeline = self.pipeline(model)
-        model.module.eval()
-        made = []
+        width, height = self._size(model, size)
+        seeds = [seed] * len(prompts) if isinstance(seed, int) else list(seed)
+        pipeline, module = self.pipeline(model), model_of(model.module)
+        module.eval()
+        made: list[Image] = []
         with silence(), torch.inference_mode():
-            for prompt in prompts:  # alone, so that no image depends on the others
-                noise = torch.Generator("cpu").manual_seed(seed)
-                found = pipeline(
-                    prompt,
-                    negative_prompt=negative,
+            for first in range(0, len(prompts), together):
+                part = slice(first, first + together)
+                latents_BCHW = pipeline(
+                    list(prompts[part]),
+                    negative_prompt=None if negative is None else [negative] * len(prompts[part]),
                     num_inference_steps=steps,
                     guidance_scale=guidance,
                     width=width,
                     height=height,
-                    generator=noise,
-                )
-                made.append(found.images[0])
+                    generator=[torch.Generator("cpu").manual_seed(one) for one in seeds[part]],
+                    output_type="latent",
+                ).images
+                pixels_B3XY = module.pixels(latents_BCHW)
+                if not pixels_B3XY.isfinite().all():
+                    raise BaseModelError(_overflowed(latents_BCHW) or DAMAGED)
+                shown = pipeline.image_processor.postprocess(pixels_B3XY, output_type="np")
+                made += pipeline.image_processor.numpy_to_pil(shown)
         return made
+
+    def _size(self, model: Model, size: tuple[int, int] | None) -> tuple[int, int]:
+        """Width and height of an image that is drawn. Raises RecipeError for what the U-Net cannot halve."""
+        feed = model.processor
+        width, height = size or bucket((1, 1), feed.resolution, feed.unit)
+        if width % feed.unit or height % feed.unit or width < 1 or height < 1:
+            raise RecipeError(f"An image's sides are multiples of {feed.unit} pixels here, not {width} × {height}.")
+        return width, height
 
     def pipeline(self, model: Model) -> Any:
         """The pipeline of diffusers' with the model's own modules, and a scheduler of its own."""
@@ -321,6 +337,17 @@ def tokenized(feed: Feed, texts: Sequence[str]) -> list[np.ndarray]:
         for tokenizer in feed.tokenizers
     ]
     return [np.array(rows, dtype=np.int64) for rows in zip(*each, strict=True)]
+
+
+def _overflowed(latents: Tensor) -> str:
+    """Why numbers are not finite where they were computed in fp16; nothing in another precision."""
+    import torch
+
+    kind = latents.device.type
+    computed = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else latents.dtype
+    if computed != torch.float16:
+        return ""
+    return "The image is not finite (NaN): fp16 has no numbers above 65,504. Compute in bf16 or fp32 (precision)."
 
 
 def _with_kept(example: Example, keeper: Keeper) -> Example:

@@ -1,0 +1,86 @@
+"""`generate`: images from texts, at points on the path from a run's start to its end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import BaseModel, Field, model_validator
+
+from tunewright.artifacts.interpolate import check_alpha, load
+from tunewright.artifacts.start import named_point
+from tunewright.data.texts import is_whole
+from tunewright.engine.device import computing, pick_device, pick_precision
+from tunewright.errors import BaseModelError, DataError, RecipeError
+from tunewright.tasks.base import Model
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+class Drawing(BaseModel):
+    """How an image is drawn from noise: see `api.generate`."""
+
+    seed: int = Field(ge=0)
+    steps: int = Field(ge=1)
+    guidance: float = Field(ge=0, allow_inf_nan=False)
+    size: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | None
+    negative: str | None
+    precision: Literal["fp32", "bf16", "fp16"]
+
+    @model_validator(mode="after")
+    def _leads_away(self) -> Drawing:
+        if self.negative and self.guidance <= 1:
+            raise ValueError("negative has no effect without guidance: leave it out, or let guidance be above 1")
+        return self
+
+
+def texts(prompts: Any) -> list[str]:
+    """Prompts as a list. Raises DataError for what are no texts."""
+    asked = [prompts] if isinstance(prompts, str) else list(prompts)
+    if not asked or not all(isinstance(prompt, str) and is_whole([prompt]) for prompt in asked):
+        raise DataError(f"prompts: {asked!r:.80} are no texts. Give a text, or a list of them.")
+    return asked
+
+
+def points(where: str | Path | Model, alphas: float | Sequence[float] | None) -> list[float]:
+    """The α that are asked for, each once: those given, or the one in `RUN@0.5`, or 1.
+
+    Raises RecipeError where both are given, or one is not on the path of a run.
+    """
+    named = None if isinstance(where, Model) else named_point(str(where))[1]
+    if alphas is None:
+        return [1.0 if named is None else named]
+    wanted = [alphas] if isinstance(alphas, int | float) else list(alphas)
+    if isinstance(where, Model) or not wanted:
+        raise RecipeError("alphas are points on the path of a run: name the run, and one point at least.")
+    if named is not None:
+        raise RecipeError(f"{where} is a point already, α = {named:g}. Leave out that, or the other α.")
+    for alpha in wanted:
+        check_alpha(alpha)
+    return list(dict.fromkeys(map(float, wanted)))
+
+
+def draw(
+    where: str | Path | Model, prompts: Sequence[str], alphas: Sequence[float], device: str, drawing: Drawing
+) -> Iterator[tuple[float, int, Image]]:
+    """Each image as soon as it is made: its α, the number of its prompt, and itself.
+
+    Raises BaseModelError where the model makes no images, or is no run and so has no path.
+    """
+    place = pick_device(device)
+    precision = pick_precision(drawing.precision, place)
+    for alpha in alphas:
+        model = where if isinstance(where, Model) else load(named_point(str(where))[0], str(place), alpha=alpha)
+        images = getattr(model.task, "images", None)
+        if images is None:
+            raise BaseModelError(
+                f"{model.base} is for {model.task.name}: generate makes images. To ask a language model use: "
+                "tunewright chat"
+            )
+        options = drawing.model_dump(exclude={"precision"})
+        for number, prompt in enumerate(prompts):
+            with computing(precision, place):
+                (image,) = images(model, [prompt], **options)
+            yield alpha, number, image
