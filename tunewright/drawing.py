@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from os import PathLike
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, model_validator
@@ -44,7 +44,7 @@ def texts(prompts: Any) -> list[str]:
     return asked
 
 
-def points(where: str | Path | Model, alphas: float | Sequence[float] | None) -> list[float]:
+def points(where: str | PathLike[str] | Model, alphas: float | Sequence[float] | None) -> list[float]:
     """The α that are asked for, each once: those given, or the one in `RUN@0.5`, or 1.
 
     Raises RecipeError where both are given, or one is not on the path of a run.
@@ -63,7 +63,7 @@ def points(where: str | Path | Model, alphas: float | Sequence[float] | None) ->
 
 
 def draw(
-    where: str | Path | Model, prompts: Sequence[str], alphas: Sequence[float], device: str, drawing: Drawing
+    where: str | PathLike[str] | Model, prompts: Sequence[str], alphas: Sequence[float], device: str, drawing: Drawing
 ) -> Iterator[tuple[float, int, Image]]:
     """Each image as soon as it is made: its α, the number of its prompt, and itself.
 

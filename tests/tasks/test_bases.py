@@ -39,7 +39,7 @@ def test_a_missing_folder(where: str, task: str) -> None:
 
 @pytest.mark.parametrize("task", MODULES)
 def test_an_address(task: str) -> None:
-    with pytest.raises(BaseModelError, match="https://example.com/model is an address"):
+    with pytest.raises(BaseModelError, match=r"https://example\.com/model is an address"):
         task_class(task)().load("https://example.com/model")
 
 

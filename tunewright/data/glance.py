@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tunewright.data.config import DataConfig, Location
-from tunewright.data.pictures import captioned_folder, classes_in
+from tunewright.data.image_folders import read_images, walk
 from tunewright.data.records import load_records
 from tunewright.errors import DataError
 
@@ -42,10 +42,8 @@ def _rows_of_folder(folder: Path) -> Iterator[Any]:
     files = sorted(path for path in folder.iterdir() if path.suffix.lower() in READERS)
     if files:
         yield from READERS[files[0].suffix.lower()](files[0])
-    elif classes_in(folder):
-        yield {"image": str(folder), "label": "one"}
-    elif captioned_folder(folder):
-        yield {"image": str(folder), "text": "one"}
+    elif images := read_images(walk(folder)):
+        yield from (row.values for row in images.rows)
 
 
 def _json_lines(path: Path) -> Iterator[Any]:
