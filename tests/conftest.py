@@ -42,7 +42,8 @@ def _one_thread() -> None:
 @pytest.fixture(autouse=True)
 def exports_are_run_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """An export is run by the same code in this process: a fresh one costs six seconds. Some tests undo this."""
-    from tunewright.artifacts import export, foreign
+    from tunewright.artifacts import export
+    from tunewright.artifacts.apart import foreign
 
     monkeypatch.setattr(export, "in_a_fresh_process", foreign.ask)
 

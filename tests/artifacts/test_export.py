@@ -16,9 +16,9 @@ import tunewright as tw
 from tests.runs import recipe
 from tests.tiny import chats, completions, labelled
 from tunewright.artifacts import export as exporting
-from tunewright.artifacts import foreign
+from tunewright.artifacts.apart import foreign
+from tunewright.artifacts.apart.foreign import GGUF, ONNX
 from tunewright.artifacts.export import export, read_verification
-from tunewright.artifacts.foreign import GGUF, ONNX
 from tunewright.artifacts.questions import BUILT_IN
 from tunewright.artifacts.targets import TARGETS
 from tunewright.artifacts.targets import gguf as gguf_target
@@ -187,9 +187,14 @@ def test_an_export_that_cannot_be_loaded_is_not_verified(
 
 
 def test_what_runs_an_export_imports_nothing_of_ours() -> None:
-    tree = ast.parse(Path(foreign.__file__).read_text())
-    modules = [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
-    modules += [name.name for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names]
+    modules: list[str] = []
+    for path in Path(foreign.__file__).parent.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom):
+                assert node.level < 2
+                modules.append(node.module or "")
+            elif isinstance(node, ast.Import):
+                modules += [name.name for name in node.names]
     assert "transformers" in modules and not [name for name in modules if name.split(".")[0] == "tunewright"]
 
 

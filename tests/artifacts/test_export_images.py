@@ -17,8 +17,8 @@ import tunewright as tw
 from tests.runs import recipe
 from tests.tiny import pictures
 from tunewright.artifacts import export as exporting
+from tunewright.artifacts.apart.foreign import ONNX
 from tunewright.artifacts.export import read_verification
-from tunewright.artifacts.foreign import ONNX
 from tunewright.artifacts.questions import PATTERNS
 from tunewright.artifacts.targets import TARGETS
 from tunewright.artifacts.verify import Comparison

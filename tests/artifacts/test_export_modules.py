@@ -16,8 +16,8 @@ from tests import networks
 from tests.runs import recipe
 from tests.tiny import pictures
 from tunewright.artifacts import export as exporting
+from tunewright.artifacts.apart.foreign import ONNX
 from tunewright.artifacts.export import read_verification
-from tunewright.artifacts.foreign import ONNX
 from tunewright.errors import BaseModelError, VerificationError
 
 FRESH = exporting.in_a_fresh_process  # as it is before conftest replaces it

@@ -10,7 +10,7 @@ import pytest
 from scipy.special import softmax
 from scipy.stats import entropy
 
-from tunewright.artifacts.foreign import Answers
+from tunewright.artifacts.apart.foreign import Answers
 from tunewright.artifacts.verify import EXACT, Limits, compare, effect_of, limits_for
 
 OPEN = Limits(top1=0.0, logits=1e3, kl=1e3)

@@ -19,10 +19,11 @@ from typing import Any
 
 import numpy as np
 
-from tunewright.artifacts import foreign
+from tunewright.artifacts import apart
 from tunewright.artifacts.adopt import adopt
+from tunewright.artifacts.apart import foreign
+from tunewright.artifacts.apart.foreign import Answers
 from tunewright.artifacts.card import read_card
-from tunewright.artifacts.foreign import Answers
 from tunewright.artifacts.interpolate import write_point
 from tunewright.artifacts.load import infer_task, load, weights_folder
 from tunewright.artifacts.noise import noise_questions
@@ -186,14 +187,14 @@ def _refuse_module(target: Target, model: Model) -> None:
 
 
 def in_a_fresh_process(target: str, folder: Path, questions: Mapping[str, Any]) -> Answers:
-    """Run foreign.py by its path: `-P` keeps the modules beside it out of reach, and with them this package."""
+    """Let `apart` ask the export: run by its path, which puts nothing but `foreign` in reach."""
     from safetensors.numpy import load_file
 
     surroundings = {**os.environ, "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     with TemporaryDirectory() as place:
         work = Path(place)
         (work / "questions.json").write_text(json.dumps(questions), encoding="utf-8")
-        command = [sys.executable, "-P", foreign.__file__, target, str(folder), str(work)]
+        command = [sys.executable, "-P", apart.__path__[0], target, str(folder), str(work)]
         subprocess.run(command, env=surroundings, check=True, capture_output=True, text=True)
         logits = load_file(work / "logits.safetensors")
         rest = json.loads((work / "answers.json").read_text(encoding="utf-8"))

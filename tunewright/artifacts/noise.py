@@ -20,7 +20,7 @@ LEVELS = 8
 
 
 def noise_questions(model: Model, held_out: HeldOut | None, card: Card | None) -> dict[str, Any]:
-    """The questions as a document: see `foreign.py`, which reads it.
+    """The questions as a document: see `apart/foreign`, which reads it.
 
     Held-out images are drowned in noise, each at another level, and again from the first one where they are fewer than
     `LEVELS`; without any, the captions are sentences and the latents noise alone. All have the size of the first one.

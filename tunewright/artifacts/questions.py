@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from tunewright.artifacts.foreign import hash_of
+from tunewright.artifacts.apart.foreign import hash_of
 from tunewright.data.batches import Example
 from tunewright.data.config import DataConfig
 from tunewright.data.kinds import (
@@ -99,7 +99,7 @@ def _png(image: Any) -> bytes:
 
 
 def make_questions(model: Model, held_out: HeldOut | None) -> dict[str, Any]:
-    """The questions as a document: see `foreign.py`, which reads it.
+    """The questions as a document: see `apart/foreign`, which reads it.
 
     Raises:
         DataError: rows of a kind that the model does not read, or a prompt that is not served as it was trained.

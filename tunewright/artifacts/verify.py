@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tunewright.artifacts.foreign import Answers
+from tunewright.artifacts.apart.foreign import Answers
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from tunewright.artifacts.foreign import GGUF
+from tunewright.artifacts.apart.foreign import GGUF
 from tunewright.artifacts.targets._gguf_tokenizer import write_tokenizer
 from tunewright.artifacts.targets.base import Target, merge
 from tunewright.errors import BaseModelError

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
-from tunewright.artifacts.foreign import ONNX
+from tunewright.artifacts.apart.foreign import ONNX
 from tunewright.artifacts.questions import built_in
 from tunewright.artifacts.targets.base import Target
 from tunewright.data.config import DataConfig

@@ -1,0 +1,1 @@
+"""What runs apart from the package, in a process of its own."""
