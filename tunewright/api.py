@@ -35,7 +35,7 @@ from tunewright.evaluation.paired import is_finite
 from tunewright.folder import Run, new_folder, open_run, refuse_lost
 from tunewright.launch import launch
 from tunewright.methods.base import parameter_count
-from tunewright.prepare import read_rows, task_of_rows
+from tunewright.prepare import read_rows, task_of_rows, wanted_kinds
 from tunewright.recipe import Recipe, checked, located, make_recipe, read_document
 from tunewright.tasks import task_class
 from tunewright.tasks._factories import is_factory, is_given, name_of
@@ -370,7 +370,7 @@ def _answered(kind: str, labels: Sequence[str], output_C: Any) -> dict[str, Any]
 def _shape_of_task(recipe: Recipe) -> tuple[Any, list[str]]:
     name, notices = recipe.task, []
     if name == "auto":
-        kind = glance(recipe.data.train, recipe.data)
+        kind = glance(recipe.data.train, recipe.data, wanted_kinds(recipe))
         name = task_of_rows(kind) or infer_task(recipe.base, by_kind=True)
         notices.append(f"Task: {name}, by the {'rows' if task_of_rows(kind) else 'base'}.")
     chosen = task_class(name)

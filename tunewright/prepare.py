@@ -60,7 +60,7 @@ class Rows:
 
 def read_rows(recipe: Recipe) -> Rows:
     """Read every set. The faults of all files come in one DataError."""
-    data, seed, kinds = recipe.data, recipe.training.seed, _wanted_kinds(recipe)
+    data, seed, kinds = recipe.data, recipe.training.seed, wanted_kinds(recipe)
     wanted = {"train": data.train, **data.test_sets()}
     if data.prior:
         wanted["prior"] = data.prior
@@ -91,7 +91,7 @@ def task_of_rows(kind: str | None) -> str | None:
     return fitting[0] if len(fitting) == 1 else None
 
 
-def _wanted_kinds(recipe: Recipe) -> tuple[str, ...]:
+def wanted_kinds(recipe: Recipe) -> tuple[str, ...]:
     """The kinds of rows that the task reads, if it is given or a base that lies here tells it; else none."""
     name = _told_task(recipe.base) if recipe.task == "auto" else recipe.task
     return task_class(name).data_kinds if name else ()

@@ -4,45 +4,49 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from tunewright.data.config import DataConfig, Location
 from tunewright.data.image_folders import read_images, walk
-from tunewright.data.records import load_records
+from tunewright.data.records import captions_wanted, load_records
 from tunewright.errors import DataError
 
 SEVERAL = 3
 """Rows that are looked at: the first may be one that cannot be used."""
 
 
-def glance(location: Location, config: DataConfig) -> str | None:
-    """One of `KINDS`; None where the first rows do not tell, or are not here. What is wrong with them is not said."""
+def glance(location: Location, config: DataConfig, kinds: Sequence[str] = ()) -> str | None:
+    """One of `KINDS`; None where the first rows do not tell, or are not here. What is wrong with them is not said.
+
+    Args:
+        kinds: those that are wanted, see `load_records`.
+    """
     try:
-        rows = list(islice(_first_rows(location), SEVERAL))
+        rows = list(islice(_first_rows(location, captions_wanted(config, kinds)), SEVERAL))
         return load_records(rows, config.model_copy(update={"on_bad_rows": "skip"})).kind
     except (DataError, OSError, ValueError):
         return None
 
 
-def _first_rows(location: Location) -> Iterator[Any]:
+def _first_rows(location: Location, captioned: bool | None) -> Iterator[Any]:
     if not isinstance(location, str):
         yield from location
         return
     path = Path(location if Path(location).exists() else location.partition(":")[0])
     if path.is_dir():
-        yield from _rows_of_folder(path)
+        yield from _rows_of_folder(path, captioned)
     elif reader := READERS.get(path.suffix.lower()):
         yield from reader(path)
 
 
-def _rows_of_folder(folder: Path) -> Iterator[Any]:
+def _rows_of_folder(folder: Path, captioned: bool | None) -> Iterator[Any]:
     files = sorted(path for path in folder.iterdir() if path.suffix.lower() in READERS)
     if files:
         yield from READERS[files[0].suffix.lower()](files[0])
-    elif images := read_images(walk(folder)):
+    elif images := read_images(walk(folder), captioned):
         yield from (row.values for row in images.rows)
 
 

@@ -79,7 +79,7 @@ def load_records(
             `config.on_bad_rows` is "fail". It names all of them. Or an option is set that is for other kinds of rows.
     """
     name = location if isinstance(location, str) else "rows"
-    read = read_rows(location, _captioned(config, kinds))
+    read = read_rows(location, captions_wanted(config, kinds))
     rows = _with_pictures(_renamed(read.rows, config.columns), location)
     format = _format_of(rows, config, require_label)
     records, faults = _build_all(rows, format, config, require_label)
@@ -92,7 +92,7 @@ def load_records(
     return Records(records, kind, name, content_hash(rows), faults, doubts)
 
 
-def _captioned(config: DataConfig, kinds: Sequence[str]) -> bool | None:
+def captions_wanted(config: DataConfig, kinds: Sequence[str]) -> bool | None:
     """Whether images are wanted with captions, or with classes; None: whichever they have."""
     wanted = [config.format] if config.format != "auto" else kinds
     return any(kind.startswith("caption") for kind in wanted) if wanted else None
