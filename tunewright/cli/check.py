@@ -58,10 +58,10 @@ def _show(found: Document) -> None:
 
 def _repeated(found: Document, kind: str) -> Iterator[str]:
     """What stands twice, in a line each."""
-    exactly, what = ("byte for byte", "image") if kind == "image" else ("word for word", "text")
+    exactly, what = ("byte for byte", "image") if kind in ("image", "captioned_image") else ("word for word", "text")
     kinds = {
         f"stand in the training rows before, {exactly}": found["duplicates"]["exact"],
-        "are nearly like an earlier training row": found["duplicates"]["near"],
+        f"are nearly like an earlier training row{_mirrored(found['duplicates']['near'])}": found["duplicates"]["near"],
         f"have the {what} of an earlier training row, and another label": found["contradictions"],
     }
     lines = [f"train: {_counted(one)} {said}{_first(one)}" for said, one in kinds.items() if one["count"]]
@@ -69,7 +69,8 @@ def _repeated(found: Document, kind: str) -> Iterator[str]:
         if leaks["exact"]["count"]:
             lines.append(f"{name}: {_counted(leaks['exact'])} are trained on, {exactly}{_first(leaks['exact'])}")
         if leaks["near"]["count"]:
-            lines.append(f"{name}: {_counted(leaks['near'])} are nearly like a training row{_first(leaks['near'])}")
+            near = leaks["near"]
+            lines.append(f"{name}: {_counted(near)} are nearly like a training row{_mirrored(near)}{_first(near)}")
     yield from lines or ["No row stands twice, and none that is measured on is trained on."]
     if found["sampled"]:
         yield "Nearly equal rows were looked for among 20,000 rows of each set."
@@ -77,6 +78,10 @@ def _repeated(found: Document, kind: str) -> Iterator[str]:
 
 def _counted(repeats: Mapping[str, Any]) -> str:
     return f"{repeats['count']:,} of {repeats['rows']:,} rows"
+
+
+def _mirrored(repeats: Mapping[str, Any]) -> str:
+    return f", {repeats['mirrored']:,} of them mirrored" if repeats.get("mirrored") else ""
 
 
 def _first(repeats: Mapping[str, Any]) -> str:

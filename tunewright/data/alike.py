@@ -1,55 +1,118 @@
-"""Images that are nearly the same: resized, saved anew, a little cropped or in other colours.
+"""Images that are nearly the same: resized, saved anew, cropped at the edges, mirrored, in other colours.
 
-A difference hash (Krawetz 2013) in three values: whether each patch of 9 × 9 grey ones is lighter than its neighbours,
-darker, or the same. Two are compared by their cosine, 1 for the same pattern.
+A difference hash (Krawetz 2013) that keeps how large the differences are: the steps from each patch of 9 × 9 grey ones
+to the next, by their root. Two are compared by their cosine, 1 for the same pattern, the better of as it stands and
+mirrored. Photos of different things hardly ever reach `NEAR`; drawings on plain ground and images that are all of one
+kind (digits, X-rays) do all the time, so that these must reach `STRICT`.
+
+Measured on 396 photos of ants and bees, with copies saved as JPEG: found are all that were resized by half, mirrored,
+in grey or in more contrast, 99.7 % of those brighter or darker by 30 %, 99.5 % of those cropped to 95 % of width and
+height, 78 % of those cropped to 90 %, 68 % of those that lack 5 % at one corner; and no pair of different ones.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 
 from tunewright.data.pictures import Picture
 from tunewright.errors import DataError
 
+NEAR, STRICT = 0.8, 0.97
 PATCHES = 9
 SAME = 2
 """Levels of 255 by which neighbours may differ and count as the same, since compression moves them so far."""
-BLOCK = 1_000
+PLAIN = 0.45
+"""Share of neighbours that are the same from which on an image is a drawing on plain ground."""
+CROWD = 3
+"""An image that is near to more than so many others is one of a kind, rather than a copy."""
+BLOCK = 500
 
 
-def pattern(picture: Picture) -> np.ndarray:
-    """The pattern of light and dark, [144] of length 1; zeros for one colour and for what cannot be read."""
-    from PIL import Image
+class Near(NamedTuple):
+    """The number of an image, how alike it is, and whether mirrored."""
 
-    try:
-        image = picture.pixels().convert("L").resize((PATCHES, PATCHES), Image.Resampling.BOX)
-    except DataError:
-        return np.zeros(2 * PATCHES * (PATCHES - 1), dtype=np.float32)
-    grey = np.asarray(image, dtype=np.int16)
-    steps = np.concatenate([np.diff(grey, axis=axis).ravel() for axis in (0, 1)])
-    signs = np.where(abs(steps) > SAME, np.sign(steps), 0).astype(np.float32)
-    return signs / max(1.0, float(np.linalg.norm(signs)))
+    row: int
+    cosine: float
+    mirrored: bool
 
 
-def most_alike(pictures: Sequence[Picture], among: Sequence[Picture] | None = None) -> Iterator[tuple[int, float]]:
-    """For each picture the number of the one that is most like it, and their cosine: -1 and 0 where there is none.
+@dataclass(frozen=True)
+class Patterns:
+    """Of N images the steps from patch to patch, [N, 144] of length 1 (or 0: of one colour, or unreadable)."""
+
+    upright_ND: np.ndarray
+    mirrored_ND: np.ndarray
+    plain_N: np.ndarray
+
+    @cached_property
+    def strict(self) -> np.ndarray:
+        """Which must reach `STRICT`, [N]."""
+        crowded = [_crowded(cosines) for _, cosines, _ in _blocks(self, self)]
+        return self.plain_N | np.concatenate([*crowded, np.zeros(0, bool)])
+
+
+def patterns(pictures: Sequence[Picture]) -> Patterns:
+    """The patterns of images, each of which is decoded for it."""
+    grey_NHW = np.array([_patches(picture) for picture in pictures], np.float32).reshape(-1, PATCHES, PATCHES)
+    steps_ND = _steps(grey_NHW)
+    return Patterns(_unit(steps_ND), _unit(_steps(grey_NHW[:, :, ::-1])), (steps_ND == 0).mean(1) > PLAIN)
+
+
+def near(pictures: Patterns, among: Patterns | None = None) -> Iterator[Near | None]:
+    """For each image the one that is most like it, if it is near.
 
     Args:
         among: where it is looked for; by default among the earlier ones of the same.
     """
-    patterns = _patterns(pictures)
-    others = patterns if among is None else _patterns(among)
-    for first in range(0, len(patterns), BLOCK):
-        cosines = patterns[first : first + BLOCK] @ others.T
-        if among is None:
-            cosines = np.tril(cosines, first - 1)
-        for row in cosines:
-            best = int(row.argmax()) if len(row) else -1
-            yield (best, float(row[best])) if len(row) and row[best] > 0 else (-1, 0.0)
+    others = pictures if among is None else among
+    for first, cosines, mirrored in _blocks(pictures, others):
+        strict = pictures.plain_N[first : first + BLOCK] | _crowded(cosines)
+        cosines[(cosines < STRICT) & (strict[:, None] | others.strict)] = 0
+        cosines = cosines if among is not None else np.tril(cosines, first - 1)
+        for row, turned in zip(cosines, mirrored, strict=True):
+            best = int(row.argmax()) if len(row) else 0
+            found = len(row) and row[best] >= NEAR
+            yield Near(best, float(row[best]), bool(turned[best])) if found else None
 
 
-def _patterns(pictures: Sequence[Picture]) -> np.ndarray:
-    found = [pattern(picture) for picture in pictures]
-    return np.stack(found) if found else np.zeros((0, 2 * PATCHES * (PATCHES - 1)), dtype=np.float32)
+def _patches(picture: Picture) -> np.ndarray:
+    from PIL import Image
+
+    try:
+        return np.asarray(picture.pixels().convert("L").resize((PATCHES, PATCHES), Image.Resampling.BOX))
+    except DataError:
+        return np.zeros((PATCHES, PATCHES))
+
+
+def _steps(grey_NHW: np.ndarray) -> np.ndarray:
+    """The roots of the differences between neighbours, as far as they are beyond `SAME`, with their sign."""
+    count, size = len(grey_NHW), 2 * PATCHES * (PATCHES - 1)
+    steps_ND = np.stack([np.diff(grey_NHW, axis=1), np.diff(grey_NHW, axis=2).swapaxes(1, 2)], 1).reshape(count, size)
+    return np.sign(steps_ND) * np.sqrt(np.maximum(abs(steps_ND) - SAME, 0))
+
+
+def _unit(steps_ND: np.ndarray) -> np.ndarray:
+    return steps_ND / np.maximum(np.linalg.norm(steps_ND, axis=1, keepdims=True), 1)
+
+
+def _crowded(cosines: np.ndarray) -> np.ndarray:
+    return np.asarray((cosines >= NEAR).sum(1) > CROWD)
+
+
+def _blocks(pictures: Patterns, others: Patterns) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """Rows of the matrix of cosines, and where they are of the mirrored image: (number of the first row, two blocks).
+
+    An image is not compared with itself.
+    """
+    for first in range(0, len(pictures.upright_ND), BLOCK):
+        rows = slice(first, first + BLOCK)
+        upright, mirrored = (ND[rows] @ others.upright_ND.T for ND in (pictures.upright_ND, pictures.mirrored_ND))
+        cosines = np.maximum(upright, mirrored)
+        if pictures is others:
+            cosines[np.arange(len(cosines)), first + np.arange(len(cosines))] = 0
+        yield first, cosines, mirrored > upright

@@ -2,7 +2,8 @@
 
 Equal texts are found among all rows. Nearly equal ones have a Jaccard similarity of at least `NEAR` over their pieces
 of five characters, case and white space aside (Broder 1997); candidates come from MinHash LSH and are then compared
-exactly. Images are equal by the bytes of their files, and nearly equal by their pattern of light and dark: see `alike`.
+exactly. Images are equal by the bytes of their files, and nearly equal by their pattern of light and dark, mirrored or
+not: see `alike`.
 """
 
 from __future__ import annotations
@@ -11,11 +12,11 @@ import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from tunewright.data.alike import most_alike
+from tunewright.data.alike import Near, near, patterns
 from tunewright.data.kinds import CaptionedImage, Classified, Completion, Conversation, Labelled, LabelledImage, Record
 from tunewright.data.messages import text_of
 from tunewright.data.pictures import Picture
@@ -35,14 +36,19 @@ SHOWN = 5
 
 @dataclass(frozen=True)
 class Repeats:
-    """A kind of repetition: how many rows of how many, and the first pairs as (row, the earlier row, similarity)."""
+    """A kind of repetition: how many rows of how many, and the first pairs as (row, the earlier row, similarity).
+
+    `mirrored`: how many of them are images that are like the mirrored other one.
+    """
 
     count: int
     rows: int
     pairs: tuple[tuple[str, str, float], ...]
+    mirrored: int = 0
 
     def to_dict(self) -> dict[str, Any]:
-        return {"count": self.count, "rows": self.rows, "pairs": [list(pair) for pair in self.pairs]}
+        mirrored = {"mirrored": self.mirrored} if self.mirrored else {}
+        return {"count": self.count, "rows": self.rows, "pairs": [list(pair) for pair in self.pairs], **mirrored}
 
 
 def find_repeats(sets: Mapping[str, Records]) -> dict[str, Any]:
@@ -54,7 +60,7 @@ def find_repeats(sets: Mapping[str, Records]) -> dict[str, Any]:
         word for word (`exact`) or nearly (`near`); `sampled`: whether only a part was compared for near ones.
     """
     train = _texts(sets["train"])
-    index = (_Pictures if sets["train"].kind == "image" else _Index)(train)
+    index = (_Pictures if sets["train"].kind in ("image", "captioned_image") else _Index)(train)
     others = {name: records for name, records in sets.items() if name != "train"}
     return {
         "duplicates": {
@@ -86,9 +92,9 @@ def _texts(records: Records) -> Texts:
 
 def _leaks(records: Records, index: _Index | _Pictures) -> dict[str, Any]:
     rows = _texts(records)
-    exact = [(i, index.exact[one], 1.0) for i, (_, one) in enumerate(rows) if one in index.exact]
-    known = {i for i, _, _ in exact}
-    near = [found for found in index.like(rows) if found[0] not in known]
+    exact = [Found(i, index.exact[one]) for i, (_, one) in enumerate(rows) if one in index.exact]
+    known = {found.row for found in exact}
+    near = [found for found in index.like(rows) if found.row not in known]
     return {"exact": _repeats(rows, exact, index.rows).to_dict(), "near": _repeats(rows, near, index.rows).to_dict()}
 
 
@@ -109,8 +115,15 @@ def similarity(one: frozenset[str], other: frozenset[str]) -> float:
 
 Texts = Sequence[tuple[Record, str]]
 """Rows and their normal texts."""
-Found = tuple[int, int, float]
-"""A row's number, that of the row it repeats, and how alike they are."""
+
+
+class Found(NamedTuple):
+    """A row's number, that of the row it repeats, how alike they are, and whether as mirrored images."""
+
+    row: int
+    earlier: int
+    similarity: float = 1.0
+    mirrored: bool = False
 
 
 class _Index:
@@ -138,7 +151,7 @@ class _Index:
     def _most_alike(self, i: int, found: frozenset[str], sketch: Any) -> list[Found]:
         nearby = sorted(self.lsh.query(sketch))[:COMPARED]
         best, j = max(((similarity(found, pieces(self.rows[j][1])), -j) for j in nearby), default=(0.0, 0))
-        return [(i, -j, round(best, 3))] if best >= NEAR else []
+        return [Found(i, -j, round(best, 3))] if best >= NEAR else []
 
 
 class _Pictures:
@@ -147,21 +160,23 @@ class _Pictures:
     def __init__(self, rows: Texts) -> None:
         self.rows, self.exact = rows, _first(rows)
         self.drawn = [i for i in _drawn(rows) if self.exact[rows[i][1]] == i]
-        self.pictures = _pictures(rows, self.drawn)
-        self.near = self._near(self.drawn, most_alike(self.pictures))
+        self.patterns = patterns(_pictures(rows, self.drawn))
+        self.near = self._found(self.drawn, near(self.patterns))
 
     def like(self, rows: Texts) -> list[Found]:
         drawn = _drawn(rows)
-        return self._near(drawn, most_alike(_pictures(rows, drawn), self.pictures))
+        return self._found(drawn, near(patterns(_pictures(rows, drawn)), self.patterns))
 
-    def _near(self, rows: Sequence[int], found: Iterator[tuple[int, float]]) -> list[Found]:
+    def _found(self, rows: Sequence[int], each: Iterator[Near | None]) -> list[Found]:
         """Of each row the training row that it is most like, where it is near."""
-        pairs = zip(rows, found, strict=True)
-        return [(i, self.drawn[j], round(alike, 3)) for i, (j, alike) in pairs if alike >= NEAR]
+        pairs = zip(rows, each, strict=True)
+        return [Found(i, self.drawn[one.row], round(one.cosine, 3), one.mirrored) for i, one in pairs if one]
 
 
 def _pictures(rows: Texts, drawn: Sequence[int]) -> list[Picture]:
-    return [record.image for record, _ in (rows[i] for i in drawn) if isinstance(record, LabelledImage)]
+    return [
+        record.image for record, _ in (rows[i] for i in drawn) if isinstance(record, LabelledImage | CaptionedImage)
+    ]
 
 
 def _first(rows: Texts) -> dict[str, int]:
@@ -194,7 +209,7 @@ def _earlier(rows: Texts) -> Iterator[Found]:
     for i, (record, one) in enumerate(rows):
         first = seen.setdefault((one, repr(getattr(record, "label", None))), i)
         if record.source != rows[first][0].source:
-            yield i, first, 1.0
+            yield Found(i, first)
 
 
 def _contradicted(rows: Texts) -> Iterator[Found]:
@@ -204,11 +219,11 @@ def _contradicted(rows: Texts) -> Iterator[Found]:
         if isinstance(record, Classified):
             j, label = first.setdefault(one, (i, repr(record.label)))
             if label != repr(record.label):
-                yield i, j, 1.0
+                yield Found(i, j)
 
 
 def _repeats(rows: Texts, found: Iterator[Found] | Sequence[Found], there: Texts | None = None) -> Repeats:
     """Found repetitions with the rows' sources in place of their numbers; `there` holds the earlier rows."""
     everything = list(found)
-    pairs = [(rows[i][0].source, (there or rows)[j][0].source, alike) for i, j, alike in everything[:SHOWN]]
-    return Repeats(len(everything), len(rows), tuple(pairs))
+    pairs = [(rows[i][0].source, (there or rows)[j][0].source, alike) for i, j, alike, _ in everything[:SHOWN]]
+    return Repeats(len(everything), len(rows), tuple(pairs), sum(found.mirrored for found in everything))
