@@ -128,7 +128,8 @@ def predict(where: str | PathLike[str] | Model, inputs: Any, device: str = "auto
     model = loaded(where, device)
     if not inputs:
         return []
-    classify = capability(model, "classify", "predict classifies. To ask a language model use: tunewright chat")
+    other = "generate, to have images drawn" if hasattr(model.task, "images") else "chat, to ask a language model"
+    classify = capability(model, "classify", f"predict classifies. Use tunewright {other}.")
     predictions, cut = classify(model, inputs)
     if not is_finite(predictions):
         raise BaseModelError(DAMAGED)

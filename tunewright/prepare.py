@@ -13,7 +13,7 @@ from tunewright.artifacts.prior import drawn_prior, refuse_no_prior
 from tunewright.artifacts.save import beside
 from tunewright.data.batches import Example
 from tunewright.data.config import DataConfig
-from tunewright.data.kinds import CaptionedImage, Classified
+from tunewright.data.kinds import CaptionedImage, Classified, Record
 from tunewright.data.labels import may_be_numbers
 from tunewright.data.records import Records, load_records, split_validation
 from tunewright.engine.config import TrainingConfig
@@ -219,6 +219,7 @@ def prepare(recipe: Recipe, start: Path, rank: int = 0, *, rehearsal: bool = Fal
         if skipped:
             unused = counted(skipped, "row cannot be used and is skipped", "rows cannot be used and are skipped")
             notices.append(f"{name}: {unused}; see bad_rows/{name}.jsonl.")
+    notices += _classes_without_rows(rows.train.records, encoded["train"])
     _refuse_idle(recipe, model)
     _weigh_classes(recipe, task, encoded["train"].examples)
     if model.new_tokens and not recipe.method.trains_new_tokens:
@@ -375,6 +376,15 @@ def _refuse_idle(recipe: Recipe, model: Model) -> None:
         raise RecipeError(f"objective.{idle[0]} is for text-to-image, which learns from noise. Leave it out.")
     if objective.min_snr and predicts == "flow":
         raise RecipeError("objective.min_snr is not defined for flow matching, as this base does it. Leave it out.")
+
+
+def _classes_without_rows(records: Sequence[Record], encoded: Encoded) -> list[str]:
+    """Said of classes that cannot be learned because all their rows are skipped."""
+    used = {e.source for e in encoded.examples} if encoded.faults else set()
+    labelled = [r for r in records if isinstance(r, Classified) and isinstance(r.label, str) and encoded.faults]
+    lost = sorted({str(r.label) for r in labelled} - {str(r.label) for r in labelled if r.source in used})
+    named = f"No training row of {', '.join(lost)} can be used, but the model gets the label"
+    return [f"{named}: mend the rows, or remove them all."] if lost else []
 
 
 def _refuse_weightless(encoded: Mapping[str, Encoded]) -> None:

@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image, ImageOps
 
 from tests.cli.conftest import Invoke
 from tunewright import rehearsal
@@ -30,6 +32,25 @@ def test_trained_tokens_are_marked_where_there_is_no_colour(invoke: Invoke, deco
     done = invoke("check", "--base", decoder, "--data", rows / "talk.jsonl", "evaluation.generate=0")
     assert done.stdout.count("⟦This one.") == 3
     assert "⟦Which" not in done.stdout
+
+
+def test_mirrored_images_are_told(
+    invoke: Invoke, tiny_base: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    random = np.random.default_rng(0)
+    for i in range(6):
+        image = Image.fromarray(random.integers(0, 256, (7, 9, 3), dtype=np.uint8)).resize((90, 70))
+        image.save(_made(tmp_path / "rows" / "ab"[i % 2] / f"{i}.png"))
+    ImageOps.mirror(image).save(tmp_path / "rows" / "b" / "mirrored.png")
+    done = invoke("check", "--base", tiny_base("resnet"), "--data", tmp_path / "rows", "data.validation=0")
+    told = "train: 1 of 7 rows are nearly like an earlier training row, 1 of them mirrored (mirrored.png and 5.png"
+    assert told in " ".join(done.stdout.split()), done.output
+
+
+def _made(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
 
 
 def test_what_does_not_fit(invoke: Invoke, decoder: str, rows: Path, monkeypatch: pytest.MonkeyPatch) -> None:

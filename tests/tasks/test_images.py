@@ -101,6 +101,26 @@ def test_each_image_that_cannot_be_read_is_named(tiny_base: Any, tmp_path: Path)
         tw.predict(run.folder, [3])
 
 
+def test_a_folder_and_a_file_that_is_not_there_are_named_once(tiny_base: Any, tmp_path: Path) -> None:
+    run = tw.train(recipe(tiny_base("vit"), tmp_path / "run", task=TASK, training={"max_steps": 1}))
+    with pytest.raises(DataError) as found:
+        tw.predict(run.folder, [tmp_path, tmp_path / "none.png"])
+    assert found.value.faults == [
+        f"{tmp_path} is a folder: name the images in it",
+        f"{tmp_path / 'none.png'} cannot be read (No such file or directory)",
+    ]
+
+
+def test_a_class_whose_images_are_all_skipped_is_named(tiny_base: Any) -> None:
+    rows = [*pictures(6), {"image": b"none", "label": "lost"}, {"image": b"none", "label": pictures(1)[0]["label"]}]
+    ready = prepared(tiny_base("vit"), rows, task=TASK, data={"on_bad_rows": "skip"})
+    (notice,) = [notice for notice in ready.notices if notice.startswith("No training row")]
+    assert (
+        notice
+        == "No training row of lost can be used, but the model gets the label: mend the rows, or remove them all."
+    )
+
+
 def test_a_broken_image_is_named_before_anything_trains_or_put_aside(tiny_base: Any, tmp_path: Path) -> None:
     rows = pictures(13)
     rows[5] = {**rows[5], "image": rows[5]["image"][:100]}

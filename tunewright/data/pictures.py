@@ -47,6 +47,8 @@ class Picture:
         if self.address:
             raise DataError(f"{self.address} is an address, and only files are read: download it, and give its path")
         assert self.place is not None
+        if self.place.is_dir():
+            raise DataError(f"{self.place} is a folder: name the images in it")
         try:
             return self.place.read_bytes()
         except OSError as error:

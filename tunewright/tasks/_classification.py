@@ -168,7 +168,7 @@ class Classification(Task):
         """The rows that the model can be fed and have the labels of; and what is wrong with the others, if skipped."""
         classes = set(self.labels)
         reasons = [self._misfit(r.label, classes) or self.unreadable(model, r) for r in records]
-        faults = [f"{r.source}: {reason}" for r, reason in zip(records, reasons, strict=True) if reason]
+        faults = [_named(r.source, reason) for r, reason in zip(records, reasons, strict=True) if reason]
         fitting = [record for record, reason in zip(records, reasons, strict=True) if not reason]
         if faults and not (skip and fitting):
             own = "numbers" if self.kind == "regression" else ", ".join(self.labels[:20])
@@ -181,7 +181,7 @@ class Classification(Task):
 
     def refuse_unreadable(self, model: Model, records: Sequence[Any], what: str) -> None:
         """Raises DataError that names each input that the model cannot be fed."""
-        faults = [f"{r.source}: {reason}" for r in records if (reason := self.unreadable(model, r))]
+        faults = [_named(r.source, reason) for r in records if (reason := self.unreadable(model, r))]
         if faults:
             cannot = f"{len(faults):,} of {counted(len(records), what)} cannot be read"
             raise DataError(f"{cannot}: mend {them(len(faults))}, or leave {them(len(faults))} out.", faults)
@@ -370,3 +370,8 @@ def begin_anew(module: nn.Module, names: Sequence[str], seed: int) -> None:
 
 def _mixed(examples: Sequence[Example]) -> bool:
     return len({e.target.shape for e in examples}) > 1
+
+
+def _named(source: str, reason: str) -> str:
+    """What is wrong with a row, with its source; an image's own file may be named already."""
+    return reason if reason.startswith(f"{source} ") else f"{source}: {reason}"
