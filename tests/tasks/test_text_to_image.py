@@ -26,6 +26,7 @@ from tests.runs import left_behind, recipe, stop_at
 from tests.tiny import PIPELINES, captioned, pictures
 from tunewright.artifacts.fingerprint import files_of, fingerprint
 from tunewright.data.config import DataConfig
+from tunewright.data.pictures import Picture
 from tunewright.data.records import load_records
 from tunewright.engine.loop import Step
 from tunewright.engine.state import TrainState
@@ -610,3 +611,17 @@ def test_class_folders_are_read_for_what_the_base_makes_of_them(tiny_base: Any, 
         prepared(tiny_base("sd1"), [], data={"train": str(tmp_path)})
     ready = prepared(tiny_base("resnet"), [], data={"train": str(tmp_path)}, task="image-classification")
     assert ready.model.task.labels == ["1_b", "2_a"]
+
+
+def test_an_image_that_repeats_is_decoded_once_to_be_checked(
+    tiny_base: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "9_a").mkdir()
+    for i, row in enumerate(captioned(2)):
+        (tmp_path / "9_a" / f"{i}.png").write_bytes(row["image"])
+        (tmp_path / "9_a" / f"{i}.txt").write_text(row["text"])
+    decoded: list[Any] = []
+    real = Picture.pixels
+    monkeypatch.setattr(Picture, "pixels", lambda self: decoded.append(self) or real(self))
+    ready = prepared(tiny_base("sd1"), [], data={"train": str(tmp_path)})
+    assert len(ready.examples("train")) == 18 and len(decoded) == 2

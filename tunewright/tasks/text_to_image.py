@@ -12,6 +12,7 @@ import numpy as np
 
 from tunewright.data.batches import Example
 from tunewright.data.buckets import Fit, bucket, buckets
+from tunewright.data.pictures import Picture
 from tunewright.data.rendered import Fitted
 from tunewright.errors import DAMAGED, BaseModelError, DataError, RecipeError, counted, them
 from tunewright.tasks._captioned import Caption, Chance, View, shape_of
@@ -97,9 +98,10 @@ class TextToImage(Task):
     def _usable(self, feed: Feed, records: Sequence[Any], skip: bool) -> tuple[list[Any], list[Fit], list[str]]:
         """The rows whose images can be read, how each fits its bucket, and the faults of others, if skipped."""
         usable, fits, faults = [], [], []
+        sizes: dict[Picture, tuple[int, int]] = {}  # an image may be several rows
         for record in records:
             try:
-                size = record.image.pixels().size
+                size = sizes.get(record.image) or sizes.setdefault(record.image, record.image.pixels().size)
             except DataError as error:
                 faults.append(f"{record.source}: {error}")
                 continue
