@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from tunewright.methods import METHODS
 from tunewright.objectives import OBJECTIVES
 from tunewright.recipe import Recipe
-from tunewright.tasks import MODULES
+from tunewright.tasks import MODULES, task_class
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "tunewright"
@@ -68,6 +68,12 @@ def test_nothing_above_asks_which_task_it_has() -> None:
         and names & {n.id for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Name)}
     ]
     assert not asked
+
+
+def test_pipelines_are_told_by_one_capability() -> None:
+    """`Task.diffuses`, whatever methods a task happens to have."""
+    asked = [str(path.relative_to(ROOT)) for path in PACKAGE.rglob("*.py") if '"pipeline")' in path.read_text()]
+    assert not asked and [name for name in MODULES if task_class(name).diffuses] == ["text-to-image"]
 
 
 def test_nothing_is_pickled() -> None:

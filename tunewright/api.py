@@ -321,7 +321,7 @@ def dry_run(recipe: Recipe | dict[str, Any]) -> dict[str, Any]:
     Of the rows no more than the first are looked at, where they are here: they tell the task that is not given. Else
     the base tells it, by what it was made for or by the head that transformers has for its kind.
     """
-    chosen = recipe if isinstance(recipe, Recipe) else make_recipe(recipe)
+    chosen = recipe if isinstance(recipe, Recipe) else make_recipe(plain(recipe))
     task, notices = _shape_of_task(chosen)
     model = _module_shape(chosen, task) if is_factory(chosen.base) else task.load(shape_of(chosen.base), weights=False)
     chosen.method.extend(model)

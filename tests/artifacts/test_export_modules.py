@@ -25,7 +25,7 @@ MODULE = {"image": {"resize": 16, "crop": 16}}
 
 
 def trained(output: Path, factory: Any = "tests.networks:lived_net", **changes: Any) -> tw.Run:
-    document = recipe(factory, output, task="image-classification", module=MODULE, **{"method": "full", **changes})
+    document = recipe(factory, output, task="image-classification", **{"module": MODULE, "method": "full", **changes})
     return tw.train(document)
 
 
@@ -55,6 +55,13 @@ def test_it_answers_as_the_trained_module(name: str, target: str, precision: str
     found = read_verification(tw.export(runs[name].folder, target, tmp_path / "out", precision=precision))
     assert found["verified"] and found["rows"] == 5
     assert found["figures"]["same_pixels"] == found["figures"]["same_labels"] == 1
+
+
+@pytest.mark.parametrize("target", ["onnx", "merged"])
+def test_a_module_for_grey_images(target: str, tmp_path: Path) -> None:
+    grey = {"image": {**MODULE["image"], "channels": 1}}
+    run = trained(tmp_path / "run", "tests.networks:Gray", module=grey, training={"epochs": 1})
+    assert read_verification(tw.export(run.folder, target, tmp_path / "out"))["figures"]["same_pixels"] == 1
 
 
 @pytest.mark.parametrize("target", ["merged", "peft"])

@@ -19,6 +19,7 @@ from tests.tiny import DECODERS, KINDS, VISION, rows_for
 from tunewright.data.pictures import Picture
 from tunewright.engine.loop import Step, evaluate
 from tunewright.engine.prefix_cache import prefix_cache
+from tunewright.engine.prefix_cut import frozen_blocks
 from tunewright.engine.state import TrainState
 from tunewright.head_first import alone
 from tunewright.methods.base import enter_training
@@ -87,6 +88,21 @@ def test_a_row_goes_through_the_frozen_blocks_once(
             evaluate(step)
     assert step.state.step == 9 and sum(seen) == 17
     assert len(decoded) == (17 if task == IMAGES else 0)
+
+
+@pytest.mark.parametrize("task, kind", [(TEXT, "bert"), (WORDS, "llama"), (IMAGES, "resnet"), (IMAGES, "vit")])
+def test_states_are_the_same_but_for_rounding(task: str, kind: str, tiny_base: Any) -> None:
+    """Computed once more in their groups they have the same bits; alone, as in another batch, they are this near."""
+    step = step_of(tiny_base(kind), task, LAST)
+    cache = step.cache
+    assert cache is not None
+    enter_training(step.job.model, step.job.method)
+    cache.fill([*step.job.train, *step.job.validation])
+    for group in {id(group): group for group in cache.groups.values()}.values():
+        for row, again in zip(group, cache._computed(group), strict=True):
+            kept, alone = cache.states[id(row)], cache._computed([row])[0]
+            assert torch.equal(kept, again)
+            assert (kept - alone).abs().max() <= 1e-6 * kept.abs().max()
 
 
 @pytest.mark.parametrize("task, kind", [(TEXT, "bert"), (WORDS, "llama"), (IMAGES, "resnet"), (IMAGES, "vit")])
@@ -191,6 +207,13 @@ def test_a_model_that_is_otherwise_is_found_out(odd: Any, why: str, tiny_base: A
 def test_where_it_is_of_no_use_nothing_is_said(method: Any, epochs: int, tiny_base: Any) -> None:
     step = step_of(tiny_base("llama"), WORDS, method, training={"epochs": epochs})
     assert step.cache is None and step.notices == []
+
+
+@pytest.mark.parametrize("method", [LAST, "lora"], ids=str)
+def test_nothing_is_said_of_a_pipeline(method: Any, tiny_base: Any) -> None:
+    """Noise enters below all blocks, anew at each step: there is nothing that could be kept."""
+    step = step_of(tiny_base("sd1"), "text-to-image", method)
+    assert frozen_blocks(step.job) and step.cache is None and step.notices == []
 
 
 def test_afterwards_the_model_is_as_it_was(tiny_base: Any) -> None:

@@ -23,7 +23,7 @@ def adopt(lora: Path, base: str, folder: Path) -> Path:
     """
     name = infer_task(base)
     model = task_class(name)().load(base, weights=False)
-    if not hasattr(model.task, "pipeline"):
+    if not model.task.diffuses:
         raise BaseModelError(f"{base} is for {name}. LoRA files are read for pipelines of diffusers'.")
     found = read_lora(lora, model_of(model.module).unet.config.layers_per_block)
     state = on_base(found, _shapes(model.module), str(lora))

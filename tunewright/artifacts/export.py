@@ -89,7 +89,7 @@ def _export(
     chosen.check(weights, precision)
     model = load(where)
     _refuse_module(chosen, model)
-    if _is_pipeline(model):
+    if model.task.diffuses:
         asked = noise_questions(model, held_out, read_card(weights))
     else:
         asked = make_questions(model, held_out)
@@ -140,7 +140,7 @@ def _verify(
 def _judge(model: Model, questions: Mapping[str, Any], limits: Limits) -> Callable[[Answers], Comparison]:
     """Ask the trained model, and give what compares the export's answers with its own."""
     reader: foreign.Reader
-    if _is_pipeline(model):
+    if model.task.diffuses:
         reader = foreign.Diffusers(model.task.pipeline(model))  # type: ignore[attr-defined]
     else:
         labels = getattr(model.task, "labels", [])
@@ -156,12 +156,8 @@ def _judge(model: Model, questions: Mapping[str, Any], limits: Limits) -> Callab
     if hasattr(model.module, "peft_config"):
         with layers_off(model):
             untuned = Answers(foreign.logits_of(reader, questions), [], [])
-    kind = "regression" if _is_pipeline(model) else getattr(model.task, "kind", "single_label")
+    kind = "regression" if model.task.diffuses else getattr(model.task, "kind", "single_label")
     return partial(compare, trained, kind=kind, limits=limits, untuned=untuned)
-
-
-def _is_pipeline(model: Model) -> bool:
-    return hasattr(model.task, "pipeline")
 
 
 def _refuse_task(target: Target, task: str) -> None:

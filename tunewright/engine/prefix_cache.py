@@ -5,10 +5,13 @@ the head. In a forward pass with kept states the frozen blocks hand through what
 module the states take its place. Masks, positions and all else that the model makes of its inputs stay its own.
 
 Whether that is right is asked of the model itself, on two rows, before the first step: loss and gradient with kept
-states must be those without. A model whose blocks need more of each other than one tensor is left as it is.
+states must be those without, but for rounding. A model whose blocks need more of each other than one tensor is left as
+it is.
 
 Rows that share a step of the first epoch are computed together, as soon as one of them is needed. So an interrupted run
-fills the cache again with the same bits, and the cache is no part of a checkpoint.
+fills the cache again with the same bits, and the cache is no part of a checkpoint. They are not the bits of a run
+without it: that computes a row beside others in each epoch, and matrix products round by what else is in the batch
+(some 1e-7 of a state, in fp32). No grouping could be that of every epoch.
 """
 
 from __future__ import annotations
@@ -71,8 +74,10 @@ class PrefixCache:
 
 
 def prefix_cache(job: Job) -> tuple[PrefixCache | None, list[str]]:
-    """The cache where it is of use, exact and not too large; a notice of it, or of why it is not."""
+    """The cache where it is of use, equal to rounding and not too large; a notice of it, or of why it is not."""
     frozen = frozen_blocks(job)
+    if job.model.task.diffuses:  # where noise enters below all blocks, anew at each step
+        return None, []
     if not (frozen and job.config.prefix_cache and job.plan[-1][0] > 1):
         return None, []
     try:

@@ -131,7 +131,7 @@ class LoRA(PeftMethod):
 
     def _check_targets(self, model: Model) -> None:
         module, targets = model.module, self._chosen(model)
-        if self.train_along and hasattr(model.task, "pipeline"):
+        if self.train_along and model.task.diffuses:
             raise MethodError("train_along: a LoRA file of diffusers' holds LoRAs alone. Leave it out.")
         names = [name for name, _ in module.named_modules()]
         if targets != "all-linear":
@@ -159,7 +159,7 @@ class LoRA(PeftMethod):
             terms.insert(-1, (model.start_adapter, config, -1.0))
         if len(terms) > 1:
             write_adapter(folder, *stack_loras(terms))
-        if hasattr(model.task, "pipeline"):
+        if model.task.diffuses:
             as_diffusers(folder)
 
     @property

@@ -49,7 +49,7 @@ class TextualInversion(Method):
         """Tokenizers learn the token, and tables get its rows."""
         from tunewright.methods._new_rows import NewRows
 
-        if not hasattr(model.task, "pipeline"):
+        if not model.task.diffuses:
             raise MethodError(f"textual_inversion is for text-to-image, and this is {model.task.name}.")
         for encoder, tokenizer in self._encoders(model):
             table, first = encoder.get_input_embeddings(), len(tokenizer)

@@ -2,8 +2,7 @@
 
 One primitive carries every objective: `nll(module, batch)`, the negative log-likelihood at each position that has
 weight. A language model has T positions a row, a classifier T = 1, a multi-label classifier T = classes.
-What cannot be derived from it is a named capability that a task may have: `generate`, `classify`, `features`. Callers
-ask for the capability, never for the class.
+What else a task may have is a named capability: `generate`, `classify`, `features`. It is asked for, never the class.
 """
 
 from __future__ import annotations
@@ -126,6 +125,7 @@ class Task(ABC):
     data_kinds: ClassVar[tuple[str, ...]]  # the kinds of rows that the task can encode
     trunk: ClassVar[str] = ""  # the module that trains where nothing else is said; empty: all of them
     adapted: ClassVar[str] = "all-linear"  # the layers that LoRA then adapts
+    diffuses: ClassVar[bool] = False  # its models are pipelines of diffusers', and so are its files
     packs: ClassVar[bool] = False  # rows may share one sequence, told apart by `position_ids`
 
     @abstractmethod

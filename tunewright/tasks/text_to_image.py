@@ -34,6 +34,7 @@ class TextToImage(Task):
 
     name: ClassVar[str] = "text-to-image"
     data_kinds: ClassVar[tuple[str, ...]] = ("captioned_image",)
+    diffuses: ClassVar[bool] = True
     trunk: ClassVar[str] = "unet"
     adapted: ClassVar[str] = r"unet\..*\.(to_q|to_k|to_v|to_out\.0)"
 

@@ -61,7 +61,7 @@ def merge(model: Model) -> None:
         merge_adapter(model)
     elif any(hasattr(m, "bottleneck") for m in model.module.modules()):
         Adapter().merge(model)
-    elif hasattr(model.task, "pipeline"):
+    elif model.task.diffuses:
         join_rows(model)
 
 

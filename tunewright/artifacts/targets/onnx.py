@@ -24,7 +24,7 @@ ONE_FILE = 2**30  # bytes of weights; a graph of 2 GiB and more must keep them i
 
 
 class Onnx(Target):
-    """Inputs are those of the tokenizer, [B, T] int64, or `pixel_values`, [B, 3, H, W] fp32, with any B and T.
+    """Inputs are those of the tokenizer, [B, T] int64, or `pixel_values`, [B, C, H, W] fp32, with any B and T.
 
     Output `logits`, [B, T, V] or [B, C], fp32.
 

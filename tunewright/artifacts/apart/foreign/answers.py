@@ -74,7 +74,9 @@ def fed(processor: Any, row: Row) -> dict[str, np.ndarray]:
         return {name: np.array([ids], dtype=np.int64) for name, ids in row.items()}
     from PIL import Image
 
-    image = Image.open(BytesIO(base64.b64decode(row["image"])))
+    image: Image.Image = Image.open(BytesIO(base64.b64decode(row["image"])))
+    if len(processor.image_mean or ()) == 1:
+        image = image.convert("L")
     return {"pixel_values": np.asarray(processor(image, return_tensors="np")["pixel_values"], dtype=np.float32)}
 
 
