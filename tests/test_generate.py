@@ -13,6 +13,7 @@ from PIL import Image
 import tunewright as tw
 from tests.runs import recipe
 from tunewright.cli import app
+from tunewright.drawing import points
 from tunewright.errors import BaseModelError, DataError, RecipeError
 
 SHORT: dict[str, Any] = {"steps": 2, "seed": 3}
@@ -67,7 +68,9 @@ def test_what_cannot_be_is_said(base: str, run: Path, tiny_base: Any) -> None:
         tw.generate(tw.load(base), "a wall", alphas=[0, 1])
     with pytest.raises(RecipeError, match="multiples of 4"):
         tw.generate(base, "a wall", size=(18, 16))
-    with pytest.raises(RecipeError, match="negative has no effect"):
+    with pytest.raises(RecipeError, match=r"alpha 2.0 is not between 0"):
+        points(f"{run}@2", None)
+    with pytest.raises(RecipeError, match=r"used:\n  negative has no effect"):
         tw.generate(base, "a wall", guidance=1, negative="a dog")
     with pytest.raises(RecipeError, match="steps"):
         tw.generate(base, "a wall", steps=0)

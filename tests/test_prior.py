@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import tunewright as tw
 from tests.contracts.steps import prepared
 from tests.runs import left_behind, recipe, stop_at
 from tests.tiny import captioned, rows_for
+from tunewright.cli.train import watched
 from tunewright.engine.loop import Step
 from tunewright.engine.processes import Processes
 from tunewright.engine.state import TrainState
@@ -87,6 +89,8 @@ def test_images_of_the_class_are_drawn_once_and_kept(
     whole = tw.train(drawn(base, tmp_path / "whole"))
     folder = whole.folder / "start" / "prior"
     made = {path.name: path.read_bytes() for path in folder.iterdir()}
+    (alone,) = tw.generate(base, "a wall", seed=1, steps=30)[1.0]
+    assert np.array_equal(np.asarray(Image.open(folder / "0001.png")), np.asarray(alone)), "of the run's seed, plus 1"
     assert sorted(made) == ["0000.png", "0001.png", "metadata.jsonl"] and made["0000.png"] != made["0001.png"]
     assert json.loads((whole.folder / "run.json").read_text())["data"]["prior"]["rows"] == 2
     assert any("prior_loss" in line for line in (whole.folder / "metrics.jsonl").read_text().splitlines())
@@ -101,6 +105,65 @@ def test_images_of_the_class_are_drawn_once_and_kept(
     monkeypatch.setattr(TextToImage, "images", lambda *_, **__: pytest.fail("drawn again"))
     tw.resume(tmp_path / "stopped")
     assert left_behind(tmp_path / "stopped") == left_behind(whole.folder)
+
+
+def test_what_was_drawn_before_an_interruption_is_kept(base: str, tmp_path: Path) -> None:
+    """Each is written when it is done, and the same command goes on; another prompt begins anew."""
+    told: list[Any] = []
+
+    def stop(line: Any) -> None:
+        told.append(line)
+        if line.get("drawn") == 1:
+            raise KeyboardInterrupt
+
+    data = {"prior_prompt": "a wall", "prior_images": 3}
+    document = recipe(base, tmp_path / "run", task=TASK, data=data)
+    with pytest.raises(KeyboardInterrupt):
+        tw.train(document, watchers=[stop])
+    assert [line for line in told if "drawn" in line] == [{"drawn": 0, "of": 3}, {"drawn": 1, "of": 3}]
+    folder = tmp_path / "run" / "start" / "prior"
+    first = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    assert list(first) == ["0000.png"] and [path.name for path in (tmp_path / "run").iterdir()] == ["start"]
+
+    def interrupted(_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    said = "1 image of the class is kept. To go on, give the same command with output="
+    with pytest.raises(KeyboardInterrupt, match=said):
+        watched(tmp_path / "run", interrupted)
+    told.clear()
+    run = tw.train(document, watchers=[told.append])
+    assert [line["drawn"] for line in told if "drawn" in line] == [1, 2, 3] and "drawn" in told[0]
+    assert (folder / "0000.png").stat().st_mtime_ns == first["0000.png"]
+    whole = tw.train(recipe(base, tmp_path / "whole", task=TASK, data=data))
+    assert left_behind(run.folder) == left_behind(whole.folder)
+
+
+def test_images_that_share_a_pass_are_those_drawn_alone(base: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tw.load(base)
+    draw = partial(model.task.images, model, steps=2)
+    each = [np.asarray(draw(["a wall"], seed=seed)[0], int) for seed in (3, 4, 5)]
+    some = [np.asarray(image, int) for image in draw(["a wall"] * 3, seed=[3, 4, 5], together=2)]
+    assert np.abs(np.array(each) - np.array(some)).max() <= 1 < np.abs(each[0] - each[1]).max()
+
+
+def test_check_foresees_what_is_drawn(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without drawing it all."""
+    from tunewright.tasks.text_to_image import TextToImage
+
+    asked: list[int] = []
+    real = TextToImage.images
+    monkeypatch.setattr(
+        TextToImage, "images", lambda *given, steps, **more: (asked.append(steps), real(*given, steps=steps, **more))[1]
+    )
+    data = {"prior_prompt": "a wall", "prior_images": 200}
+    evaluation = {"prompts": ["a", "b"], "image_steps": 50, "samples": 0}
+    phases = tw.check(recipe(base, tmp_path / "run", task=TASK, data=data, evaluation=evaluation))["forecast"]["time"][
+        "phases"
+    ]
+    assert sum(asked) < 10
+    times = 2 * 3  # before, after the first of two epochs, and after
+    assert phases["images of the class"] / phases["sample pictures"] == pytest.approx(200 * 30 / (times * 50), rel=0.5)
 
 
 def test_what_has_no_effect_is_refused(base: str, tmp_path: Path, tiny_base: Any) -> None:

@@ -63,7 +63,8 @@ def train(
     Args:
         recipe: a whole recipe or the file of one; its keys may be given as arguments too (base, task, data, method,
             objective, training, output).
-        watchers: called first with {"started": what run.json says}, then with each line of metrics.
+        watchers: called first with {"started": what run.json says}, then with each line of metrics. Where images of
+            the class are drawn before, with {"drawn": 3, "of": 200} for each.
 
     Returns:
         The finished run: `run.model`, `run.report`, `run.info`. With `training.seeds` the folder of all: `run.runs` are

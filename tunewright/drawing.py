@@ -51,6 +51,7 @@ def points(where: str | PathLike[str] | Model, alphas: float | Sequence[float] |
     """
     named = None if isinstance(where, Model) else named_point(str(where))[1]
     if alphas is None:
+        check_alpha(1.0 if named is None else named)
         return [1.0 if named is None else named]
     wanted = [alphas] if isinstance(alphas, int | float) else list(alphas)
     if isinstance(where, Model) or not wanted:

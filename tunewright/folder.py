@@ -119,10 +119,17 @@ class Record:
 
 
 def refuse_used(folder: Path) -> None:
-    """A folder that holds anything is never written over. Raises OutputError."""
-    if folder.exists() and (not folder.is_dir() or any(path.name != LOCK for path in folder.iterdir())):
+    """A folder that holds anything is never written over, but one with images of the class, which were drawn for a run
+    that had not begun, takes that run. Raises OutputError.
+    """
+    if folder.exists() and (not folder.is_dir() or {path.name for path in folder.iterdir()} - {LOCK, *_drawn(folder)}):
         hint = f" To go on with it: tunewright resume {folder}" if (folder / INFO).is_file() else ""
         raise OutputError(f"{folder} is in use. Name another output folder.{hint}")
+
+
+def _drawn(folder: Path) -> set[str]:
+    """The name of `start/` in a folder where there is nothing else in it than images of the class."""
+    return {"start"} if [path.name for path in folder.glob("start/*")] == ["prior"] else set()
 
 
 def refuse_lost(run: Run) -> None:

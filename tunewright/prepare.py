@@ -9,7 +9,7 @@ from typing import Any
 
 from tunewright.artifacts.card import read_card
 from tunewright.artifacts.load import infer_task, is_adapter, load_start, weights_folder
-from tunewright.artifacts.prior import drawn_prior, refuse_no_prior
+from tunewright.artifacts.prior import Computing, drawn_prior, refuse_no_prior
 from tunewright.artifacts.save import beside
 from tunewright.data.batches import Example
 from tunewright.data.config import DataConfig
@@ -173,11 +173,19 @@ class Prepared:
         return list(captions)[: min(wanted.samples, PICTURES)]
 
 
-def prepare(recipe: Recipe, start: Path, rank: int = 0, *, rehearsal: bool = False) -> Prepared:
+def prepare(
+    recipe: Recipe,
+    start: Path,
+    rank: int = 0,
+    *,
+    rehearsal: bool = False,
+    draw: Callable[..., Records] = drawn_prior,
+) -> Prepared:
     """Read, check and load everything that a run needs. Raises a TunewrightError that names what is wrong.
 
     Args:
         rehearsal: whether nothing will be trained, so that of what is kept on disk a part may stand for the whole.
+        draw: makes the images of the class that `data.prior_prompt` asks for.
     """
     training = recipe.training
     device = pick_device(training.device, rank)
@@ -197,12 +205,13 @@ def prepare(recipe: Recipe, start: Path, rank: int = 0, *, rehearsal: bool = Fal
     model.max_length = recipe.data.max_length
     if hasattr(task, "prepare"):
         task.prepare(model, recipe.data, rows.train.kind)
+    recipe.method.check_rows(rows.train.records)
     if recipe.data.prior or recipe.data.prior_prompt:
         refuse_no_prior(model)
     if recipe.data.prior_prompt:
-        rows.prior = drawn_prior(model, recipe.data, training.seed, device, start.with_name("prior"))
+        computed = Computing(device, precision)
+        rows.prior = draw(model, recipe.data, training.seed, computed, start.with_name("prior"))
     recipe.method.extend(model)
-    recipe.method.check_rows(rows.train.records)
     encoded = _encode(task, model, rows, recipe.data)
     if rows.prior:
         for name in ("train", "prior"):

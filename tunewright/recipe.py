@@ -239,7 +239,7 @@ def _explain(fault: Any) -> str:
     if fault["type"] == "union_tag_invalid":
         return f"{where}: {fault['ctx']['tag']} is unknown. {_nearest(fault['ctx']['tag'], list(METHODS))}"
     message = fault["msg"].removeprefix("Value error, ")
-    return f"{where}: {message}{_given(fault['input'])}"
+    return f"{where}{': ' if where else ''}{message}{_given(fault['input'])}"
 
 
 def _given(value: Any) -> str:

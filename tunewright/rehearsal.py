@@ -9,6 +9,7 @@ from typing import Any
 
 from tunewright.account import describe_data, describe_parameters, preview
 from tunewright.api import composed, dry_run
+from tunewright.artifacts.prior import stand_in
 from tunewright.data.repeats import find_repeats
 from tunewright.engine.device import pick_device
 from tunewright.engine.processes import Processes
@@ -19,8 +20,6 @@ from tunewright.forecast.meter import available
 from tunewright.prepare import Prepared, prepare, read_rows
 from tunewright.recipe import Recipe
 from tunewright.run import make_job
-
-DRAWN = "What it takes to draw the images of data.prior_prompt before the training is not foreseen."
 
 KEPT = "What it takes to fill data.cache_latents and data.cache_captions before the first step is not foreseen."
 
@@ -80,9 +79,8 @@ def _without_loading(recipe: Recipe) -> dict[str, Any] | None:
 def _with_probes(recipe: Recipe) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="tunewright-check-") as place:
         folder = Path(place)
-        prepared = prepare(_with_little_data(recipe, folder), folder / "base", rehearsal=True)
+        prepared = prepare(_kept_apart(recipe, folder), folder / "base", rehearsal=True, draw=stand_in)
         job = make_job(prepared, folder, Processes())
-        prepared.notices += [DRAWN] if recipe.data.prior_prompt else []
         prepared.notices += [KEPT] if recipe.data.cache_latents or recipe.data.cache_captions else []
         said = _described(prepared)
         cost = forecast(prepared, job)
@@ -91,11 +89,10 @@ def _with_probes(recipe: Recipe) -> dict[str, Any]:
         return {**said, "steps": len(job.plan), "forecast": cost.to_dict(_place(recipe)), "advice": changes}
 
 
-def _with_little_data(recipe: Recipe, folder: Path) -> Recipe:
-    """With one of the images that the base is to draw before the training; what is kept lies in `folder`."""
+def _kept_apart(recipe: Recipe, folder: Path) -> Recipe:
+    """With folders of its own for what is kept."""
     data = recipe.data
-    changes: dict[str, Any] = {"prior_images": 1} if data.prior_prompt else {}
-    changes |= {name: str(folder / name) for name in ("cache_latents", "cache_captions") if getattr(data, name)}
+    changes = {name: str(folder / name) for name in ("cache_latents", "cache_captions") if getattr(data, name)}
     return recipe.model_copy(update={"data": data.model_copy(update=changes)}) if changes else recipe
 
 

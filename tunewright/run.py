@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 from tunewright.account import describe_data, describe_parameters, preview, refuse_changed, write_bad_rows
 from tunewright.artifacts.fingerprint import fingerprint, refuse_other_weights
 from tunewright.artifacts.load import allow_code
+from tunewright.artifacts.prior import drawn_prior
 from tunewright.artifacts.samples import Sampler
 from tunewright.artifacts.save import clear_drafts, save
 from tunewright.artifacts.start import Start, keep_adapter
@@ -57,7 +59,7 @@ def execute(recipe: Recipe, folder: Path, watchers: Sequence[Watcher] = (), resu
         record = Record(folder, processes.first)
         if processes.first:
             clear_drafts(folder)
-        prepared, step = _prepare(recipe, record, processes, resume, made)
+        prepared, step = _prepare(recipe, record, processes, resume, made, watchers)
         if resume:
             _go_on(prepared, record, step.passed)
         else:
@@ -78,9 +80,15 @@ def execute(recipe: Recipe, folder: Path, watchers: Sequence[Watcher] = (), resu
 
 
 def _prepare(
-    recipe: Recipe, record: Record, processes: Processes, resume: bool, made: Sequence[Path]
+    recipe: Recipe,
+    record: Record,
+    processes: Processes,
+    resume: bool,
+    made: Sequence[Path],
+    watchers: Sequence[Watcher],
 ) -> tuple[Prepared, Step]:
-    """The first process before the others, which find what it wrote of the start. Leaves nothing behind if it fails.
+    """The first process before the others, which find what it wrote of the start. Leaves nothing behind if it fails,
+    but for images of the class, which took long to draw: a run that is begun there goes on with them.
 
     Args:
         made: the folder and those above it that were made for this run, and not by the user; innermost first.
@@ -89,13 +97,22 @@ def _prepare(
     if not processes.first:
         processes.wait()
         return _ready(recipe, record, processes, resume)
+
+    def tell(line: Mapping[str, Any]) -> None:
+        for watcher in watchers:
+            watcher(line)
+
     try:
-        ready_to_go = _ready(recipe, record, processes, resume)
+        ready_to_go = _ready(recipe, record, processes, resume, tell)
     except BaseException:
         if not (folder / INFO).exists():
-            shutil.rmtree(folder / "start", ignore_errors=True)
+            for path in folder.glob("start/*"):
+                if not list(path.glob("*.png")):
+                    shutil.rmtree(path, ignore_errors=True)
             (folder / LOCK).unlink()
-            with suppress(OSError):  # somebody else has put something there
+            with suppress(OSError):  # images are left, or somebody else has put something there
+                if (folder / "start").exists():
+                    (folder / "start").rmdir()
                 for path in made:
                     path.rmdir()
         raise
@@ -103,13 +120,15 @@ def _prepare(
     return ready_to_go
 
 
-def _ready(recipe: Recipe, record: Record, processes: Processes, resume: bool) -> tuple[Prepared, Step]:
+def _ready(
+    recipe: Recipe, record: Record, processes: Processes, resume: bool, tell: Watcher = lambda line: None
+) -> tuple[Prepared, Step]:
     """All that is read, checked and loaded before the first step. Whatever refuses the recipe does it here."""
     if resume:
         allow_code(record.folder)
         refuse_other_recipe(recipe, record)
         refuse_other_weights(record.info["base"], record.info.get("base_sha256"), record.folder / INFO)
-    prepared = prepare(recipe, record.folder / "start" / "base", processes.rank)
+    prepared = prepare(recipe, record.folder / "start" / "base", processes.rank, draw=partial(drawn_prior, tell=tell))
     if resume:
         refuse_changed(prepared.rows.sets(), record.info["data"], "Start a new run.")
     step = ready(make_job(prepared, record.folder, processes), resume)

@@ -37,10 +37,18 @@ class _Lines:
         if "started" in line:
             self.unit = unit(line["started"])
             say_started(line["started"])
+        elif "drawn" in line:
+            self._drawn(line)
         elif "validation" in line:
             say(validation(line, self.epoch))
         else:
             self._step(line)
+
+    def _drawn(self, line: Line) -> None:
+        now = time.monotonic()
+        if line["drawn"] == line["of"] or now - self.last >= SECONDS_BETWEEN_LINES:
+            say(drawn(line))
+            self.last = now
 
     def _step(self, line: Line) -> None:
         self.epoch, now = line["epoch"], time.monotonic()
@@ -70,7 +78,9 @@ class _Bar:
         if "started" in line:
             self.unit = unit(line["started"])
             say_started(line["started"], self.progress.console)
-            self.progress.update(self.task, description="Measuring the base")
+            self.progress.update(self.task, description="Measuring the base", completed=0, total=None)
+        elif "drawn" in line:
+            self.progress.update(self.task, description=drawn(line), completed=line["drawn"], total=line["of"])
         elif "validation" in line:
             self.progress.console.print(validation(line, self.epoch), soft_wrap=True)
         else:
@@ -88,6 +98,10 @@ class _Bar:
 def named(line: Line) -> str:
     """What a line's step is one of: of the run, or of the head that trains alone first."""
     return "Head" if line.get("phase") == "head" else "Step"
+
+
+def drawn(line: Line) -> str:
+    return f"Images of the class {line['drawn']}/{line['of']}"
 
 
 def unit(info: Line) -> str:

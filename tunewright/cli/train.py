@@ -14,7 +14,7 @@ from tunewright.cli._app import AsJson, Stopped, app
 from tunewright.cli._console import out, say
 from tunewright.cli._progress import progress, say_trained
 from tunewright.cli._scores import show_result
-from tunewright.errors import Interrupted, RecipeError
+from tunewright.errors import Interrupted, RecipeError, counted
 
 if TYPE_CHECKING:
     from tunewright.folder import Run
@@ -167,6 +167,10 @@ def _interruptible(folder: Path) -> Iterator[None]:
             message = f"Interrupted. To continue from the last checkpoint: {_how_to_resume(folder)}"
         elif (folder / "run.json").exists():
             message = f"Interrupted before the first checkpoint. To begin again: {_how_to_resume(folder)}"
+        elif drawn := len(list(folder.glob("start/prior/*.png"))):
+            kept = counted(drawn, "image of the class is kept", "images of the class are kept")
+            again = f"output={shlex.quote(str(folder))}"
+            message = f"Interrupted: {kept}. To go on, give the same command with {again}"
         else:
             message = "Interrupted before anything was trained: nothing is left behind. Start the training again."
         raise Stopped(message, run=str(folder)) from error

@@ -31,7 +31,7 @@ def pick_precision(wanted: str, device: Any) -> str:
     import torch
 
     if wanted == "fp16" and device.type == "cpu":
-        raise RecipeError("training.precision: fp16 needs a GPU. Use fp32 or bf16.")
+        raise RecipeError("precision: fp16 needs a GPU. Use fp32 or bf16.")
     if wanted != "auto":
         return wanted
     if device.type != "cuda":

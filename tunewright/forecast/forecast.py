@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tunewright.artifacts.prior import STEPS
 from tunewright.engine.device import micro_batch_tokens
 from tunewright.engine.job import Job
 from tunewright.engine.log import peak_memory
@@ -25,6 +26,7 @@ from tunewright.forecast.probe import (
     probe_checkpoint,
     probe_generated_scores,
     probe_generation,
+    probe_picture,
     probe_scores,
     probe_steps,
     work_of,
@@ -126,6 +128,7 @@ def forecast(prepared: Prepared, job: Job) -> Forecast:
     if head:
         _train(found, "head first", head.job, head.steps, answers.rates)
     _train(found, "training", job, found.steps, answers.rates)
+    _draw(found, prepared, job)
     _save(found, step)
     return found
 
@@ -220,6 +223,22 @@ def _train(found: Forecast, phase: str, job: Job, steps: Steps, answers: Rates) 
         first = answers.spend(work)
         later = Rates.of(steps.answers).spend(work) if steps.answers else first
         found.spend(f"{phase}: validation", *((a + (times - 1) * b) / world for a, b in zip(first, later, strict=True)))
+
+
+def _draw(found: Forecast, prepared: Prepared, job: Job) -> None:
+    """Images of the class before the training, each by itself as on a CPU, and sample pictures."""
+    data, wanted, prompts = prepared.recipe.data, prepared.recipe.evaluation, prepared.sample_prompts()
+    prior = data.prior_images if data.prior_prompt else 0
+    if not (prior or prompts):
+        return
+    picture = probe_picture(prepared.model, (prompts or [str(data.prior_prompt)])[0], job.precision, job.device)
+    between = (len(job.plan) - 1) // job.evaluate_every if wanted.prompts else 0
+    times = len(prompts) * (1 + between + bool(wanted.prompts or wanted.before))
+    for phase, count, steps in (("images of the class", prior, STEPS), ("sample pictures", times, wanted.image_steps)):
+        if count:
+            clock, cpu = picture.of(steps)
+            found.spend(phase, count * clock, count * cpu)
+            found.hold(phase, picture.step.peak)
 
 
 def _save(found: Forecast, step: Step) -> None:

@@ -30,6 +30,7 @@ LEAST, MOST = 3, 12
 STILL = 1e-12
 WRITTEN = 2**28  # bytes of a checkpoint that are written to see how long all of it will take
 TOKENS = 4  # that are generated to see how long a token takes
+DRAWN_STEPS = 2  # beside the first, of an image that is drawn to see how long a step takes
 
 
 @dataclass(frozen=True)
@@ -222,6 +223,35 @@ def probe_generation(model: Model, prompts: Sequence[Any], device: Any) -> Gener
         max(0.0, more.seconds - one.seconds) / TOKENS, max(0.0, more.cpu_seconds - one.cpu_seconds) / TOKENS, more.peak
     )
     return Generation(len(prompts), one, token)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What it costs to draw an image: `first` for the text encoders, one step and the VAE, `step` for each more."""
+
+    first: Cost
+    step: Cost
+
+    def of(self, steps: int) -> tuple[float, float]:
+        """Seconds on the clock and of the processors."""
+        return (
+            self.first.seconds + (steps - 1) * self.step.seconds,
+            self.first.cpu_seconds + (steps - 1) * self.step.cpu_seconds,
+        )
+
+
+def probe_picture(model: Model, prompt: str, precision: str, device: Any) -> Picture:
+    """Draw an image in one step, and in a few."""
+
+    def draw(steps: int) -> Cost:
+        with computing(precision, device):
+            return measured(lambda: model.task.images(model, [prompt], steps=steps), device)[1]  # type: ignore[attr-defined]
+
+    one = draw(1)
+    one = draw(1) if one.seconds < SECONDS else one  # the first pays for what all later ones use
+    more = draw(1 + DRAWN_STEPS)
+    clock, cpu = more.seconds - one.seconds, more.cpu_seconds - one.cpu_seconds
+    return Picture(one, Cost(max(0.0, clock) / DRAWN_STEPS, max(0.0, cpu) / DRAWN_STEPS, more.peak))
 
 
 def probe_checkpoint(step: Step) -> tuple[Cost, int]:

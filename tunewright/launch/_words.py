@@ -51,7 +51,7 @@ class Listener:
         *lines, self.rest = (self.rest + self.file.read()).split(b"\n")
         for words in map(json.loads, lines):
             if "line" in words:
-                self.started = True
+                self.started = self.started or "drawn" not in words["line"]  # which comes before
                 for watcher in self.watchers:
                     watcher(words["line"])
             elif self.error is None:
