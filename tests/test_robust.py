@@ -105,7 +105,7 @@ def probed_by_hand(run: tw.Run) -> dict[str, Any]:
     from tunewright.artifacts.targets.base import merge
     from tunewright.evaluation.linear_probe import put_probe
     from tunewright.evaluation.paired import primary
-    from tunewright.prepare import read_rows
+    from tunewright.reading import read_rows
 
     model, rows = tw.load(run.folder, alpha=0.0), read_rows(run.recipe)
     merge(model)

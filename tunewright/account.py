@@ -1,20 +1,85 @@
-"""What run.json says of a run's rows: where they came from, how long they are, and how the model sees them."""
+"""What run.json says of a run before its first step: what trains, on which rows, with what and where."""
 
 from __future__ import annotations
 
 import json
+import platform
 from collections import Counter
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from tunewright.artifacts.fingerprint import fingerprint
 from tunewright.data.kinds import Classified
 from tunewright.data.records import Records
+from tunewright.engine.device import micro_batch_tokens
 from tunewright.errors import DataError
 from tunewright.methods.base import trained_count, trained_groups
 from tunewright.prepare import Prepared
-from tunewright.tasks.base import Encoded
+from tunewright.recipe import lasting
+from tunewright.tasks._factories import code_of
+from tunewright.tasks._modules import layout_of
+from tunewright.tasks.base import Encoded, Model
+
+PACKAGES = ("tunewright", "torch", "transformers", "peft", "tokenizers", "numpy")
+
+
+def describe(prepared: Prepared) -> dict[str, Any]:
+    """What run.json says of a run before its first step."""
+    recipe, model = prepared.recipe, prepared.model
+    return {
+        "task": recipe.task,
+        "kind": getattr(model.task, "kind", None),
+        "labels": getattr(model.task, "labels", None),
+        "base": model.base,
+        "base_sha256": fingerprint(model.base),
+        "factory": _factory(model),
+        "new": list(model.new),
+        "stacked": bool(model.adapters),
+        "method": recipe.method.model_dump(mode="json"),
+        "objective": recipe.objective.model_dump(mode="json"),
+        "recipe": lasting(recipe),
+        **place_of(prepared),
+        "parameters": describe_parameters(model.module, prepared.total),
+        "saved_as": recipe.method.saved_as,
+        "notices": prepared.notices,
+        "data": describe_data(prepared),
+        "preview": preview(prepared),
+    }
+
+
+def _factory(model: Model) -> dict[str, str | None] | None:
+    """The code that makes the model's module, where it is not transformers'; and the folder in which it was found."""
+    layout = layout_of(model.module)
+    return {"name": layout.factory, "code": code_of(layout.factory)} if layout else None
+
+
+def place_of(prepared: Prepared) -> dict[str, dict[str, Any]]:
+    """With what and where a run computes: on the same, it resumes bit for bit."""
+    import torch
+
+    device, training = prepared.device, prepared.recipe.training
+    machine = {
+        "processor": _processor(),
+        "threads": torch.get_num_threads(),
+        "device": str(device),
+        **({"accelerator": torch.cuda.get_device_name(device)} if device.type == "cuda" else {}),
+        "precision": prepared.precision,
+        "processes": training.processes,
+        "micro_batch_tokens": micro_batch_tokens(training, device),
+    }
+    versions = {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+    return {"versions": versions, "machine": machine}
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
 
 
 def describe_parameters(module: Any, total: int) -> dict[str, Any]:

@@ -35,7 +35,7 @@ from tunewright.evaluation.paired import is_finite
 from tunewright.folder import Run, new_folder, open_run, refuse_lost
 from tunewright.launch import launch
 from tunewright.methods.base import parameter_count
-from tunewright.prepare import read_rows, task_of_rows, wanted_kinds
+from tunewright.reading import read_rows, task_of_rows, wanted_kinds
 from tunewright.recipe import Recipe, checked, located, make_recipe, read_document
 from tunewright.tasks import task_class
 from tunewright.tasks._factories import is_factory, is_given, name_of

@@ -10,13 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from tunewright.artifacts.start import HEAD, Start, keep_head, new_parameters
+from tunewright.deciding import hidden_size
 from tunewright.engine.device import auto_learning_rate
 from tunewright.engine.job import Job, Watcher
 from tunewright.engine.loop import Step, ready, train
 from tunewright.errors import RecipeError
 from tunewright.methods import Head
 from tunewright.methods.base import train_only, trained_parameters
-from tunewright.prepare import hidden_size
 
 
 def refuse_idle(job: Job) -> None:

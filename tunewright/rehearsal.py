@@ -17,7 +17,8 @@ from tunewright.errors import TunewrightError
 from tunewright.forecast.advice import advice, fixed_advice, least_needed, refusal
 from tunewright.forecast.forecast import forecast
 from tunewright.forecast.meter import available
-from tunewright.prepare import Prepared, prepare, read_rows
+from tunewright.prepare import Prepared, prepare
+from tunewright.reading import read_rows
 from tunewright.recipe import Recipe
 from tunewright.run import make_job
 

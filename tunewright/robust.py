@@ -30,7 +30,7 @@ from tunewright.evaluation.picture import draw
 from tunewright.evaluation.report import write_report
 from tunewright.evaluation.robustness import Curve, document, parse_rule
 from tunewright.folder import Run, open_run
-from tunewright.prepare import Rows, read_rows
+from tunewright.reading import Rows, read_rows
 from tunewright.tasks.base import Model
 
 FOUND = "interpolation.json"

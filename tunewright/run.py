@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import json
-import platform
 import shutil
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from tunewright.account import describe_data, describe_parameters, preview, refuse_changed, write_bad_rows
-from tunewright.artifacts.fingerprint import fingerprint, refuse_other_weights
+from tunewright.account import describe, place_of, refuse_changed, write_bad_rows
+from tunewright.artifacts.fingerprint import refuse_other_weights
 from tunewright.artifacts.load import allow_code
 from tunewright.artifacts.prior import drawn_prior
 from tunewright.artifacts.samples import Sampler
 from tunewright.artifacts.save import clear_drafts, save
 from tunewright.artifacts.start import Start, keep_adapter
 from tunewright.data.rows import absolute
-from tunewright.engine.device import computing, micro_batch_tokens
+from tunewright.engine.device import computing
 from tunewright.engine.job import Job, Watcher
 from tunewright.engine.log import peak_memory
 from tunewright.engine.loop import Outcome, Step, ready
@@ -36,11 +34,6 @@ from tunewright.folder import INFO, LOCK, RECIPE, Record, Run, occupied, refuse_
 from tunewright.head_first import refuse_idle, train_head
 from tunewright.prepare import Prepared, prepare
 from tunewright.recipe import PLACES, Recipe, differences, lasting, located
-from tunewright.tasks._factories import code_of
-from tunewright.tasks._modules import layout_of
-from tunewright.tasks.base import Model
-
-PACKAGES = ("tunewright", "torch", "transformers", "peft", "tokenizers", "numpy")
 
 
 def execute(recipe: Recipe, folder: Path, watchers: Sequence[Watcher] = (), resume: bool = False) -> Run:
@@ -247,39 +240,9 @@ def _as(sample: Mapping[str, Any], when: str) -> dict[str, Any]:
     return {**{key: value for key, value in sample.items() if key != "output"}, when: sample["output"]}
 
 
-def describe(prepared: Prepared) -> dict[str, Any]:
-    """What run.json says of a run before its first step."""
-    recipe, model = prepared.recipe, prepared.model
-    return {
-        "task": recipe.task,
-        "kind": getattr(model.task, "kind", None),
-        "labels": getattr(model.task, "labels", None),
-        "base": model.base,
-        "base_sha256": fingerprint(model.base),
-        "factory": _factory(model),
-        "new": list(model.new),
-        "stacked": bool(model.adapters),
-        "method": recipe.method.model_dump(mode="json"),
-        "objective": recipe.objective.model_dump(mode="json"),
-        "recipe": lasting(recipe),
-        **_place(prepared),
-        "parameters": describe_parameters(model.module, prepared.total),
-        "saved_as": recipe.method.saved_as,
-        "notices": prepared.notices,
-        "data": describe_data(prepared),
-        "preview": preview(prepared),
-    }
-
-
-def _factory(model: Model) -> dict[str, str | None] | None:
-    """The code that makes the model's module, where it is not transformers'; and the folder in which it was found."""
-    layout = layout_of(model.module)
-    return {"name": layout.factory, "code": code_of(layout.factory)} if layout else None
-
-
 def _go_on(prepared: Prepared, record: Record, passed: Sequence[str]) -> None:
     """Say that the run is under way again, whether elsewhere, and which damaged checkpoints were passed over."""
-    info, place = record.info, _place(prepared)
+    info, place = record.info, place_of(prepared)
     changed = differences(*({**found["versions"], **found["machine"]} for found in (info, place)))
     notice = f"Resumed elsewhere, so that weights can differ by rounding ({'; '.join(changed)})."
     notices = [*info["notices"], *([notice] if changed else []), *passed]
@@ -292,29 +255,3 @@ def refuse_other_recipe(recipe: Recipe, record: Record) -> None:
     if changed := differences(begun, lasting(located(recipe))):
         lines = "\n  ".join([f"Put these back in {record.folder / RECIPE}, or start a new run:", *changed])
         raise RecipeError(f"A run goes on as it began. {lines}")
-
-
-def _place(prepared: Prepared) -> dict[str, dict[str, Any]]:
-    """With what and where a run computes: on the same, it resumes bit for bit."""
-    import torch
-
-    device, training = prepared.device, prepared.recipe.training
-    machine = {
-        "processor": _processor(),
-        "threads": torch.get_num_threads(),
-        "device": str(device),
-        **({"accelerator": torch.cuda.get_device_name(device)} if device.type == "cuda" else {}),
-        "precision": prepared.precision,
-        "processes": training.processes,
-        "micro_batch_tokens": micro_batch_tokens(training, device),
-    }
-    versions = {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
-    return {"versions": versions, "machine": machine}
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()

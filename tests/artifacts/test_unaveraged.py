@@ -92,7 +92,7 @@ def test_the_row_is_of_the_step_that_the_run_ended_with(keep: str, tiny_base: An
 def _loss(model: Any, run: tw.Run) -> float:
     """On the half of the validation rows that is measured."""
     from tunewright.evaluation.paired import primary
-    from tunewright.prepare import read_rows
+    from tunewright.reading import read_rows
     from tunewright.robust import Set, _Measure
 
     rows = read_rows(run.recipe)

@@ -1,0 +1,139 @@
+"""The rows of a recipe, read and checked, and the task that they are for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from tunewright.artifacts.load import infer_task
+from tunewright.data.kinds import Classified
+from tunewright.data.labels import may_be_numbers
+from tunewright.data.records import Records, load_records, split_validation
+from tunewright.errors import BaseModelError, DataError, RecipeError, counted
+from tunewright.recipe import Recipe
+from tunewright.tasks import MODULES, task_class
+from tunewright.tasks._factories import is_factory
+from tunewright.tasks._pipeline import is_pipeline
+from tunewright.tasks.base import Task
+
+
+@dataclass
+class Rows:
+    """The rows of a recipe, read and checked: by the name of their set."""
+
+    train: Records
+    validation: Records | None
+    tests: dict[str, Records]
+    notices: list[str] = field(default_factory=list)
+    held_out: bool = False
+    prior: Records | None = None
+
+    @property
+    def given(self) -> Records:
+        """The training rows as they were given: a class may be so rare that all its rows are held out."""
+        if not (self.held_out and self.validation):
+            return self.train
+        return replace(self.train, records=[*self.train.records, *self.validation.records])
+
+    def sets(self) -> dict[str, Records]:
+        others = {"validation": self.validation, "prior": self.prior}
+        return {"train": self.train, **{name: rows for name, rows in others.items() if rows}, **self.tests}
+
+
+def read_rows(recipe: Recipe) -> Rows:
+    """Read every set. The faults of all files come in one DataError."""
+    data, seed, kinds = recipe.data, recipe.training.seed, wanted_kinds(recipe)
+    wanted = {"train": data.train, **data.test_sets()}
+    if data.prior:
+        wanted["prior"] = data.prior
+    if not isinstance(data.validation, float | int):
+        wanted["validation"] = data.validation
+    found, errors = each_set(wanted, lambda location: load_records(location, data, kinds=kinds))
+    if faults := lines_of(errors):
+        raise DataError(
+            faults[0] if len(faults) == 1 else "The data cannot be used:", faults if len(faults) > 1 else ()
+        )
+    notices = [doubt for records in found.values() for doubt in records.doubts]
+    train, validation, prior = found.pop("train"), found.pop("validation", None), found.pop("prior", None)
+    if isinstance(data.validation, float | int) and data.validation > 0:
+        train, validation = split_validation(train, data.validation, seed)
+        held_out = counted(len(validation.records), "of the training rows is", "of the training rows are")
+        notices.append(f"{held_out} held out for validation.")
+    for name, records in [("validation", validation), ("prior", prior), *found.items()]:
+        if records and records.kind != train.kind:
+            raise DataError(
+                f"{name} holds {records.kind} rows, the training set {train.kind} rows: they must be alike."
+            )
+    return Rows(train, validation, found, notices, held_out=isinstance(data.validation, float | int), prior=prior)
+
+
+def task_of_rows(kind: str | None) -> str | None:
+    """The one task that reads rows of this kind; None where there is none, or are several."""
+    fitting = [task for task in MODULES if kind in task_class(task).data_kinds]
+    return fitting[0] if len(fitting) == 1 else None
+
+
+def wanted_kinds(recipe: Recipe) -> tuple[str, ...]:
+    """The kinds of rows that the task reads, if it is given or a base that lies here tells it; else none."""
+    name = _told_task(recipe.base) if recipe.task == "auto" else recipe.task
+    return task_class(name).data_kinds if name else ()
+
+
+def _told_task(base: str) -> str | None:
+    """The task that a base tells which lies here. What is wrong with it is said where it is loaded."""
+    try:
+        return infer_task(base) if Path(base).exists() or is_factory(base) else None
+    except BaseModelError:
+        return None
+
+
+def _refuse_other_images(name: str, recipe: Recipe, rows: Records) -> None:
+    """Classes for a base that makes images of captions, and captions for one that classifies. Raises RecipeError."""
+    base, told = recipe.base, _told_task(recipe.base)
+    if rows.kind == "image" and (told == "text-to-image" or (told is None and is_pipeline(base))):
+        raise RecipeError(
+            f"{base} makes images from captions, and these rows have labels: write captions (text files beside the "
+            "images, or a column text), or take a base that classifies images."
+        )
+    if rows.kind == "captioned_image" and recipe.task == "auto" and told not in (None, name):
+        raise RecipeError(
+            f"{base} is for {told}, and these rows are images with captions: give classes (a folder for each, or a "
+            "column label), or take a pipeline of diffusers' as base."
+        )
+
+
+def choose_task(recipe: Recipe, rows: Records) -> tuple[Task, list[str]]:
+    """The task, from the recipe, or else from the rows and the base; with what was inferred, in words."""
+    name, notices = recipe.task, []
+    if name == "auto":
+        name = task_of_rows(rows.kind) or infer_task(recipe.base)
+        notices.append(f"Task: {name} (the rows are {rows.kind} rows).")
+    chosen = task_class(name)
+    if rows.kind not in chosen.data_kinds:
+        raise RecipeError(
+            f"task: {name} reads {' or '.join(chosen.data_kinds)} rows, and these are {rows.kind} rows. "
+            "Change task, or say with data.format and data.columns how the rows are meant."
+        )
+    _refuse_other_images(name, recipe, rows)
+    labels = [r.label for r in rows.records if isinstance(r, Classified) and isinstance(r.label, str)]
+    if recipe.data.labels == "auto" and may_be_numbers(labels):
+        notices.append("Labels: whole numbers are read as classes. To regress on them set data.labels: numbers.")
+    return (chosen.from_records(rows.records) if hasattr(chosen, "from_records") else chosen()), notices
+
+
+def each_set(sets: Mapping[str, Any], make: Callable[[Any], Any]) -> tuple[dict[str, Any], list[DataError]]:
+    """What `make` makes of every set by its name, and the errors of those that cannot be used."""
+    made, errors = {}, []
+    for name, one in sets.items():
+        try:
+            made[name] = make(one)
+        except DataError as error:
+            errors.append(error)
+    return made, errors
+
+
+def lines_of(errors: Sequence[DataError]) -> list[str]:
+    """Errors as lines of one report: each with its own message, then its faults."""
+    return [line for error in errors for line in (str(error).split("\n")[0], *error.faults)]
