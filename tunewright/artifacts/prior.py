@@ -86,7 +86,9 @@ def stand_in(model: Model, data: DataConfig, seed: int, computed: Computing, fol
 def _records(folder: Path, names: list[str], data: DataConfig) -> Records:
     """The images as rows, once all are there."""
     lines = [json.dumps({"file_name": name, "text": data.prior_prompt}) for name in names]
-    (folder / METADATA).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    text, path = "\n".join(lines) + "\n", folder / METADATA
+    if not path.is_file() or path.read_text(encoding="utf-8") != text:  # other processes may be reading it
+        path.write_text(text, encoding="utf-8")
     return load_records(str(folder), data.model_copy(update={"format": "auto", "columns": {}}))
 
 
