@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tunewright.artifacts.load import infer_task
-from tunewright.data.kinds import Classified
+from tunewright.data.kinds import Classified, Record
 from tunewright.data.labels import may_be_numbers
 from tunewright.data.records import Records, load_records, split_validation
 from tunewright.errors import BaseModelError, DataError, RecipeError, counted
@@ -59,6 +59,7 @@ def read_rows(recipe: Recipe) -> Rows:
     train, validation, prior = found.pop("train"), found.pop("validation", None), found.pop("prior", None)
     if isinstance(data.validation, float | int) and data.validation > 0:
         train, validation = split_validation(train, data.validation, seed)
+        validation = replace(validation, records=_once(validation.records))
         held_out = counted(len(validation.records), "of the training rows is", "of the training rows are")
         notices.append(f"{held_out} held out for validation.")
     for name, records in [("validation", validation), ("prior", prior), *found.items()]:
@@ -67,6 +68,11 @@ def read_rows(recipe: Recipe) -> Rows:
                 f"{name} holds {records.kind} rows, the training set {train.kind} rows: they must be alike."
             )
     return Rows(train, validation, found, notices, held_out=isinstance(data.validation, float | int), prior=prior)
+
+
+def _once(records: Sequence[Record]) -> list[Record]:
+    """Rows that an epoch repeats, once each: a measurement counts independent rows."""
+    return list({record.source: record for record in records}.values())
 
 
 def task_of_rows(kind: str | None) -> str | None:

@@ -625,3 +625,17 @@ def test_an_image_that_repeats_is_decoded_once_to_be_checked(
     monkeypatch.setattr(Picture, "pixels", lambda self: decoded.append(self) or real(self))
     ready = prepared(tiny_base("sd1"), [], data={"train": str(tmp_path)})
     assert len(ready.examples("train")) == 18 and len(decoded) == 2
+
+
+def test_images_that_repeat_are_held_out_once_and_shown_once(tiny_base: Any, tmp_path: Path) -> None:
+    """Ten passes of an image in an epoch are no ten rows to measure on."""
+    from tunewright.account import preview
+
+    (tmp_path / "9_a").mkdir()
+    for i, row in enumerate(captioned(6)):
+        (tmp_path / "9_a" / f"{i}.png").write_bytes(row["image"])
+        (tmp_path / "9_a" / f"{i}.txt").write_text(f"{row['text']} {i}")
+    ready = prepared(tiny_base("sd1"), [], data={"train": str(tmp_path), "validation": 0.4})
+    held_out = ready.examples("validation")
+    assert 0 < len(held_out) < 6 and len(ready.examples("train")) == 9 * (6 - len(held_out))
+    assert len({row["source"] for row in preview(ready)}) == min(3, 6 - len(held_out))

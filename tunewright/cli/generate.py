@@ -69,7 +69,7 @@ def generate(
         if not as_json:
             show(f"Written to {path}")
 
-    say(f"Drawing {counted(len(names), 'image')} in {counted(steps, 'step')} each.")
+    say(f"Drawing {counted(len(names), 'image')} in {counted(steps, 'step')}{' each' * (len(names) > 1)}.")
     with _interruptible(written, len(names)):
         for a, i, image in draw(where, prompts, alphas, device, drawing):
             drawn[a, i] = image
