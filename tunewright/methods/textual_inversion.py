@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
+from tunewright.data.kinds import CaptionedImage
 from tunewright.errors import DataError, MethodError, counted
 from tunewright.methods._saved import refuse_loss
 from tunewright.methods.base import Method, train_only
@@ -62,7 +63,8 @@ class TextualInversion(Method):
             encoder.set_input_embeddings(NewRows(table, start_VD, first))
 
     def check_rows(self, records: Sequence[Any]) -> None:
-        if not any(self.token in record.text for record in records):
+        captions = [record.text for record in records if isinstance(record, CaptionedImage)]
+        if captions and not any(self.token in text for text in captions):
             raise DataError(
                 f"No caption names {self.token}, so there is nothing for it to learn: a photo of {self.token}"
             )
