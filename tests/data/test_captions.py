@@ -9,12 +9,15 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from tunewright.data.augmentation import Draw
 from tunewright.data.buckets import Fit, bucket, buckets
 from tunewright.data.config import DataConfig
 from tunewright.data.kinds import CaptionedImage
+from tunewright.data.pictures import Picture
 from tunewright.data.records import load_records
 from tunewright.errors import DataError, RecipeError
 from tunewright.recipe import make_recipe
+from tunewright.tasks._captioned import View
 
 
 def image(path: Path, size: tuple[int, int] = (6, 4), colour: str = "red") -> Path:
@@ -111,7 +114,7 @@ def test_what_hangs_over_is_cropped_at_both_ends() -> None:
         stripes.paste(colour, (4 * i, 0, 4 * i + 4, 6))
     fit = Fit.of((12, 6), (6, 6))
     assert (fit.covering, fit.corner) == ((12, 6), (3, 0))
-    assert fit.conditions == (6, 12, 0, 3, 6, 6)
+    assert fit.conditions(fit.corner) == (6, 12, 0, 3, 6, 6)
     kept = fit.apply(stripes)
     assert [kept.getpixel((x, 0)) for x in range(6)] == [
         (255, 0, 0), *[(0, 255, 0)] * 4, (0, 0, 255),
@@ -121,3 +124,19 @@ def test_what_hangs_over_is_cropped_at_both_ends() -> None:
 def test_a_smaller_image_is_enlarged() -> None:
     fit = Fit.of((3, 4), (6, 6))
     assert (fit.covering, fit.corner, fit.apply(Image.new("RGB", (3, 4))).size) == ((6, 8), (0, 1), (6, 6))
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_sdxl_is_told_the_crop_that_was_drawn(flip: bool) -> None:
+    """Where the crop lies in the image as it is seen: at its own scale, mirrored if it is."""
+    draw = Draw(flip=flip, area=0.25, ratio=1.0, place=(0.25, 1.0), factors=())
+    view = View(Picture(content=b""), Fit.of((100, 100), (20, 20)), draw=draw)
+    assert draw.box((100, 100), (20, 20)) == (12.5, 50.0, 62.5, 100.0)
+    left = (100 - 62.5 if flip else 12.5) * 20 / 50
+    assert view.beside()["sizes"].tolist() == [100, 100, 20, left, 20, 20]
+
+
+def test_sdxl_is_told_the_crop_of_a_mirrored_image() -> None:
+    fit = Fit((61, 30), (61, 30), (30, 30))
+    assert [View(Picture(content=b""), fit, draw=Draw(flip, None, 1.0, (0, 0), ())).beside()["sizes"].tolist()[3]
+            for flip in (False, True)] == [15, 16]  # fmt: skip

@@ -56,9 +56,26 @@ def test_what_is_mixed_has_both_labels(tiny_base: Any) -> None:
 def test_a_crop_keeps_what_was_asked() -> None:
     rng, augment = np.random.default_rng(0), Augmentation(crop=0.4, flip=0)
     for _ in range(200):
-        left, top, right, bottom = augment.draw(rng)._box(100, 50)
+        left, top, right, bottom = augment.draw(rng).box((100, 50), (32, 16))
         assert 0 <= left < right <= 100 + 1e-9 and 0 <= top < bottom <= 50 + 1e-9
-        assert 0.39 <= (right - left) * (bottom - top) / 5000 <= 1 + 1e-9
+        assert 0.29 <= (right - left) * (bottom - top) / 5000 <= 1 + 1e-9
+
+
+def test_a_crop_of_a_wide_image_is_stretched_no_more_than_that_of_a_square_one() -> None:
+    rng, augment = np.random.default_rng(0), Augmentation(crop=0.6, flip=0)
+    for original in ((600, 200), (200, 600), (300, 300)):
+        for _ in range(50):
+            left, top, right, bottom = augment.draw(rng).box(original, (64, 64))
+            assert 3 / 4 - 1e-9 <= (right - left) / (bottom - top) <= 4 / 3 + 1e-9
+            assert min(left, top) >= 0 and right <= original[0] + 1e-9 and bottom <= original[1] + 1e-9
+
+
+def test_a_crop_is_resized_as_the_processor_does() -> None:
+    """A pixel of its own in every place: the nearest one has no colours between."""
+    board = Image.fromarray((np.indices((64, 64)).sum(0) % 2 * 255).astype(np.uint8)).convert("RGB")
+    draw = Augmentation(crop=0.5, flip=0).draw(np.random.default_rng(0))
+    nearest, smooth = (np.asarray(draw.apply(board, (16, 16), filter)) for filter in (0, 3))
+    assert set(np.unique(nearest)) <= {0, 255} and not {0, 255} & set(np.unique(smooth))
 
 
 @pytest.mark.parametrize("kind", ["resnet", "vit"])

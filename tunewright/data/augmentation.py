@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 RATIO = 4 / 3
-"""The most that a crop's sides may differ by, as in the Inception networks (arXiv 1409.4842)."""
+"""The most that a crop is stretched by, as in the Inception networks (arXiv 1409.4842)."""
+BICUBIC = 3  # as Pillow counts its filters
+Size = tuple[int, int]
+"""Width and height in pixels."""
 
 
 class Augmentation(BaseModel):
@@ -27,7 +30,10 @@ class Augmentation(BaseModel):
 
     flip: float = Field(0.5, ge=0, le=1, description="chance that an image is mirrored left to right")
     crop: float = Field(
-        0.6, gt=0, le=1, description="smallest share of an image's area that a random crop keeps; 1: no crops"
+        0.6,
+        gt=0,
+        le=1,
+        description="smallest share of an image that a random crop keeps, if its sides fit; 1: no crops",
     )
     colour: float = Field(
         0.0, ge=0, lt=1, description="brightness, contrast and saturation are multiplied by 1 ± up to this much"
@@ -57,7 +63,7 @@ class Draw:
 
     Attributes:
         area: the share of the image that a crop keeps; None: no crop.
-        ratio: the crop's width over its height, relative to the image's.
+        ratio: the crop's width over its height, relative to what it is resized to.
         place: where the crop lies in what is left over, across and down.
         factors: of brightness, contrast and saturation.
     """
@@ -68,12 +74,12 @@ class Draw:
     place: tuple[float, float]
     factors: tuple[float, ...]
 
-    def apply(self, image: Image, size: tuple[int, int]) -> Image:
-        """The image varied; a crop comes out in `size`, (width, height)."""
+    def apply(self, image: Image, size: Size, filter: int = BICUBIC) -> Image:
+        """The image varied; a crop comes out in `size`, resized by one of Pillow's filters."""
         from PIL import Image, ImageEnhance, ImageOps
 
         if self.area is not None:
-            image = image.resize(size, Image.Resampling.BICUBIC, box=self._box(*image.size))
+            image = image.resize(size, Image.Resampling(filter), box=self.box(image.size, size))
         if self.flip:
             image = ImageOps.mirror(image)
         kinds = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
@@ -81,8 +87,19 @@ class Draw:
             image = enhance(image).enhance(factor)
         return image
 
-    def _box(self, width: int, height: int) -> tuple[float, float, float, float]:
+    def box(self, original: Size, target: Size) -> tuple[float, float, float, float]:
+        """Left, top, right and bottom of the crop in an image: as large as its ratio lets it be in a narrow one."""
         assert self.area is not None
-        across, down = min(1.0, math.sqrt(self.area * self.ratio)), min(1.0, math.sqrt(self.area / self.ratio))
-        left, top = self.place[0] * (1 - across) * width, self.place[1] * (1 - down) * height
-        return left, top, left + across * width, top + down * height
+        ratio = self.ratio * target[0] / target[1]
+        pixels = self.area * original[0] * original[1]
+        wide, high = math.sqrt(pixels * ratio), math.sqrt(pixels / ratio)
+        within = min(1.0, original[0] / wide, original[1] / high)
+        wide, high = wide * within, high * within
+        left, top = (max(0.0, p * (o - c)) for p, o, c in zip(self.place, original, (wide, high), strict=True))
+        return left, top, min(left + wide, original[0]), min(top + high, original[1])
+
+    def corner(self, original: Size, target: Size) -> tuple[int, int]:
+        """Left and top of the crop, in pixels of the whole image at the crop's scale, mirrored where the crop is."""
+        left, top, right, bottom = self.box(original, target)
+        before = original[0] - right if self.flip else left
+        return round(before * target[0] / (right - left)), round(top * target[1] / (bottom - top))

@@ -57,10 +57,9 @@ class Fit:
         """The left and top of what is kept, in pixels of the covering image."""
         return (self.covering[0] - self.target[0]) // 2, (self.covering[1] - self.target[1]) // 2
 
-    @property
-    def conditions(self) -> tuple[int, int, int, int, int, int]:
+    def conditions(self, corner: tuple[int, int]) -> tuple[int, int, int, int, int, int]:
         """What SDXL is told: height and width of the original, top and left of the crop, height and width of it."""
-        return (*self.original[::-1], *self.corner[::-1], *self.target[::-1])
+        return (*self.original[::-1], *corner[::-1], *self.target[::-1])
 
     def apply(self, image: Image) -> Image:
         """Raises nothing: an image that is smaller than the bucket is enlarged."""

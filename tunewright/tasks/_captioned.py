@@ -50,7 +50,16 @@ class View:
         return np.ascontiguousarray(values_HW3.transpose(2, 0, 1))
 
     def beside(self) -> Arrays:
-        return {"sizes": np.array(self.fit.conditions, dtype=np.float32)}
+        return {"sizes": np.array(self.fit.conditions(self._corner()), dtype=np.float32)}
+
+    def _corner(self) -> tuple[int, int]:
+        """The left and top of what is seen, in the image at its scale."""
+        if self.draw is None:
+            return self.fit.corner
+        if self.draw.area is not None:
+            return self.draw.corner(self.fit.original, self.fit.target)
+        left, top = self.fit.corner
+        return self.fit.covering[0] - self.fit.target[0] - left if self.draw.flip else left, top
 
     def drawn(self, random: np.random.Generator) -> View:
         return replace(self, draw=self.augment.draw(random)) if self.augment else self

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from tunewright.data.augmentation import Augmentation, Draw
+from tunewright.data.augmentation import BICUBIC, Augmentation, Draw
 from tunewright.data.batches import Example
 from tunewright.data.config import DataConfig
 from tunewright.data.kinds import LabelledImage
@@ -48,7 +48,7 @@ class Pixels:
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         image, options = self.picture.pixels(), {}
         if self.draw:
-            image = self.draw.apply(image, self.size)
+            image = self.draw.apply(image, self.size, int(getattr(self.processor, "resample", None) or BICUBIC))
             options = {"do_resize": False, "do_center_crop": False} if self.draw.area is not None else {}
         if len(self.processor.image_mean or ()) == 1:  # its preprocessor_config.json says that images are grey
             image = image.convert("L")
