@@ -66,22 +66,38 @@ def points(where: str | PathLike[str] | Model, alphas: float | Sequence[float] |
 def draw(
     where: str | PathLike[str] | Model, prompts: Sequence[str], alphas: Sequence[float], device: str, drawing: Drawing
 ) -> Iterator[tuple[float, int, Image]]:
-    """Each image as soon as it is made: its α, the number of its prompt, and itself.
+    """Each image as soon as it is made: its α, the number of its prompt, and itself. The first model is loaded at once.
 
     Raises BaseModelError where the model makes no images, or is no run and so has no path.
     """
     place = pick_device(device)
+    first = _loaded(where, place, alphas[0])
+    return _images(where, first, prompts, alphas, place, drawing)
+
+
+def _loaded(where: str | PathLike[str] | Model, place: Any, alpha: float) -> Model:
+    model = where if isinstance(where, Model) else load(named_point(str(where))[0], str(place), alpha=alpha)
+    if not hasattr(model.task, "images"):
+        asked = model.base if isinstance(where, Model) else where
+        instead = "tunewright chat" if hasattr(model.task, "generate") else "tunewright predict"
+        raise BaseModelError(f"{asked} is for {model.task.name}, and generate makes images. Use {instead}.")
+    return model
+
+
+def _images(
+    where: str | PathLike[str] | Model,
+    first: Model,
+    prompts: Sequence[str],
+    alphas: Sequence[float],
+    place: Any,
+    drawing: Drawing,
+) -> Iterator[tuple[float, int, Image]]:
     precision = pick_precision(drawing.precision, place)
+    options = drawing.model_dump(exclude={"precision"})
+    model = first
     for alpha in alphas:
-        model = where if isinstance(where, Model) else load(named_point(str(where))[0], str(place), alpha=alpha)
-        images = getattr(model.task, "images", None)
-        if images is None:
-            raise BaseModelError(
-                f"{model.base} is for {model.task.name}: generate makes images. To ask a language model use: "
-                "tunewright chat"
-            )
-        options = drawing.model_dump(exclude={"precision"})
+        model = model if alpha == alphas[0] else _loaded(where, place, alpha)
         for number, prompt in enumerate(prompts):
             with computing(precision, place):
-                (image,) = images(model, [prompt], **options)
+                (image,) = model.task.images(model, [prompt], **options)  # type: ignore[attr-defined]
             yield alpha, number, image

@@ -123,8 +123,9 @@ def refuse_used(folder: Path) -> None:
     that had not begun, takes that run. Raises OutputError.
     """
     if folder.exists() and (not folder.is_dir() or {path.name for path in folder.iterdir()} - {LOCK, *_drawn(folder)}):
-        hint = f" To go on with it: tunewright resume {folder}" if (folder / INFO).is_file() else ""
-        raise OutputError(f"{folder} is in use. Name another output folder.{hint}")
+        begun = (folder / INFO).is_file()
+        hint = f" To go on with it: tunewright resume {folder}" if begun and Run(folder).status != "finished" else ""
+        raise OutputError(f"{folder} holds {'a run' if begun else 'files'} already. Name another output folder.{hint}")
 
 
 def _drawn(folder: Path) -> set[str]:

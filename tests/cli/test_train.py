@@ -98,7 +98,13 @@ def test_faults_are_named_and_exit_with_2(invoke: Invoke, arguments: list[str], 
 
 def test_a_used_folder_is_refused_with_how_to_go_on(invoke: Invoke, encoder: str, rows: Path, classifier: Path) -> None:
     done = invoke("train", "--base", encoder, "--data", rows / "tickets.jsonl", "--output", classifier)
-    assert done.exit_code == 2 and f"tunewright resume {classifier}" in done.stderr
+    assert done.exit_code == 2 and "holds a run already. Name another" in done.stderr and "resume" not in done.stderr
+    document = json.loads((classifier / "run.json").read_text())
+    stopped = classifier.with_name("stopped")
+    shutil.copytree(classifier, stopped)
+    (stopped / "run.json").write_text(json.dumps({**document, "status": "stopped"}))
+    again = invoke("train", "--base", encoder, "--data", rows / "tickets.jsonl", "--output", stopped)
+    assert again.exit_code == 2 and f"tunewright resume {stopped}" in again.stderr
 
 
 def test_dry_run_needs_neither_weights_nor_rows(invoke: Invoke, encoder: str) -> None:

@@ -184,3 +184,11 @@ def test_an_address_is_not_taken_for_a_file(address: str, tmp_path: Path) -> Non
             found.pixels()
     with pytest.raises(DataError, match=f"{address} is an address, .* download it"):
         load_records(address, DataConfig(train="-"))
+
+
+def test_only_formats_that_run_nothing_are_read() -> None:
+    """PostScript in a file called a.jpg would be run by Ghostscript, where that is installed."""
+    file = BytesIO()
+    Image.new("RGB", (8, 8)).save(file, "EPS")
+    with pytest.raises(DataError, match="no image that can be read"):
+        decode(file.getvalue())

@@ -135,7 +135,7 @@ def test_killed_before_a_seed_began(study: tw.Run, tiny_base: Any, tmp_path: Pat
 def test_a_finished_one_is_left_alone(study: tw.Run, tiny_base: Any) -> None:
     before = (study.folder / "run.json").read_bytes()
     assert tw.resume(study.folder).folder == study.folder
-    with pytest.raises(OutputError, match="is in use"):
+    with pytest.raises(OutputError, match="holds a run already"):
         tw.train(several(tiny_base("bert"), study.folder))
     assert (study.folder / "run.json").read_bytes() == before
 

@@ -69,9 +69,10 @@ def generate(
         if not as_json:
             show(f"Written to {path}")
 
-    say(f"Drawing {counted(len(names), 'image')} in {counted(steps, 'step')}{' each' * (len(names) > 1)}.")
     with _interruptible(written, len(names)):
-        for a, i, image in draw(where, prompts, alphas, device, drawing):
+        images = draw(where, prompts, alphas, device, drawing)
+        say(f"Drawing {counted(len(names), 'image')} in {counted(steps, 'step')}{' each' * (len(names) > 1)}.")
+        for a, i, image in images:
             drawn[a, i] = image
             path = folder if folder.suffix == ".png" else folder / names[a, i]
             keep(image, path, {"prompt": prompts[i], "alpha": a, **how, "model": where})

@@ -6,7 +6,7 @@ import base64
 import hashlib
 import warnings
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -87,6 +87,15 @@ class Picture:
         return decode(self.read())
 
 
+@cache
+def _formats() -> list[str]:
+    """Pillow's names of the formats that are read: those of `EXTENSIONS`. Others may run programs, as EPS does."""
+    from PIL import Image
+
+    known = Image.registered_extensions()
+    return sorted({known[extension] for extension in EXTENSIONS if extension in known})
+
+
 def decode(content: bytes) -> Image:
     """The pixels of an image file's bytes: see `Picture.pixels`."""
     from PIL import Image, ImageOps, UnidentifiedImageError
@@ -95,7 +104,7 @@ def decode(content: bytes) -> Image:
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
-            image = Image.open(BytesIO(content))
+            image = Image.open(BytesIO(content), formats=_formats())
             image.load()
             return _in_rgb(ImageOps.exif_transpose(image))
         except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:

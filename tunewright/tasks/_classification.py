@@ -167,16 +167,16 @@ class Classification(Task):
     def usable(self, model: Model, records: Sequence[Any], skip: bool) -> tuple[list[Any], list[str]]:
         """The rows that the model can be fed and have the labels of; and what is wrong with the others, if skipped."""
         classes = set(self.labels)
-        reasons = [self._misfit(r.label, classes) or self.unreadable(model, r) for r in records]
+        misfits = [self._misfit(r.label, classes) for r in records]
+        reasons = [misfit or self.unreadable(model, r) for misfit, r in zip(misfits, records, strict=True)]
         faults = [_named(r.source, reason) for r, reason in zip(records, reasons, strict=True) if reason]
         fitting = [record for record, reason in zip(records, reasons, strict=True) if not reason]
         if faults and not (skip and fitting):
             own = "numbers" if self.kind == "regression" else ", ".join(self.labels[:20])
             otherwise = ", or set data.on_bad_rows: skip" if fitting else ""
-            rows = counted(len(records), "row")
-            misfits = counted(len(faults), f"of {rows} does not", f"of {rows} do not")
-            remedy = f"mend {them(len(faults))}{otherwise}"
-            raise DataError(f"{misfits} fit the model, whose labels are {own}: {remedy}.", faults)
+            bad = f"{len(faults):,} of {counted(len(records), 'row')} cannot be used"
+            fit = f" by a model whose labels are {own}" if any(misfits) else ""
+            raise DataError(f"{bad}{fit}: mend {them(len(faults))}{otherwise}.", faults)
         return fitting, faults
 
     def refuse_unreadable(self, model: Model, records: Sequence[Any], what: str) -> None:
