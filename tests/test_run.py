@@ -212,10 +212,10 @@ def test_a_folder_in_use_is_not_written_into(tiny_base: Any, tmp_path: Path) -> 
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "thesis.txt").write_text("the only copy")
-    with pytest.raises(OutputError, match="holds (files|a run) already"):
+    with pytest.raises(OutputError, match=r"holds (files|a run) already"):
         tw.train(recipe(tiny_base("llama"), folder))
     assert [p.name for p in folder.iterdir()] == ["thesis.txt"]
-    with pytest.raises(OutputError, match="holds (files|a run) already"):
+    with pytest.raises(OutputError, match=r"holds (files|a run) already"):
         tw.train(recipe(tiny_base("llama"), folder / "thesis.txt"))
 
 
