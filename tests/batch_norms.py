@@ -22,18 +22,20 @@ class NormsConfig(hf.PretrainedConfig):
         hidden_size: int = 16,
         num_hidden_layers: int = 3,
         norm_in_head: bool = False,
+        statistics: bool = True,
         **rest: Any,
     ) -> None:
-        self.norm_in_head = norm_in_head
+        self.norm_in_head, self.statistics = norm_in_head, statistics
         self.vocab_size, self.hidden_size, self.num_hidden_layers = vocab_size, hidden_size, num_hidden_layers
         self.max_position_embeddings = 256
         super().__init__(**rest)
 
 
 class Block(nn.Module):
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, statistics: bool) -> None:
         super().__init__()
-        self.dense, self.norm, self.dropout = nn.Linear(size, size), nn.BatchNorm1d(size), nn.Dropout(0.3)
+        self.dense, self.dropout = nn.Linear(size, size), nn.Dropout(0.3)
+        self.norm = nn.BatchNorm1d(size, track_running_stats=statistics)
 
     def forward(self, x_BH: Tensor) -> Tensor:
         return x_BH + self.dropout(self.norm(self.dense(x_BH)).relu())
@@ -43,7 +45,8 @@ class Trunk(nn.Module):
     def __init__(self, config: NormsConfig) -> None:
         super().__init__()
         self.words = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(Block(config.hidden_size) for _ in range(config.num_hidden_layers))
+        blocks = (Block(config.hidden_size, config.statistics) for _ in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(blocks)
 
     def forward(self, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
         x_BH = (self.words(ids_BT) * mask_BT[..., None]).sum(1) / mask_BT.sum(1, keepdim=True)
@@ -74,12 +77,12 @@ hf.AutoConfig.register(NormsConfig.model_type, NormsConfig)
 hf.AutoModelForSequenceClassification.register(NormsConfig, NormsForSequenceClassification)
 
 
-def make_base(folder: Path, classes: int = 3, norm_in_head: bool = False) -> str:
+def make_base(folder: Path, classes: int = 3, norm_in_head: bool = False, statistics: bool = True) -> str:
     """A base with a head, whose batch norms have seen data."""
     tokenizer = encoder_tokenizer("distilbert")
     labels = [f"class {i}" for i in range(classes)]
-    config = NormsConfig(vocab_size=len(tokenizer), norm_in_head=norm_in_head, id2label=dict(enumerate(labels)),
-                         label2id={label: i for i, label in enumerate(labels)})  # fmt: skip
+    names = {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
+    config = NormsConfig(len(tokenizer), norm_in_head=norm_in_head, statistics=statistics, **names)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(7)
         module = NormsForSequenceClassification(config)

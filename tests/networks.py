@@ -35,6 +35,24 @@ class Net(nn.Module):
         return self.fc(self.layer3(self.layer2(self.layer1(x))).mean((2, 3)))
 
 
+class LooseNorms(Net):
+    """A batch norm that keeps no statistics: each answer depends on the whole batch."""
+
+    def __init__(self, classes: int = 5) -> None:
+        super().__init__(classes)
+        self.layer2[1] = nn.BatchNorm2d(16, track_running_stats=False)
+
+
+class InstanceNorms(Net):
+    """Instance norms in place of its batch norms, with statistics of what they have seen."""
+
+    def __init__(self, classes: int = 5) -> None:
+        super().__init__(classes)
+        self.norm = nn.InstanceNorm2d(8, affine=True, track_running_stats=True)
+        for layer, size in ((self.layer1, 12), (self.layer2, 16), (self.layer3, 16)):
+            layer[1] = nn.InstanceNorm2d(size, affine=True, track_running_stats=True)
+
+
 class Convolving(nn.Module):
     """No norm and no linear layer: the head is a convolution, and its answer has two edges of 1 left."""
 

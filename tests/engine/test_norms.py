@@ -7,15 +7,18 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import tunewright as tw
+from tests.batch_norms import make_base
 from tests.contracts.steps import ALL, assert_same, gradient, job_of, prepared
 from tests.runs import left_behind, recipe, stop_at
 from tests.tiny import pictures
 from tunewright.artifacts.batch_norm import batch_norms
-from tunewright.errors import MethodError, RecipeError
+from tunewright.errors import BaseModelError, MethodError, RecipeError
 
 TASK = "image-classification"
+SMALL = {"image": {"resize": 16, "crop": 16}}
 AFFINE, STATISTICS = ("weight", "bias"), ("running_mean", "running_var", "num_batches_tracked")
 
 
@@ -51,6 +54,32 @@ def test_what_is_added_leaves_them_as_they_were(method: str, tiny_base: Any, tmp
     for name, norm in batch_norms(tw.load(run.folder).module):
         for key in (*AFFINE, *STATISTICS):
             assert torch.equal(getattr(norm, key), getattr(before[name], key))
+
+
+def test_without_statistics_no_row_has_an_answer_of_its_own(tmp_path: Path) -> None:
+    base = make_base(tmp_path / "base", statistics=False)
+    with pytest.raises(BaseModelError, match=r"trunk.layers.0.norm, .*track_running_stats=True"):
+        tw.train(recipe(base, tmp_path / "run", task="text-classification", method="full"))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("method", ["full", {"type": "freeze", "last": 1}, {"type": "full", "batch_norm": "train"}])
+def test_instance_norms_keep_their_statistics(method: Any, tmp_path: Path) -> None:
+    """They are no batch norms: however a step is cut, its gradient is the same."""
+    document = recipe("tests.networks:InstanceNorms", tmp_path / "run", task=TASK, method=method, module=SMALL,
+                      training={"epochs": 2, "micro_batch_tokens": 4, "batch": 6})  # fmt: skip
+    run = tw.train(document)
+    start = load_file(run.folder / "start/base/model.safetensors")
+    end = load_file(run.folder / "model/model.safetensors")
+    statistics = {name for name in start if name.rpartition(".")[2] in STATISTICS}
+    assert len(statistics) == 12 and all(torch.equal(start[name], end[name]) for name in statistics)
+    assert not torch.equal(start["layer3.1.weight"], end["layer3.1.weight"])
+
+
+def test_instance_norms_have_nothing_to_freeze(tmp_path: Path) -> None:
+    method = {"type": "full", "batch_norm": "freeze"}
+    with pytest.raises(MethodError, match="no batch norm"):
+        tw.train(recipe("tests.networks:InstanceNorms", tmp_path / "run", task=TASK, method=method, module=SMALL))
 
 
 def test_a_model_without_them_refuses_the_option(tiny_base: Any) -> None:

@@ -105,6 +105,7 @@ def test_blocks_are_those_that_are_named() -> None:
         ("Boxes", {}, "has to answer with logits"),
         ("Gray", {}, r"cannot be fed images of \[B, 3, 16, 16\].*module.image .*channels"),
         ("Net", {"image": {**IMAGE, "channels": 1}}, r"cannot be fed images of \[B, 1, 16, 16\].*channels"),
+        ("LooseNorms", {}, r"without running statistics \(layer2.1\): .*track_running_stats=True"),
         ("Softmax", {}, "answers with probabilities .* has to answer with logits"),
         ("Lazy", {}, "lazy layers, .*: conv, fc. Run it once on images"),
         ("Net", {"head": "layer1"}, "its last layer, layer1.0.wide, does not give them"),

@@ -14,7 +14,7 @@ import numpy as np
 
 from tunewright.data.batches import Example
 from tunewright.errors import RecipeError
-from tunewright.methods.base import plain_name
+from tunewright.methods.base import is_batch_norm, plain_name
 from tunewright.tasks.base import Model
 
 if TYPE_CHECKING:
@@ -47,9 +47,9 @@ def moved_norms(start: Model, end: Model) -> set[str]:
 
 
 def batch_norms(module: nn.Module) -> Iterator[tuple[str, Any]]:
-    """All modules that keep running statistics, by their names in the model that no method has wrapped."""
+    """All batch norms, by their names in the model that no method has wrapped."""
     for name, layer in module.named_modules():
-        if getattr(layer, "running_mean", None) is not None and ".original_module" not in name:
+        if is_batch_norm(layer) and ".original_module" not in name:
             yield plain_name(name), layer
 
 

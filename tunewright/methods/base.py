@@ -105,19 +105,25 @@ def enter_training(model: Model, method: Method) -> None:
 
     Held in eval mode: all that comes before the first trained block, and every batch norm (of any dimension) without a
     trained parameter, whose running statistics would otherwise follow the new data although nothing "trains" there;
-    all of them where the method freezes statistics.
+    all of them where the method freezes statistics. Instance norms that keep statistics always are, so that these do
+    not depend on how a step is cut or dealt out.
     """
     model.module.train()
     for module in frozen_prefix(model):
         module.eval()
     moving = {id(norm) for norm in moving_norms(model.module, method)}
     for module in model.module.modules():
-        if is_batch_norm(module) and id(module) not in moving:
+        if hasattr(module, "running_mean") and id(module) not in moving:
             module.eval()
 
 
 def is_batch_norm(module: nn.Module) -> bool:
-    return hasattr(module, "running_mean")
+    """Whether it normalizes by the rows of a step: torch's of any dimension, and whatever else moves statistics so."""
+    from torch.nn.modules.batchnorm import _BatchNorm
+    from torch.nn.modules.instancenorm import _InstanceNorm
+
+    moves = all(hasattr(module, name) for name in ("running_mean", "running_var", "momentum"))
+    return isinstance(module, _BatchNorm) or (moves and not isinstance(module, _InstanceNorm))
 
 
 def moving_norms(module: nn.Module, method: Method) -> list[nn.Module]:

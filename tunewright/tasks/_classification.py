@@ -12,6 +12,7 @@ import numpy as np
 from tunewright.data.batches import Example
 from tunewright.data.labels import name_of
 from tunewright.errors import BaseModelError, DataError, counted, them
+from tunewright.tasks._batch_norms import refuse_no_statistics
 from tunewright.tasks._blocks import unwrapped
 from tunewright.tasks._pretrained import load_config, load_weights, stored_names, without_weights
 from tunewright.tasks.base import Batch, Likelihood, Model, Predictions, Task, in_batches
@@ -81,7 +82,11 @@ class Classification(Task):
         return self.begun(Model(module, processor, self, base, along=self.along(module), new=new), own)
 
     def begun(self, model: Model, own: Sequence[str]) -> Model:
-        """The model, with a notice where its head is new, and the base's `own` classes are not kept."""
+        """The model, with a notice where its head is new, and the base's `own` classes are not kept.
+
+        Raises BaseModelError where it answers to whole batches only.
+        """
+        refuse_no_statistics(model.module, model.base)
         if model.new:
             had = f" in place of the base's ({len(own)} classes)" if own else ""
             model.notices.append(f"A new head for {self._answers()}{had}.")

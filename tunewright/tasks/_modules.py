@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tunewright.errors import BaseModelError, first_line
+from tunewright.tasks._batch_norms import refuse_no_statistics
 from tunewright.tasks._blocks import named_blocks, nested_blocks
 from tunewright.tasks._factories import allow, make
 from tunewright.tasks._module_config import ModuleConfig
@@ -77,6 +78,7 @@ def laid_out(factory: str, config: ModuleConfig, seed: int = 0) -> nn.Module:
     """A factory's module with its layout. Raises BaseModelError where it is no classifier of such images."""
     allow(factory)
     module = make(factory, seed).float().eval()
+    refuse_no_statistics(module, factory)
     shape = (config.image.channels, config.image.crop, config.image.crop)
     head, outputs = find_head(module, factory, shape, config.head)
     refuse_probabilities(module, factory, shape)
