@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import json
 from importlib.util import find_spec
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers as hf
+from PIL import Image
 
+import tunewright as tw
 from tests.contracts.journeys import journey
 from tests.contracts.steps import prepared
+from tests.runs import recipe
 from tests.tiny import pictures, random_weights
+from tunewright.data.pictures import as_picture
 from tunewright.errors import BaseModelError, MissingExtra
-from tunewright.tasks.image_classification import ImageClassification
+from tunewright.tasks.image_classification import ImageClassification, Pixels
 
 TASK = "image-classification"
 TOWER = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -67,6 +73,56 @@ def base(kind: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     size = {"size": {"shortest_edge": edge}, "crop_size": {"height": edge, "width": edge}}
     hf.CLIPImageProcessorPil(**size).save_pretrained(folder)
     return str(folder)
+
+
+def of_channels(folder: Path, model: Any, processor: Any) -> str:
+    random_weights(hf.AutoModelForImageClassification, model).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return str(folder)
+
+
+def resnet_of(channels: int) -> Any:
+    return hf.ResNetConfig(
+        num_channels=channels, embedding_size=8, hidden_sizes=[8, 12], depths=[1, 1], layer_type="basic"
+    )
+
+
+def towers_of(channels: int) -> Any:
+    tower = {**TOWER, "image_size": 16, "patch_size": 8, "num_channels": channels}
+    return hf.SiglipConfig(text_config={**TOWER, "vocab_size": 9}, vision_config=tower)
+
+
+GREY = {"image_mean": [0.459], "image_std": [0.226]}
+
+
+@pytest.mark.parametrize(
+    "config, normalization, reads, remedy",
+    [
+        (resnet_of(1), {}, "1 channel ", r"of 3\. Give image_mean and image_std one number \(in grey\)"),
+        (towers_of(1), {}, "1 channel ", r"of 3\. Give"),
+        (resnet_of(3), GREY, "3 channels ", r"of 1\. Give image_mean and image_std three numbers"),
+        (resnet_of(4), {}, "4 channels ", r"of 3\. Take another base"),
+    ],
+)
+def test_channels_that_no_image_has(config: Any, normalization: Any, reads: str, remedy: str, tmp_path: Path) -> None:
+    processor = hf.CLIPImageProcessorPil(size={"shortest_edge": 16}, crop_size=16, **normalization)
+    base = of_channels(tmp_path / "base", config, processor)
+    with pytest.raises(BaseModelError, match=f"images of {reads}.*preprocessor_config.json makes them {remedy}"):
+        tw.train(recipe(base, tmp_path / "run", task=TASK, method="full"))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("method", ["full", "adapter"])
+@pytest.mark.parametrize("processor", [hf.CLIPImageProcessorPil, hf.ViTImageProcessorPil, hf.ConvNextImageProcessorPil])
+def test_grey_images_by_one_mean(processor: Any, method: str, tmp_path: Path) -> None:
+    """An image in colour is answered as the same in grey, by what lies with the tuned model too."""
+    edge = {"size": {"shortest_edge": 16}, "crop_size": 16} if "CLIP" in processor.__name__ else {"size": 16}
+    base = of_channels(tmp_path / "base", resnet_of(1), processor(**edge, **GREY))
+    run = tw.train(recipe(base, tmp_path / "run", task=TASK, method=method, data={"augment": {}}))
+    image = Image.open(BytesIO(pictures(1)[0]["image"]))
+    colour, grey = (tw.predict(run.folder, [one])[0]["probabilities"] for one in (image, image.convert("L")))
+    assert colour == grey
+    assert np.asarray(Pixels(as_picture(image), run.model.processor)).shape == (1, 16, 16)
 
 
 def test_head_and_blocks(kind: str, base: str) -> None:

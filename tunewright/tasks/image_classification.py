@@ -50,7 +50,7 @@ class Pixels:
         if self.draw:
             image = self.draw.apply(image, self.size, int(getattr(self.processor, "resample", None) or BICUBIC))
             options = {"do_resize": False, "do_center_crop": False} if self.draw.area is not None else {}
-        if len(self.processor.image_mean or ()) == 1:  # its preprocessor_config.json says that images are grey
+        if _is_grey(self.processor):
             image = image.convert("L")
         prepared: np.ndarray = self.processor(image, return_tensors="np", **options)["pixel_values"][0]
         return prepared.astype(dtype or np.float32)
@@ -127,7 +127,10 @@ class ImageClassification(Classification):
 
     def processor(self, base: str, config: Any) -> Any:
         found = load_image_processor(base)
-        return timm_preprocessing(found.data_config).processor() if hasattr(found, "data_config") else found
+        if hasattr(found, "data_config"):
+            return timm_preprocessing(found.data_config).processor()
+        _fit_channels(found, config, base)
+        return found
 
     def save(self, model: Model, folder: Path) -> None:
         if layout_of(model.module) is None:
@@ -201,7 +204,8 @@ class ImageClassification(Classification):
         """
         import torch
 
-        shape = _modules.image_shape(model.processor) if layout_of(model.module) else (3, 224, 224)
+        of_module = layout_of(model.module) is not None
+        shape = _modules.image_shape(model.processor) if of_module else (_channels(model.module.config) or 3, 224, 224)
         found: dict[int, int] = {}
 
         def note(block: nn.Module, _: object, output: Any) -> None:
@@ -242,6 +246,30 @@ class ImageClassification(Classification):
 
     def asked(self, model: Model, example: Example) -> str:
         return example.source
+
+
+def _is_grey(processor: Any) -> bool:
+    """Whether its preprocessor_config.json says that images are grey: by one mean."""
+    return len(processor.image_mean or ()) == 1
+
+
+def _channels(config: Any) -> int | None:
+    """How many channels the images of a model have, where its configuration says it."""
+    return getattr(getattr(config, "vision_config", config), "num_channels", None)
+
+
+def _fit_channels(processor: Any, config: Any, base: str) -> None:
+    """Let images that are grey stay it. Raises BaseModelError where the base's processor makes others than it reads."""
+    made, wanted = 1 if _is_grey(processor) else 3, _channels(config)
+    if wanted not in (made, None):
+        numbers = {1: "one number (in grey)", 3: "three numbers"}
+        remedy = f"Give image_mean and image_std {numbers[wanted]} there" if wanted in numbers else "Take another base"
+        raise BaseModelError(
+            f"{base} reads images of {counted(wanted, 'channel')} (num_channels in its config.json), and its "
+            f"preprocessor_config.json makes them of {made}. {remedy}."
+        )
+    if made == 1:
+        processor.do_convert_rgb = False
 
 
 def _timm_head(module: Any) -> list[str]:
