@@ -116,6 +116,47 @@ class LogSoftmax(Net):
         return super().forward(picture).log_softmax(-1)
 
 
+class Sigmoid(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.Sequential(nn.Sigmoid(), nn.Flatten())
+
+    def forward(self, picture: Tensor) -> Tensor:
+        return self.last(super().forward(picture))
+
+
+class Gated(Net):
+    """A gate is the last to run, and all answers are small and positive; yet they are logits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = nn.Sigmoid()
+
+    def forward(self, picture: Tensor) -> Tensor:
+        return 0.5 * self.gate(super().forward(picture)) + 0.1
+
+
+class Auxiliary(Net):
+    """A second head that answers in training only, as GoogLeNet's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.aux = nn.Linear(5, 5)
+
+    def forward(self, picture: Tensor) -> Tensor | tuple[Tensor, Tensor]:  # type: ignore[override]
+        x = super().forward(picture)
+        return (x, self.aux(x)) if self.training else x
+
+
+class Strict(Net):
+    """Fails in training mode, on purpose."""
+
+    def forward(self, picture: Tensor) -> Tensor:
+        if self.training:
+            raise RuntimeError("not trained in this way")
+        return super().forward(picture)
+
+
 class Lazy(nn.Module):
     def __init__(self) -> None:
         super().__init__()

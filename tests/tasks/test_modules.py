@@ -107,6 +107,9 @@ def test_blocks_are_those_that_are_named() -> None:
         ("Net", {"image": {**IMAGE, "channels": 1}}, r"cannot be fed images of \[B, 1, 16, 16\].*channels"),
         ("LooseNorms", {}, r"without running statistics \(layer2.1\): .*track_running_stats=True"),
         ("Softmax", {}, "answers with probabilities .* has to answer with logits"),
+        ("Sigmoid", {}, r"probabilities \(from its nn.Sigmoid\).*end without its sigmoid"),
+        ("Auxiliary", {}, r"in training mode .*answers with tuple.*auxiliary outputs off"),
+        ("Strict", {}, r"in training mode .*RuntimeError: not trained in this way"),
         ("Lazy", {}, "lazy layers, .*: conv, fc. Run it once on images"),
         ("Net", {"head": "layer1"}, "its last layer, layer1.0.wide, does not give them"),
         ("Net", {"head": "norm"}, "module.head: norm names no linear layer"),
@@ -119,6 +122,13 @@ def test_a_module_that_does_not_fit_what_is_said_of_it(factory: str, config: Any
     size = {"image": {"resize": 32, "crop": 32}} if factory == "Maps" else {"image": IMAGE}
     with pytest.raises(BaseModelError, match=said):
         laid_out(f"tests.networks:{factory}", ModuleConfig.model_validate({**size, **config}))
+
+
+def test_trying_a_module_in_training_moves_nothing() -> None:
+    statistics, random = dict(networks.lived_net().named_buffers()), torch.get_rng_state()
+    module = laid_out("tests.networks:lived_net", ModuleConfig(image=IMAGE))
+    assert all(torch.equal(tensor, statistics[name]) for name, tensor in module.named_buffers())
+    assert torch.equal(torch.get_rng_state(), random) and not any(m.training for m in module.modules())
 
 
 # Code that is no use, and weights that are none
@@ -185,8 +195,8 @@ def test_a_module_reads_images_only(tmp_path: Path) -> None:
 
 
 def test_what_is_no_fault_of_a_module() -> None:
-    """log-softmax changes nothing of the softmax behind it; a lazy layer that has run is none any more."""
-    for name in ("LogSoftmax", "lazy_once_run"):
+    """log-softmax changes nothing of the softmax behind it; a lazy layer that has run is none any more; a gate."""
+    for name in ("LogSoftmax", "lazy_once_run", "Gated"):
         assert layout_of(laid_out(f"tests.networks:{name}", ModuleConfig(image=IMAGE)))
     with pytest.raises(BaseModelError, match="lazy layers"):
         tw.train(base=networks.Lazy(), module={"image": IMAGE}, data=pictures(6), output=str(NOWHERE))

@@ -53,17 +53,59 @@ def find_head(module: nn.Module, factory: str, shape: tuple[int, int, int], want
 
 
 def refuse_probabilities(module: nn.Module, factory: str, shape: tuple[int, int, int]) -> None:
-    """Raise BaseModelError where a softmax is behind the head: the loss has its own, and would learn from two."""
+    """Raise BaseModelError where a softmax or a sigmoid is behind the head: the loss has its own."""
+    import torch
+    from torch import nn
+
+    squeezed: list[Tensor] = []
+    sigmoids = [m for m in module.modules() if isinstance(m, nn.Sigmoid)]
+    handles = [m.register_forward_hook(lambda _m, _given, output: squeezed.append(output)) for m in sigmoids]
+    with torch.no_grad():
+        output_BC = logits(module, _noise(4, shape))
+    for handle in handles:
+        handle.remove()
+    found = None
+    if output_BC.shape[1] > 1 and bool((output_BC >= 0).all()) and torch.allclose(output_BC.sum(1), torch.ones(4)):
+        found = "not negative, and of the sum 1", "softmax"
+    elif any(x.shape[0] == 4 and torch.equal(x.flatten(1), output_BC) for x in squeezed):  # not of a gate within
+        found = "from its nn.Sigmoid", "sigmoid"
+    if found:
+        raise BaseModelError(
+            f"{factory} answers with probabilities ({found[0]}), and has to answer with logits, of which the loss "
+            f"takes the softmax or sigmoid itself. Let it end without its {found[1]}."
+        )
+
+
+def refuse_other_training(module: nn.Module, factory: str, shape: tuple[int, int, int], outputs: int) -> None:
+    """Raise BaseModelError where a module in eval mode does not answer with the same kind of logits in training mode.
+
+    Its statistics stay as they were.
+    """
     import torch
 
-    noise = torch.randn(4, *shape, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        output_BC = logits(module, noise)
-    if output_BC.shape[1] > 1 and bool((output_BC >= 0).all()) and torch.allclose(output_BC.sum(1), torch.ones(4)):
+    kept = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            found: object = f"{logits(module.train(), _noise(2, shape)).shape[1]} numbers"
+    except BaseModelError as error:
+        found = error
+    except Exception as error:
+        found = f"{type(error).__name__}: {first_line(error)}"
+    finally:
+        module.eval()
+        for name, buffer in kept.items():
+            module.get_buffer(name).copy_(buffer)
+    if found != f"{outputs} numbers":
         raise BaseModelError(
-            f"{factory} answers with probabilities (not negative, and of the sum 1), and has to answer with logits, of "
-            "which the loss takes the softmax itself. Let it end without its softmax."
+            f"{factory} answers with logits in eval mode, and in training mode it does not ({found}). Let the factory "
+            "make it without what it adds in training: switch its auxiliary outputs off."
         )
+
+
+def _noise(rows: int, shape: tuple[int, int, int]) -> Tensor:
+    import torch
+
+    return torch.randn(rows, *shape, generator=torch.Generator().manual_seed(0))
 
 
 def _within(name: str, wanted: str | None) -> bool:

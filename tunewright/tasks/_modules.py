@@ -21,7 +21,14 @@ from tunewright.tasks._batch_norms import refuse_no_statistics
 from tunewright.tasks._blocks import named_blocks, nested_blocks
 from tunewright.tasks._factories import allow, make
 from tunewright.tasks._module_config import ModuleConfig
-from tunewright.tasks._module_head import find_head, layer_of, logits, refuse_probabilities, replace_head
+from tunewright.tasks._module_head import (
+    find_head,
+    layer_of,
+    logits,
+    refuse_other_training,
+    refuse_probabilities,
+    replace_head,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -82,6 +89,7 @@ def laid_out(factory: str, config: ModuleConfig, seed: int = 0) -> nn.Module:
     shape = (config.image.channels, config.image.crop, config.image.crop)
     head, outputs = find_head(module, factory, shape, config.head)
     refuse_probabilities(module, factory, shape)
+    refuse_other_training(module, factory, shape, outputs)
     if config.labels is not None and len(config.labels) != outputs:
         raise BaseModelError(f"module.labels names {len(config.labels)} classes, and {factory} has {outputs} outputs.")
     blocks = named_blocks(module, config.blocks) if config.blocks else nested_blocks(module, head)
