@@ -16,7 +16,7 @@ from tunewright.data.kinds import Classified
 from tunewright.data.records import Records
 from tunewright.engine.device import micro_batch_tokens
 from tunewright.errors import DataError
-from tunewright.methods.base import trained_count, trained_groups
+from tunewright.methods.base import parameter_count, trained_count, trained_groups
 from tunewright.prepare import Prepared
 from tunewright.recipe import lasting
 from tunewright.tasks._factories import code_of
@@ -42,7 +42,7 @@ def describe(prepared: Prepared) -> dict[str, Any]:
         "objective": recipe.objective.model_dump(mode="json"),
         "recipe": lasting(recipe),
         **place_of(prepared),
-        "parameters": describe_parameters(model.module, prepared.total),
+        "parameters": describe_parameters(model.module),
         "saved_as": recipe.method.saved_as,
         "notices": prepared.notices,
         "data": describe_data(prepared),
@@ -82,9 +82,9 @@ def _processor() -> str:
         return platform.processor() or platform.machine()
 
 
-def describe_parameters(module: Any, total: int) -> dict[str, Any]:
-    """How many parameters train, which share that is of the `total` before a method added any, and their names."""
-    trained = trained_count(module)
+def describe_parameters(module: Any) -> dict[str, Any]:
+    """How many parameters there are with what a method added, how many train, which share that is, and their names."""
+    trained, total = trained_count(module), parameter_count(module)
     return {"total": total, "trained": trained, "share": trained / total, "names": trained_groups(module)}
 
 

@@ -34,7 +34,6 @@ from tunewright.evaluation.evaluate import refuse_idle_evaluation
 from tunewright.evaluation.paired import is_finite
 from tunewright.folder import Run, new_folder, open_run, refuse_lost
 from tunewright.launch import launch
-from tunewright.methods.base import parameter_count
 from tunewright.reading import read_rows, task_of_rows, wanted_kinds
 from tunewright.recipe import Recipe, checked, located, make_recipe, read_document
 from tunewright.tasks import task_class
@@ -326,9 +325,8 @@ def dry_run(recipe: Recipe | dict[str, Any]) -> dict[str, Any]:
     task, notices = _shape_of_task(chosen)
     model = _module_shape(chosen, task) if is_factory(chosen.base) else task.load(shape_of(chosen.base), weights=False)
     chosen.method.extend(model)
-    total = parameter_count(model.module)
     chosen.method.attach(model)
-    counts = describe_parameters(model.module, total)
+    counts = describe_parameters(model.module)
     return {"task": task.name, "method": chosen.method.type, **counts, "notices": notices}
 
 

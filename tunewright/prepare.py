@@ -19,7 +19,7 @@ from tunewright.deciding import decide, refuse_idle, refuse_idle_training, weigh
 from tunewright.engine.device import pick_device, pick_precision
 from tunewright.errors import DataError, MethodError, RecipeError, counted
 from tunewright.evaluation.evaluate import refuse_idle_pattern
-from tunewright.methods.base import Method, parameter_count
+from tunewright.methods.base import Method
 from tunewright.reading import Rows, choose_task, each_set, lines_of, read_rows
 from tunewright.recipe import Recipe
 from tunewright.tasks._factories import allow, is_factory
@@ -33,16 +33,12 @@ PICTURES = 4
 
 @dataclass
 class Prepared:
-    """A recipe ready to run: `recipe` has every `auto` decided but that of the forward pass.
-
-    `total` counts the parameters of the model before the method added any.
-    """
+    """A recipe ready to run: `recipe` has every `auto` decided but that of the forward pass."""
 
     recipe: Recipe
     model: Model
     rows: Rows
     encoded: dict[str, Encoded]
-    total: int
     device: Any
     precision: str
     notices: list[str]
@@ -98,7 +94,7 @@ def prepare(
     notices += _account(encoded, rows, data)
     refuse_idle(recipe, model)
     weigh_classes(recipe, task, encoded["train"].examples)
-    total = _attach(recipe, model)
+    _attach(recipe, model)
     if hasattr(task, "keep"):
         kept = task.keep(model, [found.examples for found in encoded.values()], data, device, stand_in=rehearsal)
         pairs = zip(encoded.items(), kept, strict=True)
@@ -108,7 +104,7 @@ def prepare(
     decided = decided.model_copy(update={"device": chosen, "precision": precision})
     recipe = recipe.model_copy(update={"task": task.name, "training": decided})
     notices += [*rows.notices, *model.notices]
-    prepared = Prepared(recipe, model, rows, encoded, total, device, precision, notices)
+    prepared = Prepared(recipe, model, rows, encoded, device, precision, notices)
     for name in prepared.evaluation_sets():
         refuse_idle_pattern(model, prepared.examples(name), rows.sets()[name].records, recipe.evaluation)
     return prepared
@@ -124,16 +120,14 @@ def _loaded(recipe: Recipe, task: Task, start: Path, precision: str) -> Model:
     return model
 
 
-def _attach(recipe: Recipe, model: Model) -> int:
-    """Let the method choose what trains, and add its own, in place. How many parameters there were before."""
+def _attach(recipe: Recipe, model: Model) -> None:
+    """Let the method choose what trains, and add its own, in place."""
     if model.new_tokens and not recipe.method.trains_new_tokens:
         raise MethodError(f"data.special_tokens do not train with method: {recipe.method.type}. Use lora or full.")
     unlearned = _teach_to_end(model, recipe.method)
-    total = parameter_count(model.module)
     recipe.method.attach(model, recipe.training.seed)
     if unlearned and not any(p.requires_grad for p in model.module.get_output_embeddings().parameters()):
         model.notices.append(f"{unlearned}: answers may not end unless its row trains, as with method: lora or full.")
-    return total
 
 
 def _with_prior_marked(encoded: dict[str, Encoded], rows: Rows) -> dict[str, Encoded]:

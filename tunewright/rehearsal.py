@@ -109,7 +109,7 @@ def _described(prepared: Prepared) -> dict[str, Any]:
         "device": str(prepared.device),
         "precision": prepared.precision,
         "notices": prepared.notices,  # the probes may add to them
-        "parameters": describe_parameters(prepared.model.module, prepared.total),
+        "parameters": describe_parameters(prepared.model.module),
         "data": describe_data(prepared),
         "repeats": find_repeats(prepared.rows.sets()),
         "preview": preview(prepared),

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from tests.contracts.journeys import journey
 from tests.contracts.steps import prepared
 from tests.tiny import completions, labelled, rows_for
+from tunewright.account import describe_parameters
 from tunewright.errors import MethodError
 from tunewright.methods import LoRA
 from tunewright.methods._lora_file import lora_scale, stackable
@@ -118,6 +119,22 @@ def test_scales_follow_peft(tiny_base: Any, tmp_path: Any) -> None:
 def test_what_is_no_plain_sum_is_not_stacked(key: str, value: Any) -> None:
     assert stackable({"peft_type": "LORA", "r": 4})
     assert not stackable({"peft_type": "LORA", "r": 4, key: value})
+
+
+def test_what_trains_is_a_share_of_all(tiny_base: Any) -> None:
+    """Of the base and what was added, though that may be more; a head of which PEFT trains a copy counts once."""
+
+    task = "image-classification"
+
+    def counts(method: Any) -> Any:
+        ready = prepared(tiny_base("vit"), rows_for(task), task=task, method=method)
+        return describe_parameters(ready.model.module)
+
+    full, large = counts("full"), counts({"type": "lora", "rank": 256})
+    head = counts("head")["trained"]
+    assert full["trained"] == full["total"] < large["trained"]
+    assert large["total"] == full["total"] + large["trained"] - head
+    assert large["share"] == large["trained"] / large["total"] < 1
 
 
 def test_peft_options_are_checked_by_name(tiny_base: Any, tmp_path: Any) -> None:

@@ -161,8 +161,8 @@ def plain_name(name: str) -> str:
 
 
 def parameter_count(module: nn.Module) -> int:
-    """How many parameters there are, tied ones once."""
-    return sum(p.numel() for p in module.parameters())
+    """How many parameters there are, tied ones once, without those in whose place PEFT trains a copy."""
+    return sum(p.numel() for name, p in module.named_parameters() if ".original_module." not in name)
 
 
 def trained_count(module: nn.Module) -> int:
