@@ -54,6 +54,26 @@ def test_lines_name_the_first_and_last_step(capsys: pytest.CaptureFixture[str]) 
     assert "Validation after step 3 (epoch 1.00): loss 0.400, accuracy 91.0\u00a0%" in found
 
 
+def test_names_that_differ_at_their_ends() -> None:
+    """Are cut in the middle; the two matrices of a LoRA are one row, and others stay as they are."""
+    block = "down_blocks.*.attentions.*.transformer_blocks.*.attn1"
+    names = [
+        f"{block}.{layer}.lora_{letter}.weight: 8 × {shape}"
+        for layer in ("to_q", "to_k")
+        for letter, shape in (("A", "4×320"), ("B", "320×4"))
+    ]
+    names += ["conv.lora_A.weight: 2 × 4×8", "conv.lora_B.weight: 1 × 8×4", "lora_B.weight: 1 × 3×4"]
+    stream = io.StringIO()
+    console = Console(file=stream, width=60, highlight=False, markup=False)
+    _progress.say_trained({**STARTED["parameters"], "names": names}, "title", console)
+    rows = [line.split(maxsplit=4) for line in stream.getvalue().splitlines()[4:]]
+    assert len(rows) == 5 and max(map(len, stream.getvalue().splitlines())) <= 60
+    assert [row[:4] for row in rows[:2]] == [["8", "×", "4×320,", "320×4"]] * 2
+    assert rows[0][4].startswith("down_blocks.*") and rows[0][4].rstrip().endswith("attn1.to_q.lora_A, lora_B")
+    assert rows[1][4].rstrip().endswith("attn1.to_k.lora_A, lora_B") and rows[1][4].count("…") == 1
+    assert [row[-1].strip() for row in rows[2:]] == ["conv.lora_A.weight", "conv.lora_B.weight", "lora_B.weight"]
+
+
 def test_lines_come_every_so_often(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(_progress, "SECONDS_BETWEEN_LINES", 0.0)
     watcher = _Lines()

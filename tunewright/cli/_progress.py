@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -138,14 +138,24 @@ def say_trained(parameters: Mapping[str, Any], title: str, console: Any = None) 
     console = console or err()
     console.print(title, soft_wrap=True)
     console.print(f"Trains {counted(parameters)}:")
-    pairs = [name.rpartition(": ")[::2] for name in parameters["names"]]
-    console.print(
-        table(
-            ("Shape", "Name"), [(shape, name) for name, shape in pairs[:NAMES_SHOWN]], clip=("Name",), fixed=("Shape",)
-        )
-    )
-    if len(pairs) > NAMES_SHOWN:
-        console.print(f"… and {len(pairs) - NAMES_SHOWN} more kinds: --json names them all.")
+    rows = _kinds(parameters["names"])
+    console.print(table(("Shape", "Name"), rows[:NAMES_SHOWN], clip_inside=("Name",), fixed=("Shape",)))
+    if len(rows) > NAMES_SHOWN:
+        console.print(f"… and {len(rows) - NAMES_SHOWN} more kinds: --json names them all.")
+
+
+def _kinds(names: Sequence[str]) -> list[tuple[str, str]]:
+    """Of each kind of parameter its shape and name, the two matrices of a LoRA as one."""
+    rows: list[tuple[str, str]] = []
+    for said in names:
+        name, _, shape = said.rpartition(": ")
+        count, _, edges = shape.partition(" × ")
+        layer = name.removesuffix("lora_B.weight")
+        if layer != name and rows and rows[-1][1] == f"{layer}lora_A.weight" and rows[-1][0].startswith(f"{count} × "):
+            rows[-1] = (f"{rows[-1][0]}, {edges}", f"{layer}lora_A, lora_B")
+        else:
+            rows.append((shape, name))
+    return rows
 
 
 def counted(parameters: Mapping[str, Any]) -> str:
