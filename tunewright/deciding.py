@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tunewright.data.batches import Example
 from tunewright.engine.config import TrainingConfig
 from tunewright.engine.device import auto_batch, auto_learning_rate
-from tunewright.errors import RecipeError
-from tunewright.evaluation.evaluate import refuse_idle_evaluation
+from tunewright.engine.job import Job
+from tunewright.errors import RecipeError, counted
 from tunewright.methods.base import Method, moving_norms
 from tunewright.objectives.supervised import NOISING, Supervised, class_weights
 from tunewright.recipe import Recipe
@@ -19,9 +19,11 @@ from tunewright.tasks.base import Model, Task
 
 def refuse_idle_training(recipe: Recipe, task: Task, validation: bool) -> None:
     """Options of the training that would have no effect on this task and these sets of rows. Raises RecipeError."""
-    training = recipe.training
-    for option in ("patience", "evaluate_every"):
-        if getattr(training, option) is not None and not validation:
+    training, idle = recipe.training, [] if validation else ["patience", "evaluate_every"]
+    if recipe.evaluation.prompts:  # drawn at each evaluation, whether or not there is anything else to measure
+        idle = idle[:1]
+    for option in idle:
+        if getattr(training, option) is not None:
             raise RecipeError(f"training.{option} needs validation rows. Give data.validation, or leave {option} out.")
     if training.packing and not task.packs:
         raise RecipeError(f"training.packing: {task.name} does not pack rows. Leave it out.")
@@ -39,11 +41,19 @@ def decide(training: TrainingConfig, method: Method, model: Model, rows: int) ->
     """
     changes: dict[str, Any] = {}
     if training.learning_rate == "auto":
-        reference = method.learning_rate * (NORMED if _is_normed(model, method) else 1)
-        changes["learning_rate"] = auto_learning_rate(reference, hidden_size(model)) if method.scaled else reference
+        changes["learning_rate"] = _rate(method, model)
     if training.batch == "auto" and training.batch_tokens is None:
         changes["batch"] = auto_batch(rows, bool(moving_norms(model.module, method)))
     return training.model_copy(update=changes)
+
+
+def _rate(method: Method, model: Model) -> float:
+    """The task's own rate for the method, where it has one; else the method's, by the model's width."""
+    own: Mapping[str, float] = getattr(model.task, "rates", {})
+    if method.type in own:
+        return own[method.type]
+    reference = method.learning_rate * (NORMED if _is_normed(model, method) else 1)
+    return auto_learning_rate(reference, hidden_size(model)) if method.scaled else reference
 
 
 NORMED = 10
@@ -65,9 +75,22 @@ def hidden_size(model: Model) -> int:
     return int(model.task.width(model.module))
 
 
+ENOUGH = 100
+"""Steps. With fewer, images look as before: DreamBooth takes some 1,000 (Ruiz et al., arXiv 2208.12242, section 4)."""
+
+
+def few_steps(job: Job) -> list[str]:
+    """A notice where images are to be learned in very few steps, as three epochs of five images would be."""
+    steps = len(job.plan)
+    if not job.model.task.diffuses or steps >= ENOUGH:
+        return []
+    return [
+        f"{counted(steps, 'step')} in all: images usually take some hundreds to be learned. Set training.max_steps."
+    ]
+
+
 def refuse_idle(recipe: Recipe, model: Model) -> None:
     """Options that would have no effect on this model and these rows."""
-    refuse_idle_evaluation(recipe.evaluation, model)
     objective = recipe.objective
     if not isinstance(objective, Supervised):
         return

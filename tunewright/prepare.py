@@ -18,7 +18,7 @@ from tunewright.data.records import Records
 from tunewright.deciding import decide, refuse_idle, refuse_idle_training, weigh_classes
 from tunewright.engine.device import pick_device, pick_precision
 from tunewright.errors import DataError, MethodError, RecipeError, counted
-from tunewright.evaluation.evaluate import refuse_idle_pattern
+from tunewright.evaluation.evaluate import refuse_idle_evaluation, refuse_idle_pattern
 from tunewright.methods.base import Method
 from tunewright.reading import Rows, choose_task, each_set, lines_of, read_rows
 from tunewright.recipe import Recipe
@@ -84,6 +84,7 @@ def prepare(
     model = _loaded(recipe, task, start, precision)
     if hasattr(task, "prepare"):
         task.prepare(model, data, rows.train.kind)
+    refuse_idle_evaluation(recipe.evaluation, model)
     recipe.method.check_rows(rows.train.records)
     if data.prior or data.prior_prompt:
         refuse_no_prior(model)
@@ -102,7 +103,9 @@ def prepare(
     decided = decide(training, recipe.method, model, len(encoded["train"].examples))
     chosen = device.type if training.device == "auto" else training.device  # each process picks its own of several
     decided = decided.model_copy(update={"device": chosen, "precision": precision})
-    recipe = recipe.model_copy(update={"task": task.name, "training": decided})
+    if data.validation is None:
+        data = data.model_copy(update={"validation": rows.held_out})
+    recipe = recipe.model_copy(update={"task": task.name, "training": decided, "data": data})
     notices += [*rows.notices, *model.notices]
     prepared = Prepared(recipe, model, rows, encoded, device, precision, notices)
     for name in prepared.evaluation_sets():

@@ -29,13 +29,18 @@ class TextToImage(Task):
     """An image from a text, by a U-Net in the latent space of a VAE (Rombach et al., arXiv 2112.10752).
 
     A row has one position, and its loss is the mean squared error of what the scheduler says that the U-Net predicts:
-    noise, velocity, image or flow. Timestep and noise are part of the encoded row.
+    noise, velocity, image or flow. Timestep and noise are part of the encoded row: those of a training row are drawn
+    anew at each step, and a row that is measured on has several, always the same.
+
+    Automatic learning rates are those that are usual for Stable Diffusion, whatever the width: 1e-5 for its own
+    weights, and for LoRA 1e-4 with alpha = rank, which is 5e-5 with alpha = 2 · rank, as it is by default.
     """
 
     name: ClassVar[str] = "text-to-image"
     data_kinds: ClassVar[tuple[str, ...]] = ("captioned_image",)
     diffuses: ClassVar[bool] = True
     trunk: ClassVar[str] = "unet"
+    rates: ClassVar[Mapping[str, float]] = {"full": 1e-5, "freeze": 1e-5, "lora": 5e-5, "peft": 1e-4}
     adapted: ClassVar[str] = r"unet\..*\.(to_q|to_k|to_v|to_out\.0)"
 
     def load(self, base: str, *, seed: int = 0, dtype: Any = None, weights: bool = True) -> Model:
@@ -169,7 +174,7 @@ class TextToImage(Task):
         min_snr: float | None = None,
         noise_offset: float = 0.0,
     ) -> Likelihood:
-        """The mean squared error of each image, [B, 1], weighted by min-SNR-γ where that is asked for.
+        """The mean squared error of each image over its timesteps, [B, 1], weighted by min-SNR-γ where asked for.
 
         Args:
             min_snr: γ, see `_diffusion.min_snr`.
@@ -181,13 +186,14 @@ class TextToImage(Task):
         from tunewright.tasks._diffusion import min_snr as weight_of
 
         found = [module(**group, noise_offset=noise_offset) for group in _groups(batch.inputs)]
-        error_B = torch.cat([one.error_B for one in found])
+        error_BK = torch.cat([one.error_BK for one in found])
         if min_snr is not None:
-            error_B = error_B * weight_of(model_of(module).predicts, torch.cat([one.snr_B for one in found]), min_snr)
-        return Likelihood(error_B[:, None])
+            snr_BK = torch.cat([one.snr_BK for one in found])
+            error_BK = error_BK * weight_of(model_of(module).predicts, snr_BK, min_snr)
+        return Likelihood(error_BK.mean(dim=1, keepdim=True))
 
     def predict(self, model: Model, examples: Sequence[Example]) -> Predictions:
-        """The mean squared error of each row at its own timestep and noise, which are always the same."""
+        """The mean squared error of each row over its own timesteps, with noise that is always the same."""
         import torch
 
         device = next(model.module.parameters()).device
@@ -223,11 +229,12 @@ class TextToImage(Task):
             together: how many share the forward passes, which then round in another way.
 
         Raises:
-            RecipeError: a size that the U-Net cannot halve.
+            RecipeError: a size that the U-Net cannot halve, or more steps than the scheduler has timesteps.
             BaseModelError: an image that is not finite.
         """
         import torch
 
+        self.refuse_steps(model, steps, "steps")
         width, height = self._size(model, size)
         seeds = [seed] * len(prompts) if isinstance(seed, int) else list(seed)
         pipeline, module = self.pipeline(model), model_of(model.module)
@@ -252,6 +259,16 @@ class TextToImage(Task):
                 shown = pipeline.image_processor.postprocess(pixels_B3XY, output_type="np")
                 made += pipeline.image_processor.numpy_to_pil(shown)
         return made
+
+    def refuse_steps(self, model: Model, steps: int, option: str) -> None:
+        """Raise RecipeError for an image in more steps than the scheduler has timesteps."""
+        config = model.processor.scheduler.config
+        most = config.num_train_timesteps - config.get("steps_offset", 0)  # it begins so far on, and ends within them
+        if steps > most:
+            raise RecipeError(
+                f"{option}: {steps:,} is too many for the base's scheduler, which has {config.num_train_timesteps:,} "
+                f"timesteps. Give {most:,} at most; 20 to 50 are usual."
+            )
 
     def _size(self, model: Model, size: tuple[int, int] | None) -> tuple[int, int]:
         """Width and height of an image that is drawn. Raises RecipeError for what the U-Net cannot halve."""
