@@ -28,7 +28,7 @@ def test_train_says_what_it_trains_and_what_came_of_it(invoke: Invoke, encoder: 
     info = open_run("out").info
     assert done.exit_code == 0
     assert f"Trains {info['parameters']['trained']:,} of {info['parameters']['total']:,} parameters" in done.stderr
-    assert "3 × 16×32  bert.encoder.layer.*.attention.self.query.lora_A.weight" in done.stderr
+    assert "3 × 16×32, 32×16  bert.encoder.layer.*.attention.self.query.lora_A, lora_B" in done.stderr
     assert "Step 1/" in done.stderr and "tokens/s" in done.stderr and "ETA" in done.stderr
     assert "Validation after step" in done.stderr and "Rows: train" in done.stderr
     assert "Accuracy" in done.stdout and "Before" in done.stdout and "95 % intervals" in done.stdout
