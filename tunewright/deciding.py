@@ -19,9 +19,11 @@ from tunewright.tasks.base import Model, Task
 
 def refuse_idle_training(recipe: Recipe, task: Task, validation: bool) -> None:
     """Options of the training that would have no effect on this task and these sets of rows. Raises RecipeError."""
-    training = recipe.training
-    for option in ("patience", "evaluate_every"):
-        if getattr(training, option) is not None and not validation:
+    training, idle = recipe.training, [] if validation else ["patience", "evaluate_every"]
+    if recipe.evaluation.prompts:  # drawn at each evaluation, whether or not there is anything else to measure
+        idle = idle[:1]
+    for option in idle:
+        if getattr(training, option) is not None:
             raise RecipeError(f"training.{option} needs validation rows. Give data.validation, or leave {option} out.")
     if training.packing and not task.packs:
         raise RecipeError(f"training.packing: {task.name} does not pack rows. Leave it out.")

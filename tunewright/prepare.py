@@ -102,7 +102,9 @@ def prepare(
     decided = decide(training, recipe.method, model, len(encoded["train"].examples))
     chosen = device.type if training.device == "auto" else training.device  # each process picks its own of several
     decided = decided.model_copy(update={"device": chosen, "precision": precision})
-    recipe = recipe.model_copy(update={"task": task.name, "training": decided})
+    if data.validation is None:
+        data = data.model_copy(update={"validation": rows.held_out})
+    recipe = recipe.model_copy(update={"task": task.name, "training": decided, "data": data})
     notices += [*rows.notices, *model.notices]
     prepared = Prepared(recipe, model, rows, encoded, device, precision, notices)
     for name in prepared.evaluation_sets():

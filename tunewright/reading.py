@@ -21,13 +21,16 @@ from tunewright.tasks.base import Task
 
 @dataclass
 class Rows:
-    """The rows of a recipe, read and checked: by the name of their set."""
+    """The rows of a recipe, read and checked: by the name of their set.
+
+    `held_out` is the share of the training rows that the validation rows are; None where these were given.
+    """
 
     train: Records
     validation: Records | None
     tests: dict[str, Records]
     notices: list[str] = field(default_factory=list)
-    held_out: bool = False
+    held_out: float | None = None
     prior: Records | None = None
 
     @property
@@ -48,7 +51,7 @@ def read_rows(recipe: Recipe) -> Rows:
     wanted = {"train": data.train, **data.test_sets()}
     if data.prior:
         wanted["prior"] = data.prior
-    if not isinstance(data.validation, float | int):
+    if data.validation is not None and not isinstance(data.validation, float | int):
         wanted["validation"] = data.validation
     found, errors = each_set(wanted, lambda location: load_records(location, data, kinds=kinds))
     if faults := lines_of(errors):
@@ -57,17 +60,36 @@ def read_rows(recipe: Recipe) -> Rows:
         )
     notices = [doubt for records in found.values() for doubt in records.doubts]
     train, validation, prior = found.pop("train"), found.pop("validation", None), found.pop("prior", None)
-    if isinstance(data.validation, float | int) and data.validation > 0:
-        train, validation = split_validation(train, data.validation, seed)
+    share = None if "validation" in wanted else _share(data.validation, train)
+    if share:
+        train, validation = split_validation(train, share, seed)
         validation = replace(validation, records=_once(validation.records))
         held_out = counted(len(validation.records), "of the training rows is", "of the training rows are")
         notices.append(f"{held_out} held out for validation.")
+    elif data.validation is None:
+        notices.append(
+            f"Of {counted(len(_once(train.records)), 'image')} none is held out for validation (from {FEWEST} on a "
+            "tenth is), so the last weights are kept. To have the best ones chosen give data.validation."
+        )
     for name, records in [("validation", validation), ("prior", prior), *found.items()]:
         if records and records.kind != train.kind:
             raise DataError(
                 f"{name} holds {records.kind} rows, the training set {train.kind} rows: they must be alike."
             )
-    return Rows(train, validation, found, notices, held_out=isinstance(data.validation, float | int), prior=prior)
+    return Rows(train, validation, found, notices, held_out=share, prior=prior)
+
+
+HELD_OUT = 0.1
+FEWEST = 20
+"""Captioned images of which some are held out by themselves: of fewer, one or two would choose the weights."""
+
+
+def _share(wanted: Any, train: Records) -> float:
+    """The fraction of the training rows to hold out, as the recipe says or by the rule."""
+    if wanted is not None:
+        return float(wanted)
+    few = train.kind == "captioned_image" and len(_once(train.records)) < FEWEST
+    return 0.0 if few else HELD_OUT
 
 
 def _once(records: Sequence[Record]) -> list[Record]:

@@ -6,9 +6,11 @@ import json
 import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from threading import Barrier
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -31,6 +33,8 @@ from tunewright.data.records import load_records
 from tunewright.engine.loop import Step
 from tunewright.engine.state import TrainState
 from tunewright.errors import BaseModelError, DataError, Interrupted, MissingExtra, OutputError, RecipeError
+from tunewright.prepare import prepare
+from tunewright.recipe import make_recipe
 from tunewright.tasks import _kept, task_class
 from tunewright.tasks._diffusion import answer, min_snr, schedule_of
 
@@ -262,14 +266,68 @@ def test_sdxl_is_told_sizes_and_crops(tiny_base: Any) -> None:
 def test_chance_is_drawn_from_the_step_and_fixed_where_it_is_measured(tiny_base: Any) -> None:
     model = loaded(tiny_base("sd1"))
     one, two = (encoded(model, captioned(8)).examples for _ in range(2))
-    steps = [e.inputs["chance"].step for e in one]
-    assert steps == [e.inputs["chance"].step for e in two]
-    assert max(np.diff(sorted([0, *steps, 1000]))) < 250, "a few rows cover all timesteps"
+    steps = [e.inputs["chance"].at for e in one]
+    assert steps == [e.inputs["chance"].at for e in two]
+    assert max(np.diff(sorted([0, *np.ravel(steps), 1000]))) < 63, "a few rows cover all timesteps"
     drawn = [model.task.vary(one, np.random.default_rng([0, step])) for step in (1, 1, 2)]
     noises = [[e.inputs["chance"].arrays()["noise"] for e in rows] for rows in drawn]
     assert all(np.array_equal(a, b) for a, b in zip(noises[0], noises[1], strict=True))
     assert not any(np.array_equal(a, b) for a, b in zip(noises[0], noises[2], strict=True))
     assert len({noise.tobytes() for noise in noises[0]}) == 8
+
+
+@pytest.mark.parametrize("kind", ["sd1", "flow"])
+def test_a_row_is_measured_at_timesteps_from_all_of_the_schedule(kind: str, tiny_base: Any) -> None:
+    """Its error is the mean over them, and a row counts once however often it is asked."""
+    model = loaded(tiny_base(kind))
+    (example,) = encoded(model, captioned(1)).examples
+    told: list[float] = []
+    hook = model.module.unet.register_forward_pre_hook(lambda _, given: told.extend(given[1].tolist()))
+    found = model.task.predict(model, [example])
+    hook.remove()
+    told_N = model.module.told_N.tolist()
+    assert sorted(4 * told_N.index(one) // len(told_N) for one in told) == [0, 1, 2, 3]
+    chance = example.inputs["chance"]
+    noises = chance.arrays()
+
+    def alone(k: int) -> float:
+        given = {name: np.take(noises[name], [k], axis=0) for name in ("noise", "offset", "step")}
+        one = SimpleNamespace(shape=chance.shape, arrays=lambda: {**noises, **given})
+        inputs = {**example.inputs, "chance": one}
+        return float(model.task.predict(model, [replace(example, inputs=inputs)]).nll_N[0])
+
+    each = [alone(k) for k in range(4)]
+    assert len(set(each)) == 4 and found.nll_N == pytest.approx([np.mean(each)], rel=1e-5)
+    (drawn,) = model.task.vary([example], np.random.default_rng(0))
+    assert len(drawn.inputs["chance"].at) == 1, "a training row is asked once"
+
+
+def test_of_a_few_images_none_is_held_out_where_nobody_says_so(tiny_base: Any, tmp_path: Path) -> None:
+    base, training = tiny_base("sd1"), {"max_steps": 2, "batch": 1, "learning_rate": 0.01}
+
+    def begun(count: int, **data: Any) -> Any:
+        document = {"base": base, "method": LORA, "data": {"train": captioned(count), **data}, "training": training}
+        return prepare(make_recipe(document), tmp_path)
+
+    few = begun(5)
+    assert len(few.examples("train")) == 5 and not few.examples("validation")
+    assert few.recipe.data.validation == 0
+    (notice,) = [notice for notice in few.notices if "held out" in notice]
+    assert notice.startswith("Of 5 images none is held out for validation") and "the last weights" in notice
+    assert begun(19).recipe.data.validation == 0
+    assert begun(20).recipe.data.validation == 0.1 and begun(20).examples("validation")
+    assert len(begun(5, validation=0.1).examples("validation")) == 1, "a fraction that was given holds"
+    quiet = {"before": False, "samples": 0}
+    data = {"train": captioned(5), "validation": None}
+    run = tw.train(recipe(base, tmp_path / "run", task=TASK, data=data, training=training, evaluation=quiet))
+    assert run.recipe.data.validation == 0 and run.info["best"] is None and "of the last step, 2" in run.info["weights"]
+
+
+def test_prompts_are_drawn_every_so_often_where_nothing_is_held_out(tiny_base: Any) -> None:
+    wanted = {"task": TASK, "method": LORA, "training": {"evaluate_every": 2}}
+    with pytest.raises(RecipeError, match=r"training\.evaluate_every needs validation rows"):
+        prepared(tiny_base("sd1"), captioned(2), **wanted)
+    prepared(tiny_base("sd1"), captioned(2), **wanted, evaluation={"prompts": ["a wall"]})
 
 
 def test_captions_are_left_out_as_often_as_asked(tiny_base: Any) -> None:

@@ -32,9 +32,10 @@ class DataConfig(BaseModel):
         description="training rows: a file, a folder, a hub name (owner/name:split), or a list of rows",
         json_schema_extra=LOCAL,
     )
-    validation: Location | Fraction = Field(
-        0.1,
-        description="validation rows, or the fraction of the training rows to hold out (1,000 rows at most); 0: none",
+    validation: Location | Fraction | None = Field(
+        None,
+        description="validation rows, or the fraction of the training rows to hold out (1,000 rows at most); 0: none; "
+        "null: 0.1, but none of fewer than 20 captioned images",
         json_schema_extra=LOCAL,
     )
     test: Location | dict[str, Location] | None = Field(

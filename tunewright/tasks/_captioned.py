@@ -15,6 +15,8 @@ from tunewright.data.pictures import Picture
 Arrays = Mapping[str, np.ndarray]
 
 GOLDEN = (5**0.5 - 1) / 2
+MEASURED = 4
+"""Timesteps at which a row is measured."""
 
 
 class Part(Protocol):
@@ -87,27 +89,30 @@ class Caption:
 
 @dataclass(frozen=True)
 class Chance:
-    """The timestep of a row, and the seed of its noise [C, H, W]: computed when it is needed."""
+    """The K timesteps of a row, and the seed of the noise at each [K, C, H, W]: computed when it is needed."""
 
     seed: int
-    step: int
+    at: tuple[int, ...]
     steps: int
     shape: tuple[int, int, int]
 
     @classmethod
     def fixed(cls, row: int, steps: int, shape: tuple[int, int, int]) -> Chance:
-        """Of a row that is measured on: always the same. A few rows together cover all timesteps evenly."""
-        return cls(row, int((row + 0.5) * GOLDEN % 1 * steps), steps, shape)
+        """Of a row that is measured on: always the same, one in each part of the schedule.
+
+        The error of an image differs more between timesteps than between models. Rows together cover all of them.
+        """
+        first = (row + 0.5) * GOLDEN % 1
+        return cls(row, tuple(int((first + part) / MEASURED * steps) for part in range(MEASURED)), steps, shape)
 
     def arrays(self) -> Arrays:
-        random = np.random.default_rng(self.seed)
-        channels = self.shape[0]
-        draws = {"noise": self.shape, "spread": self.shape, "offset": (channels, 1, 1)}
+        random, count = np.random.default_rng(self.seed), len(self.at)
+        draws = {"noise": (count, *self.shape), "spread": self.shape, "offset": (count, self.shape[0], 1, 1)}
         found = {name: random.standard_normal(shape, dtype=np.float32) for name, shape in draws.items()}
-        return {**found, "step": np.array(self.step, dtype=np.int64)}
+        return {**found, "step": np.array(self.at, dtype=np.int64)}
 
     def drawn(self, random: np.random.Generator) -> Chance:
-        return replace(self, seed=int(random.integers(2**62)), step=int(random.integers(self.steps)))
+        return replace(self, seed=int(random.integers(2**62)), at=(int(random.integers(self.steps)),))
 
 
 def shape_of(inputs: Mapping[str, Any]) -> tuple[int, int, int]:

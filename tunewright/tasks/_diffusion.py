@@ -1,6 +1,7 @@
 """A latent diffusion model as one module: what it is told, what it should answer, and how noise is mixed in.
 
-Shapes: B images, C channels of a latent, H and W its height and width, L tokens of a caption, N timesteps.
+Shapes: B images, C channels of a latent, H and W its height and width, L tokens of a caption, N timesteps,
+K of them asked of an image.
 """
 
 from __future__ import annotations
@@ -63,10 +64,10 @@ def min_snr(predicts: str, snr_B: Tensor, gamma: float) -> Tensor:
 
 
 class Denoised(NamedTuple):
-    """The mean squared error of each image's prediction, and the signal-to-noise ratio at its timestep, [B]."""
+    """The mean squared error of each image's prediction, and the signal-to-noise ratio at its timesteps, [B, K]."""
 
-    error_B: Tensor
-    snr_B: Tensor
+    error_BK: Tensor
+    snr_BK: Tensor
 
 
 class Diffusion(nn.Module):
@@ -141,9 +142,9 @@ class Diffusion(nn.Module):
 
         Args:
             noise_offset: how much of `offset` is added to the noise.
-            step: which timestep [B].
-            noise, spread: draws of the noise, and of a latent around its mean, [B, C, H, W].
-            offset: a draw for each channel [B, C, 1, 1].
+            step: which timesteps [B, K]; they are asked one after the other.
+            noise, spread: draws of the noise [B, K, C, H, W], and of a latent around its mean [B, C, H, W].
+            offset: a draw for each channel [B, K, C, 1, 1].
             pixels, or moments: an image [B, 3, X, Y] in −1 … 1, or what `moments` made of it.
             tokens, or states and pooled: captions [B, E, L], or what `embeddings` made of them.
             kept: 0 where there is to be no caption [B].
@@ -155,13 +156,21 @@ class Diffusion(nn.Module):
             states, pooled = states * given["kept"][:, None, None], pooled * given["kept"][:, None]
         mean_BCHW, std_BCHW = moments.chunk(2, dim=1)
         x0_BCHW = mean_BCHW + std_BCHW * given["spread"]
-        epsilon_BCHW = given["noise"] + noise_offset * given["offset"]
-        signal, level = (table[given["step"]].view(-1, 1, 1, 1) for table in (self.signal_N, self.noise_N))
-        noisy_BCHW = signal * x0_BCHW + level * epsilon_BCHW
+        epsilon_BKCHW = given["noise"] + noise_offset * given["offset"]
         added = {"text_embeds": pooled, "time_ids": given["sizes"]} if self.wide else None
-        said_BCHW = self.unet(noisy_BCHW, self.told_N[given["step"]], states, added_cond_kwargs=added).sample
+        pairs = zip(given["step"].unbind(1), epsilon_BKCHW.unbind(1), strict=True)
+        found = [self._denoised(x0_BCHW, step_B, epsilon_BCHW, states, added) for step_B, epsilon_BCHW in pairs]
+        return Denoised(*(torch.stack(each, dim=1) for each in zip(*found, strict=True)))
+
+    def _denoised(
+        self, x0_BCHW: Tensor, step_B: Tensor, epsilon_BCHW: Tensor, states: Tensor, added: Mapping[str, Tensor] | None
+    ) -> tuple[Tensor, Tensor]:
+        """Error and signal-to-noise ratio at one timestep, [B]."""
+        signal, level = (table[step_B].view(-1, 1, 1, 1) for table in (self.signal_N, self.noise_N))
+        noisy_BCHW = signal * x0_BCHW + level * epsilon_BCHW
+        said_BCHW = self.unet(noisy_BCHW, self.told_N[step_B], states, added_cond_kwargs=added).sample
         error_BCHW = said_BCHW.float() - answer(self.predicts, x0_BCHW, epsilon_BCHW, signal, level)
-        return Denoised(error_BCHW.square().mean(dim=(1, 2, 3)), (signal / level).square().flatten())
+        return error_BCHW.square().mean(dim=(1, 2, 3)), (signal / level).square().flatten()
 
 
 def _in_order(unet: nn.Module) -> nn.Module:

@@ -29,7 +29,8 @@ class TextToImage(Task):
     """An image from a text, by a U-Net in the latent space of a VAE (Rombach et al., arXiv 2112.10752).
 
     A row has one position, and its loss is the mean squared error of what the scheduler says that the U-Net predicts:
-    noise, velocity, image or flow. Timestep and noise are part of the encoded row.
+    noise, velocity, image or flow. Timestep and noise are part of the encoded row: those of a training row are drawn
+    anew at each step, and a row that is measured on has several, always the same.
     """
 
     name: ClassVar[str] = "text-to-image"
@@ -169,7 +170,7 @@ class TextToImage(Task):
         min_snr: float | None = None,
         noise_offset: float = 0.0,
     ) -> Likelihood:
-        """The mean squared error of each image, [B, 1], weighted by min-SNR-γ where that is asked for.
+        """The mean squared error of each image over its timesteps, [B, 1], weighted by min-SNR-γ where asked for.
 
         Args:
             min_snr: γ, see `_diffusion.min_snr`.
@@ -181,13 +182,14 @@ class TextToImage(Task):
         from tunewright.tasks._diffusion import min_snr as weight_of
 
         found = [module(**group, noise_offset=noise_offset) for group in _groups(batch.inputs)]
-        error_B = torch.cat([one.error_B for one in found])
+        error_BK = torch.cat([one.error_BK for one in found])
         if min_snr is not None:
-            error_B = error_B * weight_of(model_of(module).predicts, torch.cat([one.snr_B for one in found]), min_snr)
-        return Likelihood(error_B[:, None])
+            snr_BK = torch.cat([one.snr_BK for one in found])
+            error_BK = error_BK * weight_of(model_of(module).predicts, snr_BK, min_snr)
+        return Likelihood(error_BK.mean(dim=1, keepdim=True))
 
     def predict(self, model: Model, examples: Sequence[Example]) -> Predictions:
-        """The mean squared error of each row at its own timestep and noise, which are always the same."""
+        """The mean squared error of each row over its own timesteps, with noise that is always the same."""
         import torch
 
         device = next(model.module.parameters()).device
