@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -140,3 +141,18 @@ def test_images_are_drawn_in_other_precisions(kind: str, tiny_base: Any) -> None
         pixels(tw.generate(tiny_base(kind), "a red wall", precision=one, **SHORT)[1.0][0]) for one in ("fp32", "bf16")
     )
     assert 0 < np.abs(plain - rounded).mean() < 8
+
+
+def test_more_steps_than_the_scheduler_has_timesteps_are_refused_before_anything(base: str, tmp_path: Path) -> None:
+    few = tmp_path / "few"
+    shutil.copytree(base, few)
+    file = few / "scheduler" / "scheduler_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "num_train_timesteps": 20, "steps_offset": 1}))
+    assert tw.generate(few, "a red wall", steps=19)
+    with pytest.raises(RecipeError, match=r"steps: 20 is too many for the base's scheduler, which has 20 timesteps"):
+        tw.generate(few, "a red wall", steps=20)
+    too_many = recipe(str(few), tmp_path / "run", task="text-to-image", evaluation={"image_steps": 20})
+    for begin in (tw.check, tw.train):
+        with pytest.raises(RecipeError, match=r"evaluation\.image_steps: 20 is too many .* Give 19 at most"):
+            begin(too_many)
+    assert not (tmp_path / "run").exists()

@@ -225,11 +225,12 @@ class TextToImage(Task):
             together: how many share the forward passes, which then round in another way.
 
         Raises:
-            RecipeError: a size that the U-Net cannot halve.
+            RecipeError: a size that the U-Net cannot halve, or more steps than the scheduler has timesteps.
             BaseModelError: an image that is not finite.
         """
         import torch
 
+        self.refuse_steps(model, steps, "steps")
         width, height = self._size(model, size)
         seeds = [seed] * len(prompts) if isinstance(seed, int) else list(seed)
         pipeline, module = self.pipeline(model), model_of(model.module)
@@ -254,6 +255,16 @@ class TextToImage(Task):
                 shown = pipeline.image_processor.postprocess(pixels_B3XY, output_type="np")
                 made += pipeline.image_processor.numpy_to_pil(shown)
         return made
+
+    def refuse_steps(self, model: Model, steps: int, option: str) -> None:
+        """Raise RecipeError for an image in more steps than the scheduler has timesteps."""
+        config = model.processor.scheduler.config
+        most = config.num_train_timesteps - config.get("steps_offset", 0)  # it begins so far on, and ends within them
+        if steps > most:
+            raise RecipeError(
+                f"{option}: {steps:,} is too many for the base's scheduler, which has {config.num_train_timesteps:,} "
+                f"timesteps. Give {most:,} at most; 20 to 50 are usual."
+            )
 
     def _size(self, model: Model, size: tuple[int, int] | None) -> tuple[int, int]:
         """Width and height of an image that is drawn. Raises RecipeError for what the U-Net cannot halve."""
