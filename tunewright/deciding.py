@@ -8,7 +8,8 @@ from typing import Any
 from tunewright.data.batches import Example
 from tunewright.engine.config import TrainingConfig
 from tunewright.engine.device import auto_batch, auto_learning_rate
-from tunewright.errors import RecipeError
+from tunewright.engine.job import Job
+from tunewright.errors import RecipeError, counted
 from tunewright.methods.base import Method, moving_norms
 from tunewright.objectives.supervised import NOISING, Supervised, class_weights
 from tunewright.recipe import Recipe
@@ -64,6 +65,20 @@ def _is_normed(model: Model, method: Method) -> bool:
 
 def hidden_size(model: Model) -> int:
     return int(model.task.width(model.module))
+
+
+ENOUGH = 100
+"""Steps. With fewer, images look as before: DreamBooth takes some 1,000 (Ruiz et al., arXiv 2208.12242, section 4)."""
+
+
+def few_steps(job: Job) -> list[str]:
+    """A notice where images are to be learned in very few steps, as three epochs of five images would be."""
+    steps = len(job.plan)
+    if not job.model.task.diffuses or steps >= ENOUGH:
+        return []
+    return [
+        f"{counted(steps, 'step')} in all: images usually take some hundreds to be learned. Set training.max_steps."
+    ]
 
 
 def refuse_idle(recipe: Recipe, model: Model) -> None:

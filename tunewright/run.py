@@ -19,6 +19,7 @@ from tunewright.artifacts.samples import Sampler
 from tunewright.artifacts.save import clear_drafts, save
 from tunewright.artifacts.start import Start, keep_adapter
 from tunewright.data.rows import absolute
+from tunewright.deciding import few_steps
 from tunewright.engine.device import computing
 from tunewright.engine.job import Job, Watcher
 from tunewright.engine.log import peak_memory
@@ -130,7 +131,7 @@ def _ready(
 
 
 def make_job(prepared: Prepared, folder: Path, processes: Processes) -> Job:
-    """What the loop works on. Raises RecipeError where `training.head_first` would have no effect."""
+    """What the loop works on; a notice where it is little. Raises RecipeError where `training.head_first` is idle."""
     job = Job(
         model=prepared.model,
         method=prepared.recipe.method,
@@ -146,6 +147,7 @@ def make_job(prepared: Prepared, folder: Path, processes: Processes) -> Job:
     )
     if job.config.head_first:
         refuse_idle(job)
+    prepared.notices += few_steps(job)
     return job
 
 

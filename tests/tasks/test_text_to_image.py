@@ -27,18 +27,22 @@ from tests.pipelines import diffusers
 from tests.runs import left_behind, recipe, stop_at
 from tests.tiny import PIPELINES, captioned, pictures
 from tunewright.artifacts.fingerprint import files_of, fingerprint
+from tunewright.artifacts.prior import stand_in
 from tunewright.data.config import DataConfig
 from tunewright.data.pictures import Picture
 from tunewright.data.records import load_records
 from tunewright.engine.loop import Step
+from tunewright.engine.processes import Processes
 from tunewright.engine.state import TrainState
 from tunewright.errors import BaseModelError, DataError, Interrupted, MissingExtra, OutputError, RecipeError
 from tunewright.prepare import prepare
-from tunewright.recipe import make_recipe
+from tunewright.recipe import make_recipe, read_recipe
+from tunewright.run import make_job
 from tunewright.tasks import _kept, task_class
 from tunewright.tasks._diffusion import answer, min_snr, schedule_of
 
 TASK = "text-to-image"
+ROOT = Path(__file__).parents[2]
 LORA = {"type": "lora", "rank": 4, "alpha": 16}
 
 
@@ -427,6 +431,32 @@ def test_an_interrupted_run_ends_bit_for_bit_as_another(tiny_base: Any, tmp_path
         tw.train(recipe(tiny_base("sdxl"), tmp_path / "cut", **changes), watchers=[stop_at(3, interrupt)])
     tw.resume(tmp_path / "cut")
     assert left_behind(tmp_path / "cut") == left_behind(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("name, steps", [("dreambooth", 800), ("textual-inversion", 5000), ("image-lora", 1500)])
+def test_a_recipe_for_images_trains_as_long_as_is_published(
+    name: str, steps: int, tiny_base: Any, tmp_path: Path
+) -> None:
+    """On five images too, of which none is held out."""
+    for i, row in enumerate(captioned(5)):
+        (tmp_path / f"{i}.png").write_bytes(row["image"])
+        (tmp_path / f"{i}.txt").write_text(f"{row['text']} <my-cat>")
+    wanted = ["base=" + str(tiny_base("sd1")), f"data.train={tmp_path}", "data.resolution=null"]
+    chosen = read_recipe(ROOT / "examples" / "recipes" / f"{name}.yaml", wanted)
+    ready = prepare(chosen, tmp_path / "start", draw=stand_in)
+    job = make_job(ready, tmp_path / "run", Processes())
+    assert len(job.plan) == steps and len(job.plan[0][1]) <= 4 and not job.validation
+    assert not any("images usually take" in notice for notice in ready.notices)
+
+
+def test_so_few_steps_that_no_image_is_learned_are_said(tiny_base: Any) -> None:
+    def notices(**training: Any) -> list[str]:
+        found = tw.check(base=tiny_base("sd1"), data=captioned(5), method=LORA, training=training)["notices"]
+        return [notice for notice in found if "images usually take" in notice]
+
+    (said,) = notices()
+    assert said.startswith("15 steps in all") and "training.max_steps" in said
+    assert notices(max_steps=99) and not notices(max_steps=100)
 
 
 # What is kept
