@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tunewright.data.batches import Example
@@ -41,11 +41,19 @@ def decide(training: TrainingConfig, method: Method, model: Model, rows: int) ->
     """
     changes: dict[str, Any] = {}
     if training.learning_rate == "auto":
-        reference = method.learning_rate * (NORMED if _is_normed(model, method) else 1)
-        changes["learning_rate"] = auto_learning_rate(reference, hidden_size(model)) if method.scaled else reference
+        changes["learning_rate"] = _rate(method, model)
     if training.batch == "auto" and training.batch_tokens is None:
         changes["batch"] = auto_batch(rows, bool(moving_norms(model.module, method)))
     return training.model_copy(update=changes)
+
+
+def _rate(method: Method, model: Model) -> float:
+    """The task's own rate for the method, where it has one; else the method's, by the model's width."""
+    own: Mapping[str, float] = getattr(model.task, "rates", {})
+    if method.type in own:
+        return own[method.type]
+    reference = method.learning_rate * (NORMED if _is_normed(model, method) else 1)
+    return auto_learning_rate(reference, hidden_size(model)) if method.scaled else reference
 
 
 NORMED = 10

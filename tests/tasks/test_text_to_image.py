@@ -459,6 +459,17 @@ def test_so_few_steps_that_no_image_is_learned_are_said(tiny_base: Any) -> None:
     assert notices(max_steps=99) and not notices(max_steps=100)
 
 
+def test_automatic_rates_are_those_of_stable_diffusion(tiny_base: Any) -> None:
+    """Whatever the width: that of SDXL is 1,280, and of these 8 to 16."""
+    wanted = {"full": 1e-5, "freeze": 1e-5, "lora": 5e-5}
+    for method, rate in wanted.items():
+        found = {
+            prepared(tiny_base(kind), captioned(2), task=TASK, method=method).recipe.training.learning_rate
+            for kind in ("sd1", "sdxl")
+        }
+        assert found == {rate}, method
+
+
 # What is kept
 
 

@@ -26,8 +26,10 @@ class TrainingConfig(BaseModel):
     """How long, how fast, and what is kept.
 
     The two automatic rules: `learning_rate: auto` is the method's own rate (2e-5 full and freeze, 2e-4 lora and peft,
-    5e-4 adapter, 5e-3 head; all at hidden size 4096) times sqrt(4096 / hidden size). `batch: auto` is 16 rows, or less
-    where an epoch would then have fewer than 20 steps; at least 8 where batch norms train.
+    5e-4 adapter, 5e-3 head; all at hidden size 4096) times sqrt(4096 / hidden size), and ten times that where batch
+    norms of the trunk train; in text-to-image, whatever the width, 1e-5 full and freeze, 5e-5 lora (for its alpha of
+    twice the rank), 1e-4 peft, 5e-3 textual_inversion. `batch: auto` is 16 rows, or less where an epoch would then
+    have fewer than 20 steps; at least 8 where batch norms train.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

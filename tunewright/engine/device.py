@@ -55,7 +55,10 @@ def micro_batch_tokens(config: TrainingConfig, device: Any) -> int:
 
 
 def auto_learning_rate(reference: float, hidden_size: int) -> float:
-    """The method's rate at hidden size 4096, times sqrt(4096 / hidden size): narrower models take larger steps."""
+    """The method's rate at hidden size 4096, times sqrt(4096 / hidden size): narrower models take larger steps.
+
+    Made for transformers; a task of other models has `rates` of its own.
+    """
     return float(f"{reference * (4096 / hidden_size) ** 0.5:.2g}")
 
 

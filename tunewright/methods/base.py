@@ -27,7 +27,8 @@ class Method(BaseModel):
     """Which parameters train, and what is added.
 
     Class attributes:
-        learning_rate: a good rate at hidden size 4096; `learning_rate: auto` scales it to the model's own.
+        learning_rate: a good rate at hidden size 4096; `learning_rate: auto` scales it to the model's own, where the
+            task has no rate of its own for the method.
         scaled: whether it does; else the rate is good at every size.
         saved_as: `transformers` (the whole model), `peft` (PEFT's format), `adapter` (safetensors + JSON) or
             `embeddings` (diffusers' textual inversion).

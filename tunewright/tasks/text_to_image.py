@@ -31,12 +31,16 @@ class TextToImage(Task):
     A row has one position, and its loss is the mean squared error of what the scheduler says that the U-Net predicts:
     noise, velocity, image or flow. Timestep and noise are part of the encoded row: those of a training row are drawn
     anew at each step, and a row that is measured on has several, always the same.
+
+    Automatic learning rates are those that are usual for Stable Diffusion, whatever the width: 1e-5 for its own
+    weights, and for LoRA 1e-4 with alpha = rank, which is 5e-5 with alpha = 2 · rank, as it is by default.
     """
 
     name: ClassVar[str] = "text-to-image"
     data_kinds: ClassVar[tuple[str, ...]] = ("captioned_image",)
     diffuses: ClassVar[bool] = True
     trunk: ClassVar[str] = "unet"
+    rates: ClassVar[Mapping[str, float]] = {"full": 1e-5, "freeze": 1e-5, "lora": 5e-5, "peft": 1e-4}
     adapted: ClassVar[str] = r"unet\..*\.(to_q|to_k|to_v|to_out\.0)"
 
     def load(self, base: str, *, seed: int = 0, dtype: Any = None, weights: bool = True) -> Model:
