@@ -27,19 +27,20 @@ STARTED = {
 
 
 def step(number: int) -> dict[str, Any]:
-    return {"step": number, "total": 3, "epoch": number / 3, "loss": 0.5, "tokens_per_second": 1234.5, "eta": 75.0}
+    speed = {"tokens_per_second": 1234.5, "rows_per_second": 2.25}
+    return {"step": number, "total": 3, "epoch": number / 3, "loss": 0.5, **speed, "eta": 75.0}
 
 
 LINES = [{"started": STARTED}, step(1), step(2), step(3), {"step": 3, "validation": {"loss": 0.4, "accuracy": 0.91}}]
 
 
-def test_images_have_patches_and_a_module_its_factory(capsys: pytest.CaptureFixture[str]) -> None:
+def test_images_are_counted_as_such_and_a_module_has_its_factory(capsys: pytest.CaptureFixture[str]) -> None:
     images = {**STARTED, "data": {"train": {"rows": 12}}, "factory": {"name": "nets:make"}}
     watcher = _Lines()
     for line in ({"started": images}, step(1)):
         watcher(line)
     found = capsys.readouterr().err
-    assert "1,234 patches/s" in found and "on nets:make" in found and "some/base" not in found
+    assert "  2.2 images/s  " in found and "on nets:make" in found and "some/base" not in found
 
 
 def test_lines_name_the_first_and_last_step(capsys: pytest.CaptureFixture[str]) -> None:

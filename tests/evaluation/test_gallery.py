@@ -115,6 +115,12 @@ def test_a_run_keeps_its_pictures_and_the_report_shows_them(runs: list[tw.Run]) 
     assert "test: a few rows" in page.text and kept["test"]["shown"][0]["answer"] in page.text
     assert "an image of" not in page.text.split("Rows as the model reads them")[0], "samples in words say nothing here"
     assert "Tokens" not in page.text, "an image has none"
+    timings = [json.loads(line) for line in (run.folder / "timings.jsonl").read_text().splitlines()]
+    metrics = [line for line in run.metrics if "loss" in line]
+    for timing, line in zip(timings, metrics, strict=True):
+        assert timing["rows_per_second"] == pytest.approx(line["rows"] / timing["seconds"], rel=1e-2)
+    assert sum(line["rows"] for line in metrics if line["epoch"] <= 1) == run.info["data"]["train"]["rows"]
+    assert "Images per second" in page.text and "Rows per second" not in page.text
     assert_it_loads_nothing(page)
     assert_it_can_be_read_aloud(page)
 

@@ -105,15 +105,16 @@ def drawn(line: Line) -> str:
 
 
 def unit(info: Line) -> str:
-    """What positions are called: tokens, or of an image its patches."""
-    return "tokens" if all("tokens" in found for found in info["data"].values()) else "patches"
+    """What speed is counted in: tokens, or images where these are the data."""
+    return "tokens" if all("tokens" in found for found in info["data"].values()) else "images"
 
 
 def pace(line: Line, unit: str) -> str:
     from tunewright.evaluation.formats import duration, number
 
-    speed = f"{line['tokens_per_second']:,.0f} {unit}/s"
-    return f"loss {number(float(line['loss']))}  {speed}  ETA {duration(line['eta'])}"
+    speed = line["tokens_per_second" if unit == "tokens" else "rows_per_second"]
+    said = f"{speed:,.0f}" if speed >= 10 else f"{speed:.2g}"
+    return f"loss {number(float(line['loss']))}  {said} {unit}/s  ETA {duration(line['eta'])}"
 
 
 def validation(line: Line, epoch: float) -> str:

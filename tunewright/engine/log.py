@@ -45,6 +45,7 @@ class Log:
             "step": step,
             "seconds": round(seconds, 6),
             "tokens_per_second": round(line["tokens"] / seconds, 1),
+            "rows_per_second": round(line["rows"] / seconds, 3),
             "memory": peak_memory(self.job.device),
         }
         if self.first:

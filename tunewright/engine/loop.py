@@ -143,6 +143,7 @@ class Step:
             "grad_norm": norm,
             "learning_rate": rate,
             "tokens": sum(e.length for e in examples),
+            "rows": len(examples),
         }
 
     def _accumulate(self, examples: Sequence[Example], counts: Mapping[str, float]) -> dict[str, float]:

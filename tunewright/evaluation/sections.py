@@ -351,15 +351,16 @@ def _up_to_longest(pieces: Sequence[Sequence[Any]]) -> Iterator[tuple[str, float
 
 
 def speed(timings: Iterable[Row], data: Row) -> list[tuple[str, str, str]]:
-    """Of every value in timings.jsonl: its name, median and largest. Where the data are images there are no tokens."""
+    """Of every value in timings.jsonl: its name, median and largest. Texts are counted in tokens, images as such."""
     values: dict[str, list[float]] = {}
-    skipped = ("step",) if all("tokens" in one for one in data.values()) else ("step", "tokens_per_second")
+    texts = all("tokens" in one for one in data.values())
+    skipped = ("step", "rows_per_second" if texts else "tokens_per_second")
     for row in timings:
         for name, value in row.items():
             if name not in skipped and isinstance(value, (int, float)) and not isinstance(value, bool):
                 values.setdefault(name, []).append(value)
     return [
-        (spoken(name), _timing(name)(statistics.median(found)), _timing(name)(max(found)))
+        (spoken(name.replace("rows", "images")), _timing(name)(statistics.median(found)), _timing(name)(max(found)))
         for name, found in values.items()
     ]
 
