@@ -24,6 +24,7 @@ _HOMES = {
     "catalogue": "choices",
     **dict.fromkeys(("interpolate", "soup"), "robust"),
     "compare": "comparison",
+    "label": "labeling",
     "check": "rehearsal",
     "Supervised": "objectives",
     "Data": "data.config:DataConfig",

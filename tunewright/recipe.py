@@ -128,7 +128,7 @@ def checked(kind: type[Checked], document: Mapping[str, Any]) -> Checked:
     try:
         return kind.model_validate(dict(document))
     except ValidationError as error:
-        faults = [_explain(fault) for fault in error.errors()]
+        faults = [_explain(fault, kind) for fault in error.errors()]
         said = "\n".join(f"  {fault}" for fault in dict.fromkeys(faults))
         raise RecipeError(f"The {'recipe' if kind is Recipe else 'options'} cannot be used:\n{said}") from error
 
@@ -223,7 +223,7 @@ def _typed(value: Any, default: str) -> Any:
     return {"type": default, **value} if isinstance(value, dict) else value
 
 
-def _explain(fault: Any) -> str:
+def _explain(fault: Any, kind: type[BaseModel]) -> str:
     """One line a fault, with the path as a user writes it."""
     path = [str(part) for part in fault["loc"]]
     if len(path) > 1 and path[0] in ("method", "objective") and path[1] in (*METHODS, *OBJECTIVES):
@@ -233,7 +233,7 @@ def _explain(fault: Any) -> str:
     # the branch of a union that was tried (training.batch.constrained-int) is none of the user's words
     where = ".".join(part for part in path if not re.search(r"[\[-]", part))
     if fault["type"] == "extra_forbidden":
-        return f"{where}: {_unknown_key(path, chosen)}"
+        return f"{where}: {_unknown_key(path, chosen, kind)}"
     if fault["type"] == "missing":
         return f"{where} is missing."
     if fault["type"] == "union_tag_invalid":
@@ -253,7 +253,7 @@ def _given(value: Any) -> str:
     return f" (given: {said})"
 
 
-def _unknown_key(path: list[str], chosen: str | None) -> str:
+def _unknown_key(path: list[str], chosen: str | None, kind: type[BaseModel]) -> str:
     key = path[-1]
     if chosen:
         owners = [name for name, method in METHODS.items() if key in method.model_fields]
@@ -262,12 +262,11 @@ def _unknown_key(path: list[str], chosen: str | None) -> str:
             options = f"Options: {', '.join(fields)}."
             return f"{path[0]} {chosen} has no option {key}; it is one of {', '.join(owners)}. {options}"
     else:
-        fields = list(_model_at(path[:-1]).model_fields)
+        fields = list(_model_at(path[:-1], kind).model_fields)
     return f"unknown key {key}. {_nearest(key, fields)}"
 
 
-def _model_at(path: Sequence[str]) -> type[BaseModel]:
-    model: type[BaseModel] = Recipe
+def _model_at(path: Sequence[str], model: type[BaseModel]) -> type[BaseModel]:
     for part in path:
         annotation = model.model_fields[part].annotation
         found = [a for a in (annotation, *get_args(annotation)) if isinstance(a, type) and issubclass(a, BaseModel)]

@@ -13,6 +13,7 @@ from tunewright.data.config import DataConfig
 from tunewright.data.records import load_records
 from tunewright.data.row import Row
 from tunewright.data.rows import content_hash, read_rows
+from tunewright.data.stream import stream_rows
 from tunewright.errors import DataError
 
 ROWS = [{"text": "good", "label": "yes"}, {"text": "bad, 你", "label": "no"}]
@@ -217,13 +218,14 @@ def test_a_file_without_permission_is_named(folder):
 
 
 def test_an_error_of_the_file_system_is_named(folder, monkeypatch):
-    def refuse(path):
+    def refuse(*_):
         raise PermissionError(13, "Permission denied")
 
     write("a.jsonl", lines(ROWS))
-    monkeypatch.setattr(Path, "read_bytes", refuse)
-    with pytest.raises(DataError, match=r"a.jsonl cannot be read \(Permission denied\)"):
-        read_rows("a.jsonl")
+    monkeypatch.setattr(Path, "open", refuse)
+    for read in (read_rows, lambda name: list(stream_rows(name))):
+        with pytest.raises(DataError, match=r"a.jsonl cannot be read \(Permission denied\)"):
+            read("a.jsonl")
 
 
 @pytest.mark.parametrize(

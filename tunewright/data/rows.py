@@ -7,6 +7,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from tunewright.data.row import Fault, Row, Rows
 from tunewright.data.tables import Entry, read_table
 from tunewright.data.texts import HALF, is_address, is_whole
 from tunewright.errors import DataError
+
+GROUP = 1024  # rows of a Parquet file that are decoded together
 
 
 def read_rows(location: Location, captioned: bool | None = None) -> Rows:
@@ -30,14 +33,21 @@ def read_rows(location: Location, captioned: bool | None = None) -> Rows:
         DataError: the location is missing, unreadable, of an unknown kind, or holds nothing.
     """
     name = location if isinstance(location, str) else "the list of rows"
-    try:
+    with readable(name):
         read = _read(location, captioned)
-    except OSError as error:
-        reason = error.strerror or error
-        raise DataError(f"{name} cannot be read ({reason}): check the path and its permissions.") from error
     if not read.rows and not read.faults:
         raise DataError(f"{name} holds no rows: nothing can be learned from it.")
     return read
+
+
+@contextmanager
+def readable(name: str) -> Iterator[None]:
+    """An error of the file system as a DataError that names what is read."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        raise DataError(f"{name} cannot be read ({reason}): check the path and its permissions.") from error
 
 
 def absolute(location: Any) -> Any:
@@ -83,16 +93,18 @@ def _read(location: Location, captioned: bool | None) -> Rows:
 
 
 def _sort_out(values: Iterable[Any], source: Callable[[int], str]) -> Rows:
+    return _gathered(_sorted_out(values, source))
+
+
+def _sorted_out(values: Iterable[Any], source: Callable[[int], str]) -> Iterator[Row | Fault]:
     """Objects become rows, anything else a fault. `source` names the n-th value, counted from 0."""
-    read = Rows([], [])
     for index, value in enumerate(values):
         if not is_whole(value):
-            read.faults.append(Fault(source(index), HALF, ascii(value)))
+            yield Fault(source(index), HALF, ascii(value))
         elif isinstance(value, dict):
-            read.rows.append(Row(value, source(index)))
+            yield Row(value, source(index))
         else:
-            read.faults.append(Fault(source(index), f"not an object with columns, but {_kind(value)}", value))
-    return read
+            yield Fault(source(index), f"not an object with columns, but {_kind(value)}", value)
 
 
 def _kind(value: Any) -> str:
@@ -109,22 +121,31 @@ def _read_file(path: Path) -> Rows:
     return reader(path)
 
 
-def _read_jsonl(path: Path) -> Rows:
+def _gathered(found: Iterable[Row | Fault]) -> Rows:
     read = Rows([], [])
+    for one in found:
+        if isinstance(one, Row):
+            read.rows.append(one)
+        else:
+            read.faults.append(one)
+    return read
+
+
+def jsonl_rows(path: Path) -> Iterator[Row | Fault]:
+    """The rows of a file with one JSON object a line, one after another."""
     for number, line in _lines(path):
         source = f"{path}:{number}"
         try:
             value = json.loads(line)
         except (ValueError, RecursionError) as error:
-            read.faults.append(Fault(source, f"not valid JSON: {error}", line.decode(errors="replace")))
+            yield Fault(source, f"not valid JSON: {error}", line.decode(errors="replace"))
             continue
         if rb"\ud" in line.lower() and not is_whole(value):
-            read.faults.append(Fault(source, HALF, ascii(value)))
+            yield Fault(source, HALF, ascii(value))
         elif isinstance(value, dict):
-            read.rows.append(Row(value, source))
+            yield Row(value, source)
         else:
-            read.faults.append(Fault(source, _not_an_object(value), value))
-    return read
+            yield Fault(source, _not_an_object(value), value)
 
 
 def _not_an_object(value: Any) -> str:
@@ -134,15 +155,26 @@ def _not_an_object(value: Any) -> str:
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
     """The lines that are not blank, numbered from 1. Split as bytes: U+2028 inside a string ends no line."""
-    content = _utf8_bytes(path)
-    if content.lstrip()[:1] == b"[":
-        raise DataError(f"{path} holds one JSON list, not one object a line: rename it to {path.with_suffix('.json')}.")
-    return ((number, line) for number, line in enumerate(content.splitlines(), 1) if line.strip())
+    with path.open("rb") as file:
+        number, begun = 0, False
+        for piece in file:
+            piece = piece if number else _without_mark(piece, path)
+            for line in piece.splitlines():
+                number += 1
+                if not begun and line.lstrip()[:1] == b"[":
+                    wanted = path.with_suffix(".json")
+                    raise DataError(f"{path} holds one JSON list, not one object a line: rename it to {wanted}.")
+                if line.strip():
+                    begun = True
+                    yield number, line
 
 
 def _utf8_bytes(path: Path) -> bytes:
     """The file's bytes without a UTF-8 byte order mark."""
-    content = path.read_bytes()
+    return _without_mark(path.read_bytes(), path)
+
+
+def _without_mark(content: bytes, path: Path) -> bytes:
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise DataError(f"{path} is encoded as UTF-16: save it as UTF-8.")
     return content.removeprefix(b"\xef\xbb\xbf")
@@ -188,17 +220,19 @@ def _read_table(path: Path, delimiter: str) -> Rows:
     return read
 
 
-def _read_parquet(path: Path) -> Rows:
+def parquet_rows(path: Path) -> Iterator[Row | Fault]:
+    """The rows of a Parquet file, one after another."""
     import pyarrow
     import pyarrow.parquet
 
     try:
-        table = pyarrow.parquet.read_table(path)
+        file = pyarrow.parquet.ParquetFile(path)
+        written = json.loads((file.schema_arrow.metadata or {}).get(b"huggingface", b"{}"))
+        features = written.get("info", {}).get("features") or {}
+        values = (row for group in file.iter_batches(GROUP) for row in group.to_pylist())
+        yield from _sorted_out(_with_class_names(values, features), lambda index: f"{path}:row {index + 1}")
     except pyarrow.ArrowInvalid as error:
         raise DataError(f"{path} is not a Parquet file ({error}): check how it was written.") from error
-    written = json.loads((table.schema.metadata or {}).get(b"huggingface", b"{}"))
-    features = written.get("info", {}).get("features") or {}
-    return _sort_out(_with_class_names(table.to_pylist(), features), lambda index: f"{path}:row {index + 1}")
 
 
 def _with_class_names(rows: Iterable[dict[str, Any]], features: dict[str, Any]) -> Iterable[dict[str, Any]]:
@@ -232,11 +266,11 @@ def _read_text(path: Path) -> Rows:
 
 
 READERS: dict[str, Callable[[Path], Rows]] = {
-    ".jsonl": _read_jsonl,
+    ".jsonl": lambda path: _gathered(jsonl_rows(path)),
     ".json": _read_json,
     ".csv": lambda path: _read_table(path, ","),
     ".tsv": lambda path: _read_table(path, "\t"),
-    ".parquet": _read_parquet,
+    ".parquet": lambda path: _gathered(parquet_rows(path)),
     ".txt": _read_text,
 }
 

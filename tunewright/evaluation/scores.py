@@ -123,14 +123,20 @@ class Scores:
 def proportion(hits_N: npt.ArrayLike) -> Metric:
     """The share of rows that are hits, with Wilson's interval.
 
-    Wilson 1927; formula as in https://en.wikipedia.org/wiki/Binomial_proportion_confidence_interval#Wilson_score_interval.
-
     Args:
         hits_N: one truth value a row; the rows must be independent.
     """
     hits = np.asarray(hits_N, dtype=bool)
-    n = _require_rows(len(hits))
-    share = float(hits.mean())
+    return share_of(float(hits.sum()), len(hits))
+
+
+def share_of(hits: float, rows: int) -> Metric:
+    """The share of rows that are hits, with Wilson's interval.
+
+    Wilson 1927; formula as in https://en.wikipedia.org/wiki/Binomial_proportion_confidence_interval#Wilson_score_interval.
+    """
+    n = _require_rows(rows)
+    share = hits / n
     z2_n = Z_95**2 / n
     center = (share + z2_n / 2) / (1 + z2_n)
     half = Z_95 / (1 + z2_n) * math.sqrt(share * (1 - share) / n + z2_n / (4 * n))

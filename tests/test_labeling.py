@@ -1,0 +1,172 @@
+"""From rules and rows to labelled rows: a poll, a label model, a file and an account."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+import tunewright as tw
+from tests.runs import recipe
+from tunewright.cli import app
+from tunewright.data.labeling.rules import read_rules
+from tunewright.errors import BaseModelError, DataError, OutputError, RecipeError
+from tunewright.labeling import poll
+
+RULES = [
+    {"name": "fox", "label": "animal", "keywords": ["fox"]},
+    {"name": "cow", "label": "animal", "pattern": "cow"},
+    {"name": "sweet", "label": "fruit", "pattern": "apple|pear"},
+    {"name": "idle", "label": "fruit", "pattern": "quince"},
+]
+TEXTS = ["a fox and a cow", "a fox eats an apple", "an apple", "nothing", "a cow", "a fox, a cow, a pear"]
+GOLD = ["animal", "animal", "fruit", "stone", "fruit", None]
+
+
+@pytest.fixture
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    rows = [{"text": text, "label": label, "id": i} for i, (text, label) in enumerate(zip(TEXTS, GOLD, strict=True))]
+    Path("rules.jsonl").write_text("".join(json.dumps(rule) + "\n" for rule in RULES))
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path
+
+
+def read(path: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in Path(path).read_text().splitlines()]
+
+
+def test_majority_labels_and_weights(files: Path) -> None:
+    told = tw.label("rules.jsonl", "rows.jsonl", "out.jsonl", model="majority")
+    rows = read("out.jsonl")
+    assert [row["id"] for row in rows] == [0, 1, 2, 4, 5] and told["written"] == 5
+    assert [row["label"] for row in rows[:3]] == [
+        {"animal": 1.0, "fruit": 0.0}, {"animal": 0.5, "fruit": 0.5}, {"animal": 0.0, "fruit": 1.0}
+    ]  # fmt: skip
+    assert [row["weight"] for row in rows] == [1, 0, 1, 1, 1]
+
+
+def test_ties_and_rows_without_votes(files: Path) -> None:
+    tw.label("rules.jsonl", "rows.jsonl", "a.jsonl", model="majority", ties="abstain")
+    assert [row["id"] for row in read("a.jsonl")] == [0, 2, 4, 5]
+    tw.label("rules.jsonl", "rows.jsonl", "b.jsonl", model="majority", uncovered="uniform", confidence=False)
+    assert read("b.jsonl")[3] == {"text": "nothing", "id": 3, "label": {"animal": 0.5, "fruit": 0.5}}
+
+
+def test_the_account(files: Path) -> None:
+    told = tw.label("rules.jsonl", "rows.jsonl", model="majority")
+    assert told["rows"] == 6 and told["coverage"] == pytest.approx(5 / 6)
+    assert told["overlap"] == pytest.approx(3 / 6) and told["conflict"] == pytest.approx(2 / 6)
+    fox, cow, sweet, idle = told["rules"]
+    assert (fox["coverage"], fox["overlap"], fox["conflict"]) == pytest.approx((3 / 6, 3 / 6, 2 / 6))
+    assert (cow["overlap"], sweet["conflict"]) == pytest.approx((2 / 6, 2 / 6))
+    assert idle["coverage"] == 0 and "accuracy" not in idle
+    assert fox["accuracy"]["value"] == 1 and fox["accuracy"]["n"] == 2  # of the third the label is not known
+    assert cow["accuracy"]["value"] == 0.5 and sweet["accuracy"]["value"] == 0.5
+    assert 0 < cow["accuracy"]["low"] < 0.5 < cow["accuracy"]["high"] < 1
+    assert told["accuracy"]["n"] == 4 and told["accuracy"]["value"] == pytest.approx((1 + 0.5 + 1 + 0) / 4)
+    assert [fight["votes"] for fight in told["fights"]] == [
+        {"fox": "animal", "sweet": "fruit"}, {"fox": "animal", "cow": "animal", "sweet": "fruit"}
+    ]  # fmt: skip
+    assert told["fights"][0]["first"] == "rows.jsonl:2"
+
+
+def test_true_labels_change_no_label(files: Path) -> None:
+    tw.label("rules.jsonl", "rows.jsonl", "with.jsonl")
+    bare = [{"text": text, "id": i} for i, text in enumerate(TEXTS)]
+    Path("bare.jsonl").write_text("".join(json.dumps(row) + "\n" for row in bare))
+    tw.label("rules.jsonl", "bare.jsonl", "without.jsonl")
+    assert read("with.jsonl") == read("without.jsonl")
+
+
+def test_rows_that_cannot_be_used_are_passed_over_and_named(files: Path) -> None:
+    with Path("rows.jsonl").open("a") as file:
+        file.write("{\n" + json.dumps({"text": "an apple", "id": 8}) + "\n")
+    told = tw.label("rules.jsonl", "rows.jsonl", "out.jsonl")
+    assert told["unread"]["count"] == 1 and told["unread"]["first"][0].startswith("rows.jsonl:7: not valid JSON")
+    assert read("out.jsonl")[-1]["id"] == 8
+
+
+def test_a_million_rows_are_not_held(files: Path) -> None:
+    """What is kept of a row is the number of its ballot."""
+    found = poll([{"text": text} for text in TEXTS * 700], read_rules("rules.jsonl", lambda where: None))  # type: ignore[arg-type, return-value]
+    assert len(found.ballot_N) == 4200 and found.ballot_N.itemsize == 4
+    assert len(found.ballots) == len(found.firsts) == 6 and found.rows == [700] * 6
+
+
+def test_balance_names_the_classes(files: Path) -> None:
+    told = tw.label("rules.jsonl", "rows.jsonl", balance={"animal": 3, "fruit": 1})
+    assert told["labels"]["animal"] > tw.label("rules.jsonl", "rows.jsonl")["labels"]["animal"]
+    with pytest.raises(DataError, match="balance names animal; the rules vote for animal, fruit"):
+        tw.label("rules.jsonl", "rows.jsonl", balance={"animal": 1})
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        ({"modle": "em"}, "unknown key modle. Did you mean model?"),
+        ({"model": "majority", "accuracy": 0.9}, "accuracy: for model: em, and this is majority"),
+        ({"ties": "share"}, "ties: for model: majority, and this is em"),
+        ({"uncovered": "uniform"}, "set confidence: false too"),
+    ],
+)
+def test_options_without_effect(options: Any, said: str, files: Path) -> None:
+    with pytest.raises(RecipeError) as caught:
+        tw.label("rules.jsonl", "rows.jsonl", **options)
+    assert said in str(caught.value)
+
+
+def test_nothing_is_overwritten_and_nothing_half_is_left(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("out.jsonl").write_text("mine")
+    with pytest.raises(OutputError, match="is there already"):
+        tw.label("rules.jsonl", "rows.jsonl", "out.jsonl")
+    before = sorted(path.name for path in files.iterdir())
+    monkeypatch.setattr(Path, "rename", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(OutputError, match="No space left"):
+        tw.label("rules.jsonl", "rows.jsonl", "other.jsonl")
+    assert sorted(path.name for path in files.iterdir()) == before
+
+
+def test_rules_without_any_vote(files: Path) -> None:
+    Path("rules.jsonl").write_text(json.dumps({"label": "a", "pattern": "zebra"}))
+    with pytest.raises(DataError, match="No rule votes on any row"):
+        tw.label("rules.jsonl", "rows.jsonl")
+
+
+def test_a_tuned_model_is_a_rule(files: Path, tiny_base: Any) -> None:
+    """Weak to strong: what one run learned is a vote for the next."""
+    run = tw.train(recipe(tiny_base("bert"), files / "run", task="text-classification"))
+    rule = {"name": "m", "model": str(run.folder), "threshold": 0.0}
+    Path("rules.jsonl").write_text(json.dumps(rule))
+    told = tw.label("rules.jsonl", "rows.jsonl", "out.jsonl", device="cpu")
+    said = tw.predict(run.folder, TEXTS, device="cpu")
+    assert [max(row["label"], key=row["label"].get) for row in read("out.jsonl")] == [one["label"] for one in said]
+    assert told["coverage"] == 1
+
+
+def test_a_model_that_is_no_classifier_is_no_rule(files: Path, tiny_base: Any) -> None:
+    Path("rules.jsonl").write_text(json.dumps({"model": tiny_base("llama")}))
+    with pytest.raises(BaseModelError, match="is no classifier"):
+        tw.label("rules.jsonl", "rows.jsonl")
+
+
+def test_the_command(files: Path) -> None:
+    result = CliRunner().invoke(
+        app, ["label", "rules.jsonl", "--data", "rows.jsonl", "--to", "out.jsonl"], env={"COLUMNS": "80"}
+    )
+    assert result.exit_code == 0, result.output
+    assert "Some rule votes on 83.3 %" in result.output and "5 rows are in out.jsonl" in result.output
+    assert "1 rule votes on no row: idle" in result.output
+    assert max(map(len, result.output.splitlines())) <= 160
+    document = CliRunner().invoke(app, ["label", "rules.jsonl", "--data", "rows.jsonl", "model=majority", "--json"])
+    assert json.loads(document.stdout)["model"] == "majority"
+
+
+def test_the_command_with_a_rule_that_throws(files: Path) -> None:
+    Path("rules.py").write_text("def bad(row):\n    return row['x']\ndef good(row):\n    return 'a'\n")
+    result = CliRunner().invoke(app, ["label", "rules.py", "--data", "rows.jsonl"])
+    assert result.exit_code == 0
+    assert "bad failed on 6 rows and abstains there: bad: rows.jsonl:1: KeyError: 'x'" in result.stderr

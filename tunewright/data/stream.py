@@ -1,0 +1,33 @@
+"""Rows one after another, from files larger than memory: JSON lines and Parquet. Everything else is read whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from tunewright.data.config import Location
+from tunewright.data.row import Fault, Row
+from tunewright.data.rows import jsonl_rows, parquet_rows, read_rows, readable
+from tunewright.errors import DataError
+
+READERS = {".jsonl": jsonl_rows, ".parquet": parquet_rows}
+
+
+def stream_rows(location: Location) -> Iterator[Row | Fault]:
+    """The rows of a location, in order, and those that cannot be used as faults.
+
+    Raises DataError where the location cannot be read, or holds nothing.
+    """
+    path = Path(location) if isinstance(location, str) else Path()
+    reader = READERS.get(path.suffix.lower()) if path.is_file() else None
+    if reader is None:
+        read = read_rows(location)
+        yield from read.faults
+        yield from read.rows
+        return
+    number = 0
+    with readable(str(path)):
+        for number, row in enumerate(reader(path), 1):  # noqa: B007  counts them
+            yield row
+    if not number:
+        raise DataError(f"{path} holds no rows: nothing can be learned from it.")
