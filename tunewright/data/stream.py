@@ -13,15 +13,18 @@ from tunewright.errors import DataError
 READERS = {".jsonl": jsonl_rows, ".parquet": parquet_rows}
 
 
-def stream_rows(location: Location) -> Iterator[Row | Fault]:
+def stream_rows(location: Location, captioned: bool | None = None) -> Iterator[Row | Fault]:
     """The rows of a location, in order, and those that cannot be used as faults.
+
+    Args:
+        captioned: see `read_rows`.
 
     Raises DataError where the location cannot be read, or holds nothing.
     """
     path = Path(location) if isinstance(location, str) else Path()
     reader = READERS.get(path.suffix.lower()) if path.is_file() else None
     if reader is None:
-        read = read_rows(location)
+        read = read_rows(location, captioned)
         yield from read.faults
         yield from read.rows
         return
