@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 import tunewright as tw
@@ -158,7 +159,7 @@ def test_the_command(files: Path) -> None:
         app, ["label", "rules.jsonl", "--data", "rows.jsonl", "--to", "out.jsonl"], env={"COLUMNS": "80"}
     )
     assert result.exit_code == 0, result.output
-    assert "Some rule votes on 83.3 %" in result.output and "5 rows are in out.jsonl" in result.output
+    assert "some rule votes on 83.3" in result.output and "5 rows are in out.jsonl" in result.output
     assert "1 rule votes on no row: idle" in result.output
     assert max(map(len, result.output.splitlines())) <= 160
     document = CliRunner().invoke(app, ["label", "rules.jsonl", "--data", "rows.jsonl", "model=majority", "--json"])
@@ -170,3 +171,52 @@ def test_the_command_with_a_rule_that_throws(files: Path) -> None:
     result = CliRunner().invoke(app, ["label", "rules.py", "--data", "rows.jsonl"])
     assert result.exit_code == 0
     assert "bad failed on 6 rows and abstains there: bad: rows.jsonl:1: KeyError: 'x'" in result.stderr
+
+
+# In a recipe
+
+
+def weak(files: Path, tiny_base: Any, **changes: Any) -> Any:
+    data = {"train": "rows.jsonl", "labeling": {"rules": "rules.jsonl"}, "validation": VALIDATION}
+    data |= changes.pop("data", {})
+    return recipe(tiny_base("bert"), files / "run", task="text-classification", data=data, method="full", **changes)
+
+
+VALIDATION = [{"text": "fox", "label": "animal"}, {"text": "pear", "label": "fruit"}]
+
+
+def test_a_recipe_trains_on_what_rules_say(files: Path, tiny_base: Any) -> None:
+    rows = [{"review": text, "stars": label} for text, label in zip(TEXTS, GOLD, strict=True)]
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recipe_ = weak(files, tiny_base, data={"columns": {"text": "review", "label": "stars"}, "validation": [
+        {"review": row["text"], "stars": row["label"]} for row in VALIDATION
+    ]})  # fmt: skip
+    run = tw.train(recipe_)
+    tw.label("rules.jsonl", [{"text": text} for text in TEXTS], "out.jsonl")
+    same = tw.train(weak(files, tiny_base, data={"train": "out.jsonl", "labeling": None}), output=str(files / "other"))
+    one, other = (torch.cat([p.flatten() for p in r.model.module.state_dict().values()]) for r in (run, same))
+    assert torch.equal(one, other) and run.info["labels"] == ["animal", "fruit"]
+    told = json.loads((run.folder / "labeling.json").read_text())
+    assert told["rows"] == 6 and told["written"] == 5 and told["rules"][0]["accuracy"]["n"] == 2
+    assert "1 training row without a label of any rule: left out." in run.info["notices"]
+    page = run.report.read_text()
+    assert "Labelling rules" in page and "sweet" in page
+
+
+def test_validation_rows_of_the_rules_are_told_from_true_ones(files: Path, tiny_base: Any) -> None:
+    run = tw.train(weak(files, tiny_base, data={"train": "rows.jsonl", "validation": 0.3}))
+    assert any("the rules' labels" in notice for notice in run.info["notices"])
+
+
+def test_a_run_with_rules_resumes_with_the_same_labels(files: Path, tiny_base: Any) -> None:
+    whole = tw.train(weak(files, tiny_base), output=str(files / "whole"))
+    from tests.runs import left_behind, stop_at
+
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    recipe_ = weak(files, tiny_base, training={"checkpoint_every": 1})
+    with pytest.raises(KeyboardInterrupt):
+        tw.train(recipe_, watchers=[stop_at(2, stop)])
+    run = tw.resume(files / "run")
+    assert left_behind(run.folder)["model.safetensors"] == left_behind(whole.folder)["model.safetensors"]

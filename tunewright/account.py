@@ -125,6 +125,13 @@ def write_bad_rows(prepared: Prepared, folder: Path) -> None:
             (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
+def write_labeling(prepared: Prepared, folder: Path) -> None:
+    """Keep the account of the rules that labelled the training rows, where there are any."""
+    if prepared.rows.labeling:
+        text = json.dumps(prepared.rows.labeling, indent=2, ensure_ascii=False, default=str)
+        (folder / "labeling.json").write_text(text + "\n", encoding="utf-8")
+
+
 def preview(prepared: Prepared, count: int = 3) -> list[dict[str, Any]]:
     """The first rows as the model sees them: pieces of text, each with the loss weight it carries."""
     model, task = prepared.model, prepared.model.task

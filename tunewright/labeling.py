@@ -23,13 +23,15 @@ from tunewright.data.config import Location
 from tunewright.data.labeling.config import Labeling
 from tunewright.data.labeling.label_model import Ballot, Fitted, Votes, em, majority
 from tunewright.data.labeling.rules import Classifier, Functions, Voter, names_of, read_rules
-from tunewright.data.row import Fault, Row
+from tunewright.data.row import Fault, Row, Rows
 from tunewright.data.stream import stream_rows
 from tunewright.engine.device import pick_device
-from tunewright.errors import BaseModelError, DataError, OutputError
+from tunewright.errors import BaseModelError, DataError, OutputError, counted
 from tunewright.evaluation.rules import account
 from tunewright.recipe import checked
 
+Columns = Mapping[str, str]
+EMPTY: Columns = {}
 CHUNK = 1024  # rows that the rules see together
 SHOWN = 5  # faults
 UNREAD = -1  # in place of a ballot's number: a row that cannot be used
@@ -64,10 +66,11 @@ class Poll:
         return Votes(self.ballots, np.array(self.rows, dtype=float), len(self.rules), len(self.labels))
 
 
-def poll(location: Location, voters: Sequence[Voter], gold: str = "label") -> Poll:
+def poll(location: Location, voters: Sequence[Voter], gold: str = "label", columns: Columns = EMPTY) -> Poll:
     """Let every rule vote on every row.
 
     Args:
+        columns: standard column name -> name in the file: rules know the standard ones.
         gold: the column that holds true labels, where a row has it: only the account looks at it.
 
     Raises DataError where no rule votes at all.
@@ -75,7 +78,7 @@ def poll(location: Location, voters: Sequence[Voter], gold: str = "label") -> Po
     found = Poll(names_of(voters))
     numbers: dict[tuple[tuple[int, str], ...], int] = {}
     for chunk in _chunks(stream_rows(location)):
-        rows = [one for one in chunk if isinstance(one, Row)]
+        rows = [_renamed(one, columns) for one in chunk if isinstance(one, Row)]
         found.faults += [one for one in chunk if isinstance(one, Fault)]
         cast = _cast(voters, rows)
         for one in chunk:
@@ -89,7 +92,7 @@ def poll(location: Location, voters: Sequence[Voter], gold: str = "label") -> Po
                 found.firsts.append(one)
             found.rows[number] += 1
             found.ballot_N.append(number)
-            if isinstance(label := one.values.get(gold), str | int) and label != "":
+            if isinstance(label := one.values.get(columns.get(gold, gold)), str | int) and label != "":
                 found.gold[number, str(label)] += 1
     found.labels = sorted({label for ballot in numbers for _, label in ballot})
     if not found.labels:
@@ -106,6 +109,11 @@ def poll(location: Location, voters: Sequence[Voter], gold: str = "label") -> Po
         if fails.count
     }
     return found
+
+
+def _renamed(row: Row, columns: Columns) -> Row:
+    standard = {column: name for name, column in columns.items()}
+    return Row({standard.get(key, key): value for key, value in row.values.items()}, row.source) if columns else row
 
 
 def _chunks(rows: Iterator[Row | Fault]) -> Iterator[list[Row | Fault]]:
@@ -140,7 +148,9 @@ def fit(config: Labeling, found: Poll) -> Fitted:
     return em(votes, config.prior, balance_K)
 
 
-def labelled(config: Labeling, location: Location, found: Poll, fitted: Fitted) -> Iterator[Row]:
+def labelled(
+    config: Labeling, location: Location, found: Poll, fitted: Fitted, columns: Columns = EMPTY
+) -> Iterator[Row]:
     """The rows that have a label now: their columns, with `label` a distribution over the classes, and `weight`.
 
     The weight is how sure the label is, (max p − 1/K) / (1 − 1/K), and 1 where `confidence` is off.
@@ -154,8 +164,27 @@ def labelled(config: Labeling, location: Location, found: Poll, fitted: Fitted) 
     for row, number in zip(stream_rows(location), found.ballot_N, strict=True):
         if number == UNREAD or not isinstance(row, Row) or not drawn[number]:
             continue
-        weight = {"weight": round(float(sure_S[number]), 6)} if config.confidence else {}
-        yield Row({**row.values, "label": names[number], **weight}, row.source)
+        weight = {columns.get("weight", "weight"): round(float(sure_S[number]), 6)} if config.confidence else {}
+        yield Row({**row.values, columns.get("label", "label"): names[number], **weight}, row.source)
+
+
+def weak_rows(config: Labeling, location: Location, columns: Columns) -> tuple[Rows, dict[str, Any]]:
+    """The rows of a location that rules give a label, with the faults of those that cannot be used; and the account."""
+    found = poll(location, read_rules(config.rules, classifier, config.ignore_case), columns=columns)
+    fitted = fit(config, found)
+    rows = list(labelled(config, location, found, fitted, columns))
+    told = {**describe(config, found, fitted), "written": len(rows)}
+    return Rows(rows, found.faults, _doubts(told)), told
+
+
+def _doubts(told: Mapping[str, Any]) -> list[str]:
+    """What is said of rows that rules label."""
+    bare = told["rows"] - told["written"]
+    said = [f"{counted(bare, 'training row', 'training rows')} without a label of any rule: left out."] if bare else []
+    for name, failed in told["failed"].items():
+        rows = counted(failed["count"], "row")
+        said.append(f"The rule {name} fails on {rows} and abstains there: {failed['first'][0]}")
+    return said
 
 
 def classifier(where: str, device: str = "auto") -> Classifier:

@@ -216,7 +216,7 @@ def _teach_to_end(model: Model, method: Method) -> str:
 
 def _encode(task: Task, model: Model, rows: Rows, data: DataConfig) -> dict[str, Encoded]:
     """Every set as examples. The faults of all sets come in one DataError."""
-    encoded, errors = each_set(rows.sets(), lambda records: task.encode(model, records.records, data))
+    encoded, errors = each_set(rows.sets(), lambda name, records: task.encode(model, records.records, data))
     if len(errors) > 1:
         raise DataError("The data cannot be used:", lines_of(errors))
     if errors:

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from tunewright.artifacts.load import infer_task
+from tunewright.data.config import Location
 from tunewright.data.kinds import Classified, Record
 from tunewright.data.labels import may_be_numbers
-from tunewright.data.records import Records, load_records, split_validation
+from tunewright.data.records import Records, load_records, make_records, split_validation
 from tunewright.errors import BaseModelError, DataError, RecipeError, counted
+from tunewright.labeling import weak_rows
 from tunewright.recipe import Recipe
 from tunewright.tasks import MODULES, task_class
 from tunewright.tasks._factories import is_factory
@@ -23,7 +25,8 @@ from tunewright.tasks.base import Task
 class Rows:
     """The rows of a recipe, read and checked: by the name of their set.
 
-    `held_out` is the share of the training rows that the validation rows are; None where these were given.
+    `held_out` is the share of the training rows that the validation rows are; None where these were given. `labeling` is
+    the account of the rules that labelled the training rows, if any.
     """
 
     train: Records
@@ -32,6 +35,7 @@ class Rows:
     notices: list[str] = field(default_factory=list)
     held_out: float | None = None
     prior: Records | None = None
+    labeling: dict[str, Any] | None = None
 
     @property
     def given(self) -> Records:
@@ -53,7 +57,16 @@ def read_rows(recipe: Recipe) -> Rows:
         wanted["prior"] = data.prior
     if data.validation is not None and not isinstance(data.validation, float | int):
         wanted["validation"] = data.validation
-    found, errors = each_set(wanted, lambda location: load_records(location, data, kinds=kinds))
+    account: dict[str, Any] = {}
+
+    def load(name: str, location: Location) -> Records:
+        if name != "train" or not data.labeling:
+            return load_records(location, data, kinds=kinds)
+        read, told = weak_rows(data.labeling, location, data.columns)
+        account.update(told)
+        return make_records(read, location, data)
+
+    found, errors = each_set(wanted, load)
     if faults := lines_of(errors):
         raise DataError(
             faults[0] if len(faults) == 1 else "The data cannot be used:", faults if len(faults) > 1 else ()
@@ -76,7 +89,9 @@ def read_rows(recipe: Recipe) -> Rows:
             raise DataError(
                 f"{name} holds {records.kind} rows, the training set {train.kind} rows: they must be alike."
             )
-    return Rows(train, validation, found, notices, held_out=share, prior=prior)
+    if data.labeling and share and validation:
+        notices.append("The validation rows have the rules' labels: give data.validation to measure on true ones.")
+    return Rows(train, validation, found, notices, held_out=share, prior=prior, labeling=account or None)
 
 
 HELD_OUT = 0.1
@@ -151,12 +166,12 @@ def choose_task(recipe: Recipe, rows: Records) -> tuple[Task, list[str]]:
     return (chosen.from_records(rows.records) if hasattr(chosen, "from_records") else chosen()), notices
 
 
-def each_set(sets: Mapping[str, Any], make: Callable[[Any], Any]) -> tuple[dict[str, Any], list[DataError]]:
+def each_set(sets: Mapping[str, Any], make: Callable[[str, Any], Any]) -> tuple[dict[str, Any], list[DataError]]:
     """What `make` makes of every set by its name, and the errors of those that cannot be used."""
     made, errors = {}, []
     for name, one in sets.items():
         try:
-            made[name] = make(one)
+            made[name] = make(name, one)
         except DataError as error:
             errors.append(error)
     return made, errors

@@ -116,6 +116,7 @@ def located(recipe: Recipe) -> Recipe:
         "validation": absolute(data.validation),
         "test": {name: absolute(one) for name, one in test.items()} if isinstance(test, dict) else absolute(test),
         "prior": absolute(data.prior),
+        "labeling": data.labeling and data.labeling.model_copy(update={"rules": absolute(data.labeling.rules)}),
         "chat_template": template if template == "plain" else absolute(template),  # the word has a meaning of its own
     }
     changed = {name: place for name, place in found.items() if place != getattr(data, name)}

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tunewright.account import describe, place_of, refuse_changed, write_bad_rows
+from tunewright.account import describe, place_of, refuse_changed, write_bad_rows, write_labeling
 from tunewright.artifacts.fingerprint import refuse_other_weights
 from tunewright.artifacts.load import allow_code
 from tunewright.artifacts.prior import drawn_prior
@@ -60,6 +60,7 @@ def execute(recipe: Recipe, folder: Path, watchers: Sequence[Watcher] = (), resu
             record.begin(prepared.recipe, describe(prepared))
             if processes.first:
                 write_bad_rows(prepared, folder / "bad_rows")
+                write_labeling(prepared, folder)
         began = time.perf_counter(), time.process_time()
         try:
             _train(prepared, step, record, watchers)

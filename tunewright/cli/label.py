@@ -44,6 +44,8 @@ def label(
 
 
 def _show(found: Mapping[str, Any]) -> None:
+    from tunewright.evaluation.rules import right, sums
+
     known = any("accuracy" in rule for rule in found["rules"])
     believed = any("believed" in rule for rule in found["rules"])
     titles = ["Rule", "Rows", "Overlap", "Conflict", *["Right"] * known, *["Believed"] * believed]
@@ -52,7 +54,7 @@ def _show(found: Mapping[str, Any]) -> None:
         (
             rule["rule"],
             *(_percent(rule[key]) for key in ("coverage", "overlap", "conflict")),
-            *([_right(rule)] if known else []),
+            *([right(rule)] if known else []),
             *([_percent(rule.get("believed"))] if believed else []),
         )
         for rule in reached[:MOST_RULES]
@@ -63,7 +65,9 @@ def _show(found: Mapping[str, Any]) -> None:
     idle = [rule["rule"] for rule in reached if not rule["coverage"]]
     if idle:
         show(f"{counted(len(idle), 'rule votes', 'rules vote')} on no row: {', '.join(idle[:5])}")
-    _show_sums(found)
+    show(sums(found))
+    frequent = ", ".join(f"{name} {count:,.0f}" for name, count in found["labels"].items())
+    show(f"Labels by {found['model']}: {frequent}.")
     for fight in found["fights"][:3]:
         votes = ", ".join(f"{rule}: {label}" for rule, label in fight["votes"].items())
         show(one_line(f"{fight['rows']:,} rows with votes against each other ({votes}), first {fight['first']}"))
@@ -75,21 +79,7 @@ def _show(found: Mapping[str, Any]) -> None:
         show(f"{found['written']:,} rows are in {found['to']}.")
 
 
-def _show_sums(found: Mapping[str, Any]) -> None:
-    shares = {"Some rule votes": "coverage", "several do": "overlap", "against each other": "conflict"}
-    said = ", ".join(f"{words} on {_percent(found[key])}" for words, key in shares.items())
-    show(f"{said} of {found['rows']:,} rows.")
-    right = f" They are right on {_right(found)} of those that are known." if "accuracy" in found else ""
-    frequent = ", ".join(f"{name} {count:,.0f}" for name, count in found["labels"].items())
-    show(f"Labels by {found['model']}: {frequent}.{right}")
-
-
 def _percent(share: float | None) -> str:
-    return "–" if share is None else f"{100 * share:.1f} %"
+    from tunewright.evaluation.formats import ABSENT, percent
 
-
-def _right(found: Mapping[str, Any]) -> str:
-    from tunewright.evaluation.formats import with_interval
-    from tunewright.evaluation.scores import Metric
-
-    return with_interval("accuracy", Metric.from_dict(found["accuracy"])) if "accuracy" in found else "–"
+    return ABSENT if share is None else percent(share, 1)

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from pydantic.config import JsonDict
 
 from tunewright.data.augmentation import Augmentation
+from tunewright.data.labeling.config import Labeling
 from tunewright.data.pictures import as_text
 
 Location = str | list[dict[str, Any]]
@@ -42,6 +43,9 @@ class DataConfig(BaseModel):
         None,
         description="rows for the final evaluation: one set, or several by name",
         json_schema_extra=LOCAL,
+    )
+    labeling: Labeling | None = Field(
+        None, description="rules that label the training rows (weak supervision); none: rows bring their labels"
     )
     prior: Location | None = Field(
         None,

@@ -24,7 +24,7 @@ from tunewright.data.kinds import (
 )
 from tunewright.data.labels import check_number, form_of, settle
 from tunewright.data.pictures import located
-from tunewright.data.row import Fault, Row
+from tunewright.data.row import Fault, Row, Rows
 from tunewright.data.rows import canonical_json, content_hash, folder_of, read_rows
 from tunewright.errors import DataError, counted, them
 
@@ -78,8 +78,12 @@ def load_records(
         DataError: the location cannot be read, its columns fit no format, no row can be used, or some cannot and
             `config.on_bad_rows` is "fail". It names all of them. Or an option is set that is for other kinds of rows.
     """
+    return make_records(read_rows(location, captions_wanted(config, kinds)), location, config, require_label)
+
+
+def make_records(read: Rows, location: Location, config: DataConfig, require_label: bool = True) -> Records:
+    """The records of rows that were read at a location. Raises DataError, see `load_records`."""
     name = location if isinstance(location, str) else "rows"
-    read = read_rows(location, captions_wanted(config, kinds))
     rows = _with_pictures(_renamed(read.rows, config.columns), location)
     format = _format_of(rows, config, require_label)
     records, faults = _build_all(rows, format, config, require_label)

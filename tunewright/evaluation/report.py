@@ -19,6 +19,7 @@ import jinja2
 from tunewright.errors import OutputError
 from tunewright.evaluation import charts, formats, gallery, sections, seeds
 from tunewright.evaluation.loading import snippets
+from tunewright.evaluation.rules import table
 from tunewright.evaluation.verdict import comparisons, verdict
 from tunewright.methods import METHODS
 from tunewright.objectives import OBJECTIVES
@@ -123,6 +124,7 @@ def _context(files: RunFiles) -> dict[str, Any]:
         "method": sections.chosen(run, "method", METHODS),
         "objective": sections.chosen(run, "objective", OBJECTIVES),
         "data": sections.data_table(run.get("data") or {}),
+        "rules": table(_read_json(files.folder / "labeling.json")),
         "previews": sections.previews(run),
         "recipe": files.recipe,
         "robustness": sections.robustness(_read_json(files.folder / "interpolation.json"), files.folder),

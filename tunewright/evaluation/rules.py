@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 
 from tunewright.data.labeling.label_model import Ballot, Fitted, Votes
-from tunewright.evaluation.scores import share_of
+from tunewright.errors import counted
+from tunewright.evaluation.formats import ABSENT, percent, with_interval
+from tunewright.evaluation.scores import Metric, share_of
 
 FIGHTS = 10
 """Rows that are shown on which rules fight."""
@@ -113,3 +115,41 @@ def _fights(
         }
         for s in worst
     ]
+
+
+def table(found: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """An account in words, for a page; None where no rules labelled anything."""
+    if not found:
+        return None
+    rows = [
+        {
+            "name": rule["rule"],
+            "labels": ", ".join(rule["labels"]),
+            **{key: percent(rule[key], 1) for key in ("coverage", "overlap", "conflict")},
+            "right": right(rule),
+            "believed": percent(rule["believed"], 1) if "believed" in rule else ABSENT,
+        }
+        for rule in sorted(found["rules"], key=lambda rule: -rule["coverage"])
+    ]
+    fights = [
+        {
+            "rows": counted(fight["rows"], "row"),
+            "first": fight["first"],
+            "votes": ", ".join(f"{rule} says {label}" for rule, label in fight["votes"].items()),
+        }
+        for fight in found["fights"]
+    ]
+    return {"rows": rows, "fights": fights, "sums": sums(found)}
+
+
+def sums(found: Mapping[str, Any]) -> str:
+    """An account in a sentence or two."""
+    reach = {"some rule votes": "coverage", "several do": "overlap", "they disagree": "conflict"}
+    said = ", ".join(f"{words} on {percent(found[key], 1)}" for words, key in reach.items())
+    known = f" Where the true label is known, {right(found)} are right." if "accuracy" in found else ""
+    return f"Of {found['rows']:,} rows {said}.{known}"
+
+
+def right(found: Mapping[str, Any]) -> str:
+    """How often a rule or all of them are right, with the interval; nothing where no true label is known."""
+    return with_interval("accuracy", Metric.from_dict(found["accuracy"])) if "accuracy" in found else ABSENT
