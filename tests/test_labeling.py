@@ -110,7 +110,7 @@ def test_balance_names_the_classes(files: Path) -> None:
     [
         ({"modle": "em"}, "unknown key modle. Did you mean model?"),
         ({"model": "majority", "accuracy": 0.9}, "accuracy: for model: em, and this is majority"),
-        ({"ties": "share"}, "ties: for model: majority, and this is em"),
+        ({"ties": "abstain"}, "ties: for model: majority, and this is em"),
         ({"uncovered": "uniform"}, "set confidence: false too"),
     ],
 )
@@ -176,10 +176,10 @@ def test_the_command_with_a_rule_that_throws(files: Path) -> None:
 # In a recipe
 
 
-def weak(files: Path, tiny_base: Any, **changes: Any) -> Any:
+def weak(files: Path, tiny_base: Any, name: str = "run", **changes: Any) -> Any:
     data = {"train": "rows.jsonl", "labeling": {"rules": "rules.jsonl"}, "validation": VALIDATION}
     data |= changes.pop("data", {})
-    return recipe(tiny_base("bert"), files / "run", task="text-classification", data=data, method="full", **changes)
+    return recipe(tiny_base("bert"), files / name, task="text-classification", data=data, method="full", **changes)
 
 
 VALIDATION = [{"text": "fox", "label": "animal"}, {"text": "pear", "label": "fruit"}]
@@ -193,7 +193,7 @@ def test_a_recipe_trains_on_what_rules_say(files: Path, tiny_base: Any) -> None:
     ]})  # fmt: skip
     run = tw.train(recipe_)
     tw.label("rules.jsonl", [{"text": text} for text in TEXTS], "out.jsonl")
-    same = tw.train(weak(files, tiny_base, data={"train": "out.jsonl", "labeling": None}), output=str(files / "other"))
+    same = tw.train(weak(files, tiny_base, "other", data={"train": "out.jsonl", "labeling": None}))
     one, other = (torch.cat([p.flatten() for p in r.model.module.state_dict().values()]) for r in (run, same))
     assert torch.equal(one, other) and run.info["labels"] == ["animal", "fruit"]
     told = json.loads((run.folder / "labeling.json").read_text())
@@ -209,7 +209,7 @@ def test_validation_rows_of_the_rules_are_told_from_true_ones(files: Path, tiny_
 
 
 def test_a_run_with_rules_resumes_with_the_same_labels(files: Path, tiny_base: Any) -> None:
-    whole = tw.train(weak(files, tiny_base), output=str(files / "whole"))
+    whole = tw.train(weak(files, tiny_base, "whole"))
     from tests.runs import left_behind, stop_at
 
     def stop() -> None:

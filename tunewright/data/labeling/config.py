@@ -35,7 +35,8 @@ class Labeling(BaseModel):
     def _idle(self) -> Labeling:
         of = {"em": ("accuracy", "certainty", "balance"), "majority": ("ties",)}
         other = "majority" if self.model == "em" else "em"
-        if idle := [name for name in of[other] if name in self.model_fields_set]:
+        fields = type(self).model_fields
+        if idle := [name for name in of[other] if getattr(self, name) != fields[name].default]:
             raise ValueError(f"{', '.join(idle)}: for model: {other}, and this is {self.model}")
         if self.uncovered == "uniform" and self.confidence:
             raise ValueError("uncovered: uniform gives labels that are not sure at all: set confidence: false too")
