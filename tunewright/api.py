@@ -18,6 +18,7 @@ from tunewright.artifacts.interpolate import load
 from tunewright.artifacts.load import infer_task, shape_of, use_module
 from tunewright.artifacts.questions import HeldOut
 from tunewright.artifacts.start import parse_point
+from tunewright.chain import Chain, make_chain, then_clean
 from tunewright.data.config import DataConfig, Location
 from tunewright.data.glance import glance
 from tunewright.data.kinds import Conversation
@@ -34,6 +35,7 @@ from tunewright.evaluation.evaluate import refuse_idle_evaluation
 from tunewright.evaluation.paired import is_finite
 from tunewright.folder import Run, new_folder, open_run, refuse_lost
 from tunewright.launch import launch
+from tunewright.launch.stages import execute, is_chain, read_chain
 from tunewright.reading import read_rows, task_of_rows, wanted_kinds
 from tunewright.recipe import Recipe, checked, located, make_recipe, read_document
 from tunewright.tasks import task_class
@@ -61,20 +63,35 @@ def train(
 
     Args:
         recipe: a whole recipe or the file of one; its keys may be given as arguments too (base, task, data, method,
-            objective, training, output).
+            objective, training, output). Or recipes by name, `stages`, of which a later one may begin from an earlier.
         watchers: called first with {"started": what run.json says}, then with each line of metrics. Where images of
             the class are drawn before, with {"drawn": 3, "of": 200} for each.
 
     Returns:
         The finished run: `run.model`, `run.report`, `run.info`. With `training.seeds` the folder of all: `run.runs` are
-        the seeds' own, each with its model, `run.info["over_seeds"]` and `run.report` are over all of them.
+        the seeds' own, each with its model, `run.info["over_seeds"]` and `run.report` are over all of them. With
+        `stages`, or `data.labeling.then_clean`, the run of the last stage, beside which the others lie.
 
     Raises:
         TunewrightError: bad input; says what to do.
         Interrupted: Ctrl-C; a checkpoint is written.
     """
-    chosen = composed(recipe, fields)
+    if isinstance(recipe, str | Path):
+        recipe = read_document(Path(recipe))
+    document = recipe if isinstance(recipe, Recipe) else plain({**(recipe or {}), **fields})
+    if chain := as_chain(document):
+        return execute(chain, Path(chain.output or new_folder(chain.last)).expanduser().absolute(), watchers)
+    chosen = composed(document, {})
     return launch(chosen, Path(chosen.output).expanduser() if chosen.output else new_folder(chosen), watchers)
+
+
+def as_chain(document: Recipe | Mapping[str, Any]) -> Chain | None:
+    """The chain that a document with `stages` is, or a recipe whose rules are followed by clean rows; else None."""
+    if not isinstance(document, Recipe) and "stages" in document:
+        return make_chain(document)
+    recipe = document if isinstance(document, Recipe) else make_recipe(document)
+    followed = recipe.data.labeling is not None and recipe.data.labeling.then_clean is not None
+    return then_clean(located(recipe)) if followed else None
 
 
 def composed(recipe: Recipe | Mapping[str, Any] | str | Path | None, fields: Mapping[str, Any]) -> Recipe:
@@ -102,6 +119,9 @@ def resume(where: str | PathLike[str], *, watchers: Sequence[Watcher] = (), base
 
     Raises CheckpointError where a finished run has neither model nor checkpoints.
     """
+    if is_chain(Path(where).expanduser()):
+        folder = Path(where).expanduser().absolute()
+        return execute(read_chain(folder), folder, watchers)
     run = open_run(where)
     if base is not None:
         use_module(where, base)

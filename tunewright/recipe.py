@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from tunewright.data.config import LOCAL, DataConfig
+from tunewright.data.labeling.config import Labeling
 from tunewright.data.rows import absolute
 from tunewright.engine.config import TrainingConfig
 from tunewright.errors import RecipeError
@@ -116,12 +117,17 @@ def located(recipe: Recipe) -> Recipe:
         "validation": absolute(data.validation),
         "test": {name: absolute(one) for name, one in test.items()} if isinstance(test, dict) else absolute(test),
         "prior": absolute(data.prior),
-        "labeling": data.labeling and data.labeling.model_copy(update={"rules": absolute(data.labeling.rules)}),
+        "labeling": data.labeling and _labeling_located(data.labeling),
         "chat_template": template if template == "plain" else absolute(template),  # the word has a meaning of its own
     }
     changed = {name: place for name, place in found.items() if place != getattr(data, name)}
     places = {"base": absolute(recipe.base), "weights": absolute(recipe.weights)}
     return recipe.model_copy(update={**places, "data": data.model_copy(update=changed)})
+
+
+def _labeling_located(labeling: Labeling) -> Labeling:
+    places = {"rules": absolute(labeling.rules), "then_clean": absolute(labeling.then_clean)}
+    return labeling.model_copy(update=places)
 
 
 def checked(kind: type[Checked], document: Mapping[str, Any]) -> Checked:
@@ -269,6 +275,8 @@ def _unknown_key(path: list[str], chosen: str | None, kind: type[BaseModel]) -> 
 
 def _model_at(path: Sequence[str], model: type[BaseModel]) -> type[BaseModel]:
     for part in path:
+        if part not in model.model_fields:  # a name in a mapping, such as a stage's
+            continue
         annotation = model.model_fields[part].annotation
         found = [a for a in (annotation, *get_args(annotation)) if isinstance(a, type) and issubclass(a, BaseModel)]
         model = found[0] if found else model

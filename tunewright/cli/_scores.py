@@ -44,6 +44,24 @@ def before_after(info: Mapping[str, Any], primary_only: bool = False) -> Table:
     return table(("Set", "Metric", "Before", "After", "Change"), rows, clip=("Set",), fixed=("Before", "After"))
 
 
+def of_stages(infos: Mapping[str, Mapping[str, Any]]) -> Table:
+    """A row for each stage of a chain and each set: the figure that answers whether it is better."""
+    from tunewright.evaluation.formats import metric_name
+    from tunewright.evaluation.verdict import comparisons
+
+    rows = [
+        (
+            stage,
+            compared.name,
+            metric_name(compared.metric),
+            measured(compared.metric, compared.of(compared.after, compared.metric)),
+        )
+        for stage, info in infos.items()
+        for compared in comparisons(info)
+    ]
+    return table(("Stage", "Set", "Metric", "After"), rows, clip=("Stage", "Set"), fixed=("After",))
+
+
 def all_seeds(info: Mapping[str, Any]) -> Table:
     """A row for each evaluation set and metric, over the runs of several seeds."""
     from tunewright.evaluation.seeds import table as rows_of

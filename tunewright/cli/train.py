@@ -13,10 +13,11 @@ import typer
 from tunewright.cli._app import AsJson, Stopped, app
 from tunewright.cli._console import out, say
 from tunewright.cli._progress import progress, say_trained
-from tunewright.cli._scores import show_result
+from tunewright.cli._scores import of_stages, show_result
 from tunewright.errors import Interrupted, RecipeError, counted
 
 if TYPE_CHECKING:
+    from tunewright.chain import Chain
     from tunewright.folder import Run
     from tunewright.recipe import Recipe
 
@@ -55,6 +56,8 @@ def train(
     document = compose(arguments or [], {**what, "output": output})
     if resume:
         return _finish(_go_on(document), as_json)
+    if chain := _chain(document):
+        return _finish_chain(*chain, as_json)
     from tunewright.recipe import make_recipe
 
     recipe = make_recipe(document)
@@ -65,7 +68,11 @@ def train(
 def resume_run(
     run: Annotated[str, typer.Argument(metavar="RUN", help="Folder of the run.")], as_json: AsJson = False
 ) -> Document:
-    """Go on with a run from its last checkpoint; it ends as if nothing had happened."""
+    """Go on with a run from its last checkpoint; it ends as if nothing had happened. Or with a chain of stages."""
+    from tunewright.launch.stages import is_chain, read_chain
+
+    if is_chain(Path(run)):
+        return _finish_chain(read_chain(Path(run)), Path(run), as_json)
     return _finish(_resume(Path(run)), as_json)
 
 
@@ -113,6 +120,30 @@ def _start(recipe: Recipe) -> Run:
     folder = Path(recipe.output or new_folder(recipe))
     placed = recipe.model_copy(update={"output": str(folder)})
     return watched(folder, lambda watcher: api.train(placed, watchers=[watcher]))
+
+
+def _chain(document: Document) -> tuple[Chain, Path] | None:
+    """The chain that a document is, and its folder; None where it is one recipe."""
+    from tunewright import api
+    from tunewright.folder import new_folder
+
+    chain = api.as_chain(document)
+    return (chain, Path(chain.output or new_folder(chain.last))) if chain else None
+
+
+def _finish_chain(chain: Chain, folder: Path, as_json: bool) -> Document:
+    """Run the stages, and show each with what it came to."""
+    from tunewright.launch.stages import execute, stage_runs
+
+    def work(watcher: Callable[[Mapping[str, Any]], None]) -> Run:
+        return execute(chain, folder.absolute(), [watcher])
+
+    run = watched(folder, work)
+    stages = stage_runs(folder)
+    if not as_json:
+        out().print(of_stages({name: one.info for name, one in stages.items()}))
+        show_result(str(run.folder), run.info, str(run.report))
+    return {**summary(run), "stages": {name: summary(one) for name, one in stages.items()}}
 
 
 def _resume(folder: Path) -> Run:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -28,6 +28,11 @@ class Labeling(BaseModel):
     )
     uncovered: Literal["drop", "uniform"] = Field(
         "drop", description="rows that no rule votes on: left out, or all classes alike"
+    )
+    then_clean: str | list[dict[str, Any]] | None = Field(
+        None,
+        description="rows with true labels, on which the training goes on; a run on these alone stands beside it",
+        json_schema_extra={"local_only": True},
     )
     confidence: bool = Field(True, description="rows weigh in the loss by how sure their label is")
 

@@ -1,0 +1,79 @@
+"""Runs one after another, of which a later one may begin from an earlier one: a document with `stages`.
+
+    stages:
+      supervised: {base: BASE, data: rows.jsonl}
+      further: {base: supervised, data: more.jsonl}
+
+Each stage is a recipe, and an ordinary run in a folder of its name; `base` may be the name of an earlier stage.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from tunewright.errors import RecipeError
+from tunewright.recipe import DUMPER, Recipe, checked, located
+
+WEAK, CLEAN, CLEAN_ONLY = "weak", "clean", "clean_only"
+
+
+class Chain(BaseModel):
+    """Recipes by the names of their stages, in order; and the folder of all."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    stages: dict[str, Recipe] = Field(min_length=1)
+    output: str | None = None
+
+    @field_validator("stages")
+    @classmethod
+    def _plain(cls, stages: dict[str, Recipe]) -> dict[str, Recipe]:
+        for name, recipe in stages.items():
+            if not re.fullmatch(r"[\w-]+", name):
+                raise ValueError(f"{name!r}: a stage is named by letters, digits, - and _")
+            if recipe.output is not None:
+                raise ValueError(f"{name}.output: a stage lies in the folder of the chain; leave output out")
+        return stages
+
+    def to_yaml(self) -> str:
+        document = self.model_dump(mode="json", exclude={"output"})
+        return str(yaml.dump(document, Dumper=DUMPER, sort_keys=False, allow_unicode=True, width=100))
+
+    @property
+    def last(self) -> Recipe:
+        return list(self.stages.values())[-1]
+
+
+def make_chain(document: Mapping[str, Any]) -> Chain:
+    """Check a document with `stages`; paths become absolute, but names of earlier stages stay. Raises RecipeError."""
+    chain = checked(Chain, document)
+    placed: dict[str, Recipe] = {}
+    for name, recipe in chain.stages.items():
+        if recipe.base in chain.stages and recipe.base not in placed:
+            raise RecipeError(
+                f"The stage {name} begins from {recipe.base}, which is no earlier stage. Change the order."
+            )
+        base = {"base": recipe.base} if recipe.base in placed else {}
+        placed[name] = located(recipe).model_copy(update=base)
+    return chain.model_copy(update={"stages": placed})
+
+
+def then_clean(recipe: Recipe) -> Chain:
+    """A recipe with `data.labeling.then_clean` as stages: what rules label, then the clean rows; and these alone."""
+    labeling = recipe.data.labeling
+    assert labeling is not None and labeling.then_clean is not None
+    alone = labeling.model_copy(update={"then_clean": None})
+    weak = recipe.data.model_copy(update={"labeling": alone})
+    clean = recipe.data.model_copy(update={"labeling": None, "train": labeling.then_clean})
+    bare = recipe.model_copy(update={"output": None})
+    stages = {
+        WEAK: bare.model_copy(update={"data": weak}),
+        CLEAN_ONLY: bare.model_copy(update={"data": clean}),
+        CLEAN: bare.model_copy(update={"data": clean, "base": WEAK}),
+    }
+    return Chain(stages=stages, output=recipe.output)

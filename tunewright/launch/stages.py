@@ -1,0 +1,64 @@
+"""The runs of a chain, one after the other, each in a folder of its name."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+from tunewright.chain import Chain, make_chain
+from tunewright.engine.job import Watcher
+from tunewright.errors import OutputError
+from tunewright.folder import INFO, Run
+from tunewright.launch import launch
+from tunewright.recipe import LOADER
+
+FILE = "chain.yaml"
+
+
+def is_chain(folder: Path) -> bool:
+    return (folder / FILE).is_file()
+
+
+def read_chain(folder: Path) -> Chain:
+    return make_chain(yaml.load((folder / FILE).read_text(encoding="utf-8"), Loader=LOADER))
+
+
+def stage_runs(folder: Path) -> dict[str, Run]:
+    """The runs that have begun, by the names of their stages."""
+    names = read_chain(folder).stages
+    return {name: Run(folder / name) for name in names if (folder / name / INFO).is_file()}
+
+
+def execute(chain: Chain, folder: Path, watchers: Sequence[Watcher] = ()) -> Run:
+    """Run every stage that is not done, and go on with one that was broken off. The run of the last stage.
+
+    Raises:
+        OutputError: the folder holds something else.
+        What a stage raises: the stages before it are kept.
+    """
+    _claim(chain, folder)
+    for name, recipe in chain.stages.items():
+        place = folder / name
+        begun = (place / INFO).is_file()
+        if begun and Run(place).done:
+            continue
+        if not begun:
+            shutil.rmtree(place, ignore_errors=True)  # killed before its run began
+        base = str(folder / recipe.base) if recipe.base in chain.stages else recipe.base
+        launch(recipe.model_copy(update={"base": base, "output": str(place)}), place, watchers, resume=begun)
+    return Run(folder / name)
+
+
+def _claim(chain: Chain, folder: Path) -> None:
+    """Write the chain into a new folder; one that has the same already goes on."""
+    if is_chain(folder) and read_chain(folder).to_yaml() == chain.to_yaml():
+        return
+    if folder.exists() and any(folder.iterdir()):
+        raise OutputError(
+            f"{folder} holds {'another chain' if is_chain(folder) else 'files'} already. Name another output folder."
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / FILE).write_text(chain.to_yaml(), encoding="utf-8")
