@@ -112,7 +112,7 @@ module.image.mean module.image.std
 data.train data.validation data.test data.format data.columns data.labels data.overlength data.max_length
 data.labeling.rules data.labeling.model data.labeling.ties data.labeling.accuracy data.labeling.certainty
 data.labeling.balance data.labeling.uncovered data.labeling.confidence data.labeling.ignore_case
-data.labeling.then_clean
+data.labeling.then_clean data.classes
 data.on_bad_rows data.loss_on data.chat_template data.special_tokens
 data.resolution data.caption_dropout data.cache_latents data.cache_captions
 data.prior data.prior_prompt data.prior_images

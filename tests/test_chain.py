@@ -17,7 +17,7 @@ from tests.test_labeling import GOLD, RULES, TEXTS, VALIDATION
 from tests.tiny import rows_for
 from tunewright.chain import make_chain, then_clean
 from tunewright.cli import app
-from tunewright.errors import OutputError, RecipeError
+from tunewright.errors import DataError, OutputError, RecipeError
 
 TASK = "text-classification"
 
@@ -116,6 +116,28 @@ def test_clean_rows_follow_what_rules_say_and_stand_alone_beside_it(tiny_base: A
     assert infos["clean"]["data"]["train"]["rows"] == infos["clean_only"]["data"]["train"]["rows"] == 4
     assert infos["clean"]["base"] == str(place / "weak" / "model") != infos["clean_only"]["base"]
     assert not (place / "clean" / "labeling.json").exists()
+
+
+def test_clean_rows_that_lack_a_class_keep_the_head(tiny_base: Any, tmp_path: Path) -> None:
+    chosen = weak(tiny_base("bert"), tmp_path / "run", tmp_path)
+    labeling = chosen.data.labeling
+    assert labeling and isinstance(labeling.then_clean, list)
+    more = [*labeling.then_clean, {"text": "a stone", "label": "stone"}]
+    few = labeling.model_copy(update={"then_clean": [row for row in more if row["label"] != "fruit"]})
+    run = tw.train(chosen.model_copy(update={"data": chosen.data.model_copy(update={"labeling": few})}))
+    for name in ("weak", "clean", "clean_only"):
+        assert tw.open_run(tmp_path / "run" / name).info["labels"] == ["animal", "fruit", "stone"]
+    assert run.info["new"] == []  # the head that the rules' labels taught goes on
+
+
+def test_classes_that_are_given(tiny_base: Any, tmp_path: Path) -> None:
+    def trained(classes: list[str], name: str, task: str = TASK) -> tw.Run:
+        return tw.train(recipe(tiny_base("bert"), tmp_path / name, task=task, data={"classes": classes}))
+
+    had = tw.train(recipe(tiny_base("bert"), tmp_path / "plain", task=TASK)).info["labels"]
+    assert trained(["none", *had[::-1]], "more").info["labels"] == ["none", *had[::-1]]
+    with pytest.raises(DataError, match=f"data.classes does not name {had[0]}, which training rows have"):
+        trained(["none", *had[1:]], "fewer")
 
 
 def test_the_commands(tiny_base: Any, tmp_path: Path) -> None:

@@ -16,8 +16,14 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from tunewright.data.config import DataConfig
+from tunewright.data.kinds import Classified
+from tunewright.data.labeling.rules import read_rules
+from tunewright.data.records import load_records
 from tunewright.errors import RecipeError
+from tunewright.labeling import classifier, poll
 from tunewright.recipe import DUMPER, Recipe, checked, located
+from tunewright.tasks._classification import label_names, natural_order
 
 WEAK, CLEAN, CLEAN_ONLY = "weak", "clean", "clean_only"
 
@@ -67,9 +73,9 @@ def then_clean(recipe: Recipe) -> Chain:
     """A recipe with `data.labeling.then_clean` as stages: what rules label, then the clean rows; and these alone."""
     labeling = recipe.data.labeling
     assert labeling is not None and labeling.then_clean is not None
-    alone = labeling.model_copy(update={"then_clean": None})
-    weak = recipe.data.model_copy(update={"labeling": alone})
-    clean = recipe.data.model_copy(update={"labeling": None, "train": labeling.then_clean})
+    data = recipe.data.model_copy(update={"classes": recipe.data.classes or _classes(recipe.data)})
+    weak = data.model_copy(update={"labeling": labeling.model_copy(update={"then_clean": None})})
+    clean = data.model_copy(update={"labeling": None, "train": labeling.then_clean})
     bare = recipe.model_copy(update={"output": None})
     stages = {
         WEAK: bare.model_copy(update={"data": weak}),
@@ -77,3 +83,13 @@ def then_clean(recipe: Recipe) -> Chain:
         CLEAN: bare.model_copy(update={"data": clean, "base": WEAK}),
     }
     return Chain(stages=stages, output=recipe.output)
+
+
+def _classes(data: DataConfig) -> list[str]:
+    """Those that rules vote for and those of the clean rows: all stages have the same, so that a head goes on."""
+    config = data.labeling
+    assert config is not None and config.then_clean is not None
+    voted = poll(data.train, read_rules(config.rules, classifier, config.ignore_case), columns=data.columns).labels
+    clean = load_records(config.then_clean, data.model_copy(update={"on_bad_rows": "skip"})).records
+    named = {name for record in clean if isinstance(record, Classified) for name in label_names(record.label)}
+    return sorted({*voted, *named}, key=natural_order)

@@ -163,7 +163,8 @@ def choose_task(recipe: Recipe, rows: Records) -> tuple[Task, list[str]]:
     labels = [r.label for r in rows.records if isinstance(r, Classified) and isinstance(r.label, str)]
     if recipe.data.labels == "auto" and may_be_numbers(labels):
         notices.append("Labels: whole numbers are read as classes. To regress on them set data.labels: numbers.")
-    return (chosen.from_records(rows.records) if hasattr(chosen, "from_records") else chosen()), notices
+    task = chosen.from_records(rows.records, recipe.data.classes) if hasattr(chosen, "from_records") else chosen()
+    return task, notices
 
 
 def each_set(sets: Mapping[str, Any], make: Callable[[str, Any], Any]) -> tuple[dict[str, Any], list[DataError]]:

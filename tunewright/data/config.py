@@ -76,6 +76,11 @@ class DataConfig(BaseModel):
     labels: Reading = Field(
         "auto", description="what labels are: classes, or numbers to regress on; auto: numbers if one has a fraction"
     )
+    classes: list[str] | None = Field(
+        None,
+        min_length=2,
+        description="all classes, in their order, where the training rows may lack some; none: those of the rows",
+    )
     overlength: Literal["auto"] | Overlength = Field(
         "auto", description="rows longer than max_length; auto: split plain text, fail for everything else"
     )

@@ -116,6 +116,7 @@ def _refuse_idle(kind: str, config: DataConfig) -> None:
     labelled = kind in ("classification", "image")
     idle = ["special_tokens"] if config.special_tokens and (labelled or kind == "captioned_image") else []
     idle += ["labels"] if config.labels != "auto" and not labelled else []
+    idle += ["classes"] if config.classes and not labelled else []
     if kind not in ("image", "captioned_image"):
         idle += ["augment"] if config.augment is not None else []
     else:

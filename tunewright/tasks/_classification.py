@@ -47,12 +47,21 @@ class Classification(Task):
         self.kind = kind
 
     @classmethod
-    def from_records(cls, records: Sequence[Any]) -> Self:
-        """Read the kind of labels, and their names, off the training rows."""
+    def from_records(cls, records: Sequence[Any], classes: Sequence[str] | None = None) -> Self:
+        """Read the kind of labels, and their names, off the training rows; or take the classes that are given.
+
+        Raises DataError where rows have a class that is not among these, or there is one class only.
+        """
         kind = label_kind(records)
         if kind == "regression":
+            if classes:
+                raise DataError("data.classes names classes, and the labels of the rows are numbers: remove it.")
             return cls(["value"], kind)
         names = {name for record in records for name in label_names(record.label)}
+        if classes:
+            if unnamed := sorted(names - set(classes)):
+                raise DataError(f"data.classes does not name {', '.join(unnamed)}, which training rows have: add it.")
+            return cls(list(dict.fromkeys(classes)), kind)
         if len(names) < 2 and kind == "single_label":
             raise DataError(
                 f"The training rows have one class only ({next(iter(names), 'none')}): there is nothing to tell apart."
