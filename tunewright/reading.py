@@ -25,8 +25,8 @@ from tunewright.tasks.base import Task
 class Rows:
     """The rows of a recipe, read and checked: by the name of their set.
 
-    `held_out` is the share of the training rows that the validation rows are; None where these were given. `labeling` is
-    the account of the rules that labelled the training rows, if any.
+    `held_out` is the share of the training rows that the validation rows are; None where these were given.
+    `labeling` is the account of the rules that labelled the training rows, if any.
     """
 
     train: Records
