@@ -10,6 +10,7 @@ from tunewright.engine.config import TrainingConfig
 from tunewright.engine.device import auto_batch, auto_learning_rate
 from tunewright.engine.job import Job
 from tunewright.errors import RecipeError, counted
+from tunewright.evaluation.evaluate import refuse_idle_evaluation
 from tunewright.methods.base import Method, moving_norms
 from tunewright.objectives.supervised import NOISING, Supervised, class_weights
 from tunewright.recipe import Recipe
@@ -91,6 +92,7 @@ def few_steps(job: Job) -> list[str]:
 
 def refuse_idle(recipe: Recipe, model: Model) -> None:
     """Options that would have no effect on this model and these rows."""
+    refuse_idle_evaluation(recipe.evaluation, model)
     objective = recipe.objective
     if not isinstance(objective, Supervised):
         return

@@ -18,7 +18,7 @@ from tunewright.data.records import Records
 from tunewright.deciding import decide, refuse_idle, refuse_idle_training, weigh_classes
 from tunewright.engine.device import pick_device, pick_precision
 from tunewright.errors import DataError, MethodError, RecipeError, counted
-from tunewright.evaluation.evaluate import refuse_idle_evaluation, refuse_idle_pattern
+from tunewright.evaluation.evaluate import refuse_idle_pattern
 from tunewright.methods.base import Method
 from tunewright.reading import Rows, choose_task, each_set, lines_of, read_rows
 from tunewright.recipe import Recipe
@@ -84,7 +84,8 @@ def prepare(
     model = _loaded(recipe, task, start, precision)
     if hasattr(task, "prepare"):
         task.prepare(model, data, rows.train.kind)
-    refuse_idle_evaluation(recipe.evaluation, model)
+    if hasattr(task, "refuse_steps"):
+        task.refuse_steps(model, recipe.evaluation.image_steps, "evaluation.image_steps")
     recipe.method.check_rows(rows.train.records)
     if data.prior or data.prior_prompt:
         refuse_no_prior(model)

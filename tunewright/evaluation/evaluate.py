@@ -53,13 +53,9 @@ def described(
 
 
 def refuse_idle_evaluation(config: EvaluationConfig, model: Model) -> None:
-    """Raise RecipeError for a pattern where nothing is generated, for prompts where no images are made, and for
-    images in more steps than there are.
-    """
+    """Raise RecipeError for a pattern where nothing is generated, and for prompts where no images are made."""
     if config.prompts and not hasattr(model.task, "images"):
         raise RecipeError(f"evaluation.prompts is for text-to-image, and this is {model.task.name}. Leave it out.")
-    if hasattr(model.task, "refuse_steps"):
-        model.task.refuse_steps(model, config.image_steps, "evaluation.image_steps")
     if config.pattern is not None and not (hasattr(model.task, "generate") and config.generate):
         raise RecipeError(
             "evaluation.pattern is for answers that are generated, evaluation.generate of them. Leave it out."
