@@ -15,7 +15,8 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOMES = {
-    **dict.fromkeys(("train", "resume", "evaluate", "predict", "chat", "generate", "export", "dry_run"), "api"),
+    **dict.fromkeys(("train", "resume", "evaluate", "predict", "chat", "generate", "export"), "api"),
+    "dry_run": "shapes",
     **dict.fromkeys(("Run", "open_run", "list_runs"), "folder"),
     **dict.fromkeys(("Recipe", "read_recipe"), "recipe"),
     **dict.fromkeys(("LoRA", "Full", "Freeze", "Head", "Adapter", "Peft", "TextualInversion"), "methods"),

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from os import PathLike, fspath
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, Field
 
-from tunewright.account import describe_parameters
 from tunewright.artifacts.export import export as write_export
 from tunewright.artifacts.interpolate import load
-from tunewright.artifacts.load import infer_task, shape_of, use_module
+from tunewright.artifacts.load import use_module
 from tunewright.artifacts.questions import HeldOut
 from tunewright.artifacts.start import parse_point
-from tunewright.chain import Chain, make_chain, then_clean
+from tunewright.composing import as_chain, composed, plain
 from tunewright.data.config import DataConfig, Location
-from tunewright.data.glance import glance
 from tunewright.data.kinds import Conversation
 from tunewright.data.messages import check_prompt
 from tunewright.data.records import load_records
@@ -28,7 +25,7 @@ from tunewright.data.texts import HALF, is_whole
 from tunewright.drawing import Drawing, draw, points, texts
 from tunewright.engine.device import pick_device
 from tunewright.engine.job import Watcher
-from tunewright.errors import DAMAGED, BaseModelError, DataError, RecipeError, TunewrightError, counted
+from tunewright.errors import DAMAGED, BaseModelError, DataError, TunewrightError, counted
 from tunewright.evaluation.config import EvaluationConfig
 from tunewright.evaluation.evaluate import evaluate as measure
 from tunewright.evaluation.evaluate import refuse_idle_evaluation
@@ -36,12 +33,8 @@ from tunewright.evaluation.paired import is_finite
 from tunewright.folder import Run, new_folder, open_run, refuse_lost
 from tunewright.launch import launch
 from tunewright.launch.stages import execute, is_chain, read_chain
-from tunewright.reading import read_rows, task_of_rows, wanted_kinds
-from tunewright.recipe import Recipe, checked, located, make_recipe, read_document
-from tunewright.tasks import task_class
-from tunewright.tasks._factories import is_factory, is_given, name_of
-from tunewright.tasks._module_config import ModuleConfig
-from tunewright.tasks._modules import laid_out, layout_of
+from tunewright.reading import read_rows
+from tunewright.recipe import Recipe, checked, read_document
 from tunewright.tasks.base import Model
 
 if TYPE_CHECKING:
@@ -83,28 +76,6 @@ def train(
         return execute(chain, Path(chain.output or new_folder(chain.last)).expanduser().absolute(), watchers)
     chosen = composed(document, {})
     return launch(chosen, Path(chosen.output).expanduser() if chosen.output else new_folder(chosen), watchers)
-
-
-def as_chain(document: Recipe | Mapping[str, Any]) -> Chain | None:
-    """The chain that a document with `stages` is, or a recipe whose rules are followed by clean rows; else None."""
-    if not isinstance(document, Recipe) and "stages" in document:
-        return make_chain(document)
-    recipe = document if isinstance(document, Recipe) else make_recipe(document)
-    followed = recipe.data.labeling is not None and recipe.data.labeling.then_clean is not None
-    return then_clean(located(recipe)) if followed else None
-
-
-def composed(recipe: Recipe | Mapping[str, Any] | str | Path | None, fields: Mapping[str, Any]) -> Recipe:
-    """A recipe as it is, or made of a document or the file of one, with further keys on top; with absolute paths."""
-    if isinstance(recipe, str | Path):
-        recipe = read_document(Path(recipe))
-    chosen = located(recipe if isinstance(recipe, Recipe) else make_recipe(plain({**(recipe or {}), **fields})))
-    if chosen.training.processes > 1 and is_given(chosen.base):
-        raise RecipeError(
-            "training.processes: a module that is given as an object is in this process alone. Name a function that "
-            'makes it: base="package.module:factory".'
-        )
-    return chosen
 
 
 def resume(where: str | PathLike[str], *, watchers: Sequence[Watcher] = (), base: Any = None) -> Run:
@@ -335,21 +306,6 @@ def _held_out(where: str | PathLike[str], rows: Location | None) -> HeldOut | No
     return HeldOut(records.records, f"the run's {name} rows") if records else None
 
 
-def dry_run(recipe: Recipe | dict[str, Any]) -> dict[str, Any]:
-    """What a recipe would train, from the shapes of its base alone: no weights are loaded.
-
-    Of the rows no more than the first are looked at, where they are here: they tell the task that is not given. Else
-    the base tells it, by what it was made for or by the head that transformers has for its kind.
-    """
-    chosen = recipe if isinstance(recipe, Recipe) else make_recipe(plain(recipe))
-    task, notices = _shape_of_task(chosen)
-    model = _module_shape(chosen, task) if is_factory(chosen.base) else task.load(shape_of(chosen.base), weights=False)
-    chosen.method.extend(model)
-    chosen.method.attach(model)
-    counts = describe_parameters(model.module)
-    return {"task": task.name, "method": chosen.method.type, **counts, "notices": notices}
-
-
 def capability(model: Model, name: str, otherwise: str) -> Any:
     """A named capability of the model's task. Raises BaseModelError, saying what to do otherwise."""
     found = getattr(model.task, name, None)
@@ -385,48 +341,3 @@ def _answered(kind: str, labels: Sequence[str], output_C: Any) -> dict[str, Any]
     if kind == "multi_label":
         return {"labels": [label for label, p in probabilities.items() if p > 0.5], "probabilities": probabilities}
     return {"label": max(probabilities, key=probabilities.__getitem__), "probabilities": probabilities}
-
-
-def _shape_of_task(recipe: Recipe) -> tuple[Any, list[str]]:
-    name, notices = recipe.task, []
-    if name == "auto":
-        kind = glance(recipe.data.train, recipe.data, wanted_kinds(recipe))
-        name = task_of_rows(kind) or infer_task(recipe.base, by_kind=True)
-        notices.append(f"Task: {name}, by the {'rows' if task_of_rows(kind) else 'base'}.")
-    chosen = task_class(name)
-    if not hasattr(chosen, "from_records") or is_factory(recipe.base):
-        return chosen(), notices
-    notices.append("The head is counted with two classes; no labels are read in a dry run.")
-    task = chosen(["0", "1"])
-    if recipe.training.zero_shot and hasattr(task, "templates"):
-        task.templates = recipe.training.zero_shot
-    return task, notices
-
-
-def _module_shape(recipe: Recipe, task: Any) -> Model:
-    said = recipe.module or ModuleConfig()
-    module = laid_out(recipe.base, said)
-    layout = layout_of(module)
-    assert layout is not None
-    return Model(module, said.image.processor(), task, recipe.base, along=(layout.head,))
-
-
-def plain(value: Any) -> Any:
-    """Configuration objects, paths, modules and DataFrames as a document, so that one parser sees all recipes.
-
-    Of a configuration only what was set, of a torch module a name by which it is known, of a DataFrame its rows.
-    """
-    if hasattr(value, "model_dump"):
-        typed = {"type": value.type} if hasattr(value, "type") else {}
-        return {**typed, **value.model_dump(exclude_unset=True)}
-    if isinstance(value, dict):
-        return {name: plain(inner) for name, inner in value.items()}
-    torch = sys.modules.get("torch")  # whoever has a module has imported it
-    if torch and isinstance(value, torch.nn.Module):
-        return name_of(value)
-    pandas = sys.modules.get("pandas")  # whoever has a DataFrame has imported it
-    if pandas and isinstance(value, pandas.DataFrame):
-        import pyarrow
-
-        return pyarrow.Table.from_pandas(value, preserve_index=False).to_pylist()  # lists as lists, no NaN for nothing
-    return fspath(value) if isinstance(value, PathLike) else value

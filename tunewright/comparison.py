@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from tunewright.account import refuse_changed
-from tunewright.api import plain
 from tunewright.artifacts.save import refuse_file
+from tunewright.composing import plain
 from tunewright.data.config import DataConfig, Location
 from tunewright.data.kinds import LabelledImage
 from tunewright.data.pictures import thumbnail

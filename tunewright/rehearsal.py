@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from tunewright.account import describe_data, describe_parameters, preview
-from tunewright.api import composed, dry_run
 from tunewright.artifacts.prior import stand_in
+from tunewright.composing import composed
 from tunewright.data.repeats import find_repeats
 from tunewright.engine.device import pick_device
 from tunewright.engine.processes import Processes
@@ -21,6 +21,7 @@ from tunewright.prepare import Prepared, prepare
 from tunewright.reading import read_rows
 from tunewright.recipe import Recipe
 from tunewright.run import make_job
+from tunewright.shapes import dry_run
 
 KEPT = "What it takes to fill data.cache_latents and data.cache_captions before the first step is not foreseen."
 

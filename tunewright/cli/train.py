@@ -103,9 +103,9 @@ def _set(document: Document, path: str, value: str) -> None:
 
 
 def _rehearse(recipe: Recipe, as_json: bool) -> Document:
-    from tunewright import api
+    from tunewright.shapes import dry_run
 
-    found = api.dry_run(recipe)
+    found = dry_run(recipe)
     if not as_json:
         say_trained(found, f"{found['task']} with {recipe.method.type} on {recipe.base}", out())
         for notice in found["notices"]:
@@ -124,10 +124,10 @@ def _start(recipe: Recipe) -> Run:
 
 def _chain(document: Document) -> tuple[Chain, Path] | None:
     """The chain that a document is, and its folder; None where it is one recipe."""
-    from tunewright import api
+    from tunewright.composing import as_chain
     from tunewright.folder import new_folder
 
-    chain = api.as_chain(document)
+    chain = as_chain(document)
     return (chain, Path(chain.output or new_folder(chain.last))) if chain else None
 
 

@@ -1,0 +1,56 @@
+"""What a recipe would train, from shapes alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tunewright.account import describe_parameters
+from tunewright.artifacts.load import infer_task, shape_of
+from tunewright.composing import plain
+from tunewright.data.glance import glance
+from tunewright.reading import task_of_rows, wanted_kinds
+from tunewright.recipe import Recipe, make_recipe
+from tunewright.tasks import task_class
+from tunewright.tasks._factories import is_factory
+from tunewright.tasks._module_config import ModuleConfig
+from tunewright.tasks._modules import laid_out, layout_of
+from tunewright.tasks.base import Model
+
+
+def dry_run(recipe: Recipe | dict[str, Any]) -> dict[str, Any]:
+    """What a recipe would train, from the shapes of its base alone: no weights are loaded.
+
+    Of the rows no more than the first are looked at, where they are here: they tell the task that is not given. Else
+    the base tells it, by what it was made for or by the head that transformers has for its kind.
+    """
+    chosen = recipe if isinstance(recipe, Recipe) else make_recipe(plain(recipe))
+    task, notices = _shape_of_task(chosen)
+    model = _module_shape(chosen, task) if is_factory(chosen.base) else task.load(shape_of(chosen.base), weights=False)
+    chosen.method.extend(model)
+    chosen.method.attach(model)
+    counts = describe_parameters(model.module)
+    return {"task": task.name, "method": chosen.method.type, **counts, "notices": notices}
+
+
+def _shape_of_task(recipe: Recipe) -> tuple[Any, list[str]]:
+    name, notices = recipe.task, []
+    if name == "auto":
+        kind = glance(recipe.data.train, recipe.data, wanted_kinds(recipe))
+        name = task_of_rows(kind) or infer_task(recipe.base, by_kind=True)
+        notices.append(f"Task: {name}, by the {'rows' if task_of_rows(kind) else 'base'}.")
+    chosen = task_class(name)
+    if not hasattr(chosen, "from_records") or is_factory(recipe.base):
+        return chosen(), notices
+    notices.append("The head is counted with two classes; no labels are read in a dry run.")
+    task = chosen(["0", "1"])
+    if recipe.training.zero_shot and hasattr(task, "templates"):
+        task.templates = recipe.training.zero_shot
+    return task, notices
+
+
+def _module_shape(recipe: Recipe, task: Any) -> Model:
+    said = recipe.module or ModuleConfig()
+    module = laid_out(recipe.base, said)
+    layout = layout_of(module)
+    assert layout is not None
+    return Model(module, said.image.processor(), task, recipe.base, along=(layout.head,))
