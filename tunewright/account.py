@@ -134,9 +134,10 @@ def write_labeling(prepared: Prepared, folder: Path) -> None:
 
 def preview(prepared: Prepared, count: int = 3) -> list[dict[str, Any]]:
     """The first rows as the model sees them: pieces of text, each with the loss weight it carries."""
-    model, task = prepared.model, prepared.model.task
-    first = {e.source: e for e in reversed(prepared.examples("train")[: 100 * count])}  # a row may be repeated
-    return [{"source": e.source, "pieces": task.pieces(model, e)} for e in [*reversed(first.values())][:count]]
+    model, examples = prepared.model, prepared.examples("train")
+    if "image" in prepared.rows.train.kind:  # an epoch may repeat an image
+        examples = list({e.source: e for e in reversed(examples[: 100 * count])}.values())[::-1]
+    return [{"source": e.source, "pieces": model.task.pieces(model, e)} for e in examples[:count]]
 
 
 def _lengths(encoded: Encoded) -> dict[str, Any]:

@@ -142,7 +142,7 @@ def test_a_broken_image_is_named_before_anything_trains_or_put_aside(tiny_base: 
     rows = pictures(13)
     rows[5] = {**rows[5], "image": rows[5]["image"][:100]}
     data = {"train": rows, "validation": 0}
-    with pytest.raises(DataError, match=r"1 of 13 rows does not fit.*\n.*rows\[5\]: the image is broken"):
+    with pytest.raises(DataError, match=r"1 of 13 rows cannot be used: mend it.*\n.*rows\[5\]: the image is broken"):
         tw.train(recipe(tiny_base("vit"), tmp_path / "run", task=TASK, data=data))
     assert not (tmp_path / "run").exists()
     run = tw.train(recipe(tiny_base("vit"), tmp_path / "run", task=TASK, data={**data, "on_bad_rows": "skip"}))
