@@ -33,6 +33,7 @@ if __name__ == "__main__":
         stop_with_input()
         execute(read_recipe(recipe), Path(folder), [partial(tell, path, "line")], how == "resume")
     except BaseException as error:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the end of another process must not cut these words off
         tell(path, "error", describe_error(error))
         # all processes are interrupted together; at any other end the first one to leave has the rest stopped
         sys.exit(0 if isinstance(error, Interrupted) else 1)
