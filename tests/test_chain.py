@@ -146,5 +146,7 @@ def test_the_commands(tiny_base: Any, tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["train", str(path), "--output", str(tmp_path / "chain")], env={"COLUMNS": "80"})
     assert result.exit_code == 0, result.output
     assert all(name in result.stdout for name in ("first", "second", "Stage"))
+    looked = CliRunner().invoke(app, ["train", str(path), "--output", str(tmp_path / "none"), "--dry-run"])
+    assert looked.exit_code == 2 and "these are stages" in looked.stderr and not (tmp_path / "none").exists()
     again = CliRunner().invoke(app, ["resume", str(tmp_path / "chain"), "--json"])
     assert list(json.loads(again.stdout)["stages"]) == ["first", "second"]

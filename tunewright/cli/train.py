@@ -57,6 +57,8 @@ def train(
     if resume:
         return _finish(_go_on(document), as_json)
     if chain := _chain(document):
+        if dry_run:
+            raise RecipeError("--dry-run is for one recipe, and these are stages: give it the recipe of one of them.")
         return _finish_chain(*chain, as_json)
     from tunewright.recipe import make_recipe
 
