@@ -13,7 +13,6 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from tunewright.data.config import DataConfig
@@ -22,7 +21,7 @@ from tunewright.data.labeling.rules import read_rules
 from tunewright.data.records import load_records
 from tunewright.errors import RecipeError
 from tunewright.labeling import classifier, poll
-from tunewright.recipe import DUMPER, Recipe, checked, located
+from tunewright.recipe import Recipe, as_yaml, checked, located
 from tunewright.tasks._classification import label_names, natural_order
 
 WEAK, CLEAN, CLEAN_ONLY = "weak", "clean", "clean_only"
@@ -47,8 +46,7 @@ class Chain(BaseModel):
         return stages
 
     def to_yaml(self) -> str:
-        document = self.model_dump(mode="json", exclude={"output"})
-        return str(yaml.dump(document, Dumper=DUMPER, sort_keys=False, allow_unicode=True, width=100))
+        return as_yaml(self.model_dump(mode="json", exclude={"output"}))
 
     @property
     def last(self) -> Recipe:

@@ -23,7 +23,7 @@ from tunewright.data.config import Location
 from tunewright.data.labeling.config import Labeling
 from tunewright.data.labeling.label_model import Ballot, Fitted, Votes, em, majority
 from tunewright.data.labeling.rules import Classifier, Functions, Voter, names_of, read_rules
-from tunewright.data.row import Fault, Row, Rows
+from tunewright.data.row import Fault, Row, Rows, renamed
 from tunewright.data.stream import stream_rows
 from tunewright.engine.device import pick_device
 from tunewright.errors import BaseModelError, DataError, OutputError, counted
@@ -76,9 +76,10 @@ def poll(location: Location, voters: Sequence[Voter], gold: str = "label", colum
     Raises DataError where no rule votes at all.
     """
     found = Poll(names_of(voters))
+    standard = {column: name for name, column in columns.items()}
     numbers: dict[tuple[tuple[int, str], ...], int] = {}
     for chunk in _chunks(stream_rows(location)):
-        rows = [_renamed(one, columns) for one in chunk if isinstance(one, Row)]
+        rows = [renamed(one, standard) if standard else one for one in chunk if isinstance(one, Row)]
         found.faults += [one for one in chunk if isinstance(one, Fault)]
         cast = _cast(voters, rows)
         for one in chunk:
@@ -109,11 +110,6 @@ def poll(location: Location, voters: Sequence[Voter], gold: str = "label", colum
         if fails.count
     }
     return found
-
-
-def _renamed(row: Row, columns: Columns) -> Row:
-    standard = {column: name for name, column in columns.items()}
-    return Row({standard.get(key, key): value for key, value in row.values.items()}, row.source) if columns else row
 
 
 def _chunks(rows: Iterator[Row | Fault]) -> Iterator[list[Row | Fault]]:

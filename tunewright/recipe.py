@@ -98,8 +98,11 @@ class Recipe(BaseModel):
         return {"train": value} if isinstance(value, (str, list)) else value
 
     def to_yaml(self) -> str:
-        document = self.model_dump(mode="json")
-        return str(yaml.dump(document, Dumper=DUMPER, sort_keys=False, allow_unicode=True, width=100))
+        return as_yaml(self.model_dump(mode="json"))
+
+
+def as_yaml(document: Any) -> str:
+    return str(yaml.dump(document, Dumper=DUMPER, sort_keys=False, allow_unicode=True, width=100))
 
 
 def make_recipe(document: Mapping[str, Any]) -> Recipe:

@@ -24,7 +24,7 @@ from tunewright.data.kinds import (
 )
 from tunewright.data.labels import check_number, form_of, settle
 from tunewright.data.pictures import located
-from tunewright.data.row import Fault, Row, Rows
+from tunewright.data.row import Fault, Row, Rows, renamed
 from tunewright.data.rows import canonical_json, content_hash, folder_of, read_rows
 from tunewright.errors import DataError, counted, them
 
@@ -149,7 +149,7 @@ def _renamed(rows: list[Row], columns: dict[str, str]) -> list[Row]:
     if missing := [column for column in columns.values() if column not in found]:
         raise DataError(f"data.columns names {', '.join(missing)}; the columns found are {', '.join(found)}.")
     standard = {column: name for name, column in columns.items()}
-    return [Row({standard.get(key, key): value for key, value in row.values.items()}, row.source) for row in rows]
+    return [renamed(row, standard) for row in rows]
 
 
 def _with_pictures(rows: list[Row], location: Location) -> list[Row]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 
@@ -11,6 +11,11 @@ class Row(NamedTuple):
 
     values: dict[str, Any]
     source: str
+
+
+def renamed(row: Row, standard: Mapping[str, str]) -> Row:
+    """The row with other names of columns: name in the file -> standard name."""
+    return Row({standard.get(key, key): value for key, value in row.values.items()}, row.source)
 
 
 class Fault(NamedTuple):

@@ -6,14 +6,12 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-import yaml
-
 from tunewright.chain import Chain, make_chain
 from tunewright.engine.job import Watcher
 from tunewright.errors import OutputError
 from tunewright.folder import INFO, Run
 from tunewright.launch import launch
-from tunewright.recipe import LOADER
+from tunewright.recipe import read_document
 
 FILE = "chain.yaml"
 
@@ -23,7 +21,7 @@ def is_chain(folder: Path) -> bool:
 
 
 def read_chain(folder: Path) -> Chain:
-    return make_chain(yaml.load((folder / FILE).read_text(encoding="utf-8"), Loader=LOADER))
+    return make_chain(read_document(folder / FILE))
 
 
 def stage_runs(folder: Path) -> dict[str, Run]:
