@@ -246,7 +246,7 @@ def evaluate(
             f"{records.location} holds {records.kind} rows; this model needs {' or '.join(model.task.data_kinds)} rows."
         )
     if hasattr(model.task, "prepare"):
-        model.task.prepare(model, config, records.kind)
+        model.task.prepare(model, config, records.in_turns)
     refuse_idle_evaluation(asked, model)
     encoded = model.task.encode(model, records.records, config)
     scores, samples = measure(model, encoded.examples, records.records, asked)

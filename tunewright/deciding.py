@@ -34,15 +34,16 @@ def refuse_idle_training(recipe: Recipe, task: Task, validation: bool) -> None:
         )
 
 
-def decide(training: TrainingConfig, method: Method, model: Model, rows: int) -> TrainingConfig:
+def decide(training: TrainingConfig, method: Method, model: Model, rows: int, share: float = 1.0) -> TrainingConfig:
     """Replace `auto` by the documented rules.
 
     Args:
         rows: how many the training set has.
+        share: the objective's rate over that of supervised training.
     """
     changes: dict[str, Any] = {}
     if training.learning_rate == "auto":
-        changes["learning_rate"] = _rate(method, model)
+        changes["learning_rate"] = float(f"{_rate(method, model) * share:.2g}")
     if training.batch == "auto" and training.batch_tokens is None:
         changes["batch"] = auto_batch(rows, bool(moving_norms(model.module, method)))
     return training.model_copy(update=changes)

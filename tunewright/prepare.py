@@ -17,6 +17,7 @@ from tunewright.data.kinds import CaptionedImage, Classified, Record
 from tunewright.data.records import Records
 from tunewright.deciding import decide, refuse_idle, refuse_idle_training, weigh_classes
 from tunewright.engine.device import pick_device, pick_precision
+from tunewright.engine.job import Job
 from tunewright.errors import DataError, MethodError, RecipeError, counted
 from tunewright.evaluation.evaluate import refuse_idle_pattern
 from tunewright.methods.base import Method
@@ -45,6 +46,12 @@ class Prepared:
 
     def examples(self, name: str) -> list[Example]:
         return self.encoded[name].examples if name in self.encoded else []
+
+    def adopt(self, job: Job) -> None:
+        """Take over what the objective has fixed of the rows."""
+        for name, examples in {"train": job.train, "validation": job.validation, **job.tests}.items():
+            if name in self.encoded:
+                self.encoded[name] = replace(self.encoded[name], examples=list(examples))
 
     def evaluation_sets(self) -> list[str]:
         """The test sets; the validation rows where there are none."""
@@ -83,7 +90,7 @@ def prepare(
     refuse_idle_training(recipe, task, bool(rows.validation))
     model = _loaded(recipe, task, start, precision)
     if hasattr(task, "prepare"):
-        task.prepare(model, data, rows.train.kind)
+        task.prepare(model, data, rows.train.in_turns)
     if hasattr(task, "refuse_steps"):
         task.refuse_steps(model, recipe.evaluation.image_steps, "evaluation.image_steps")
     recipe.method.check_rows(rows.train.records)
@@ -101,7 +108,7 @@ def prepare(
         kept = task.keep(model, [found.examples for found in encoded.values()], data, device, stand_in=rehearsal)
         pairs = zip(encoded.items(), kept, strict=True)
         encoded = {name: replace(found, examples=examples) for (name, found), examples in pairs}
-    decided = decide(training, recipe.method, model, len(encoded["train"].examples))
+    decided = decide(training, recipe.method, model, len(encoded["train"].examples), recipe.objective.rate)
     chosen = device.type if training.device == "auto" else training.device  # each process picks its own of several
     decided = decided.model_copy(update={"device": chosen, "precision": precision})
     if data.validation is None:
@@ -121,6 +128,7 @@ def _loaded(recipe: Recipe, task: Task, start: Path, precision: str) -> Model:
     dtype = "bfloat16" if precision == "bf16" and recipe.method.saved_as != "transformers" else None
     model = load_start(base_of(recipe, start), task, recipe.method, start, recipe.training.seed, dtype)
     model.max_length = recipe.data.max_length
+    model.reserve = getattr(recipe.objective, "max_new_tokens", 0)
     return model
 
 

@@ -14,6 +14,7 @@ from tunewright.data.labels import may_be_numbers
 from tunewright.data.records import Records, load_records, make_records, split_validation
 from tunewright.errors import BaseModelError, DataError, RecipeError, counted
 from tunewright.labeling import weak_rows
+from tunewright.objectives import OBJECTIVES, Objective
 from tunewright.recipe import Recipe
 from tunewright.tasks import MODULES, task_class
 from tunewright.tasks._factories import is_factory
@@ -64,7 +65,7 @@ def read_rows(recipe: Recipe) -> Rows:
             return load_records(location, data, kinds=kinds)
         read, told = weak_rows(data.labeling, location, data.columns)
         account.update(told)
-        return make_records(read, location, data)
+        return make_records(read, location, data, kinds=kinds)
 
     found, errors = each_set(wanted, load)
     if faults := lines_of(errors):
@@ -119,9 +120,11 @@ def task_of_rows(kind: str | None) -> str | None:
 
 
 def wanted_kinds(recipe: Recipe) -> tuple[str, ...]:
-    """The kinds of rows that the task reads, if it is given or a base that lies here tells it; else none."""
-    name = _told_task(recipe.base) if recipe.task == "auto" else recipe.task
-    return task_class(name).data_kinds if name else ()
+    """The kinds of rows that the objective learns from and the task reads, so far as task or base tell that."""
+    own = recipe.objective.tasks
+    name = recipe.task if recipe.task != "auto" else own[0] if own else _told_task(recipe.base)
+    kinds = task_class(name).data_kinds if name else ()
+    return tuple(kind for kind in kinds if kind in recipe.objective.reads)
 
 
 def _told_task(base: str) -> str | None:
@@ -149,7 +152,13 @@ def _refuse_other_images(name: str, recipe: Recipe, rows: Records) -> None:
 
 def choose_task(recipe: Recipe, rows: Records) -> tuple[Task, list[str]]:
     """The task, from the recipe, or else from the rows and the base; with what was inferred, in words."""
-    name, notices = recipe.task, []
+    name, notices, objective = recipe.task, [], recipe.objective
+    if rows.kind not in objective.reads:
+        raise RecipeError(_other_objective(objective, rows.kind))
+    if name == "auto" and len(objective.tasks) == 1:
+        name = objective.tasks[0]
+    if objective.tasks and name not in objective.tasks:
+        raise RecipeError(f"objective: {objective.type} is for {' and '.join(objective.tasks)}, not for {name}.")
     if name == "auto":
         name = task_of_rows(rows.kind) or infer_task(recipe.base)
         notices.append(f"Task: {name} (the rows are {rows.kind} rows).")
@@ -165,6 +174,15 @@ def choose_task(recipe: Recipe, rows: Records) -> tuple[Task, list[str]]:
         notices.append("Labels: whole numbers are read as classes. To regress on them set data.labels: numbers.")
     task = chosen.from_records(rows.records, recipe.data.classes) if hasattr(chosen, "from_records") else chosen()
     return task, notices
+
+
+def _other_objective(objective: Objective, kind: str) -> str:
+    """What to do with rows that the objective does not learn from."""
+    others = [name for name, one in OBJECTIVES.items() if kind in one.reads]
+    return (
+        f"objective: {objective.type} learns from {' or '.join(objective.reads)} rows, and these are {kind} rows. "
+        f"Set objective: {' or '.join(others)}, or say with data.format and data.columns how the rows are meant."
+    )
 
 
 def each_set(sets: Mapping[str, Any], make: Callable[[str, Any], Any]) -> tuple[dict[str, Any], list[DataError]]:

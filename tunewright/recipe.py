@@ -28,7 +28,7 @@ if TYPE_CHECKING:  # the unions are made of what exists, which a type checker ca
     TaskName = str
 else:
     AnyMethod = Annotated[Union[tuple(METHODS.values())], Field(discriminator="type")]
-    AnyObjective = Union[tuple(OBJECTIVES.values())]
+    AnyObjective = Annotated[Union[tuple(OBJECTIVES.values())], Field(discriminator="type")]
     TaskName = Literal[("auto", *MODULES)]
 
 
@@ -247,7 +247,8 @@ def _explain(fault: Any, kind: type[BaseModel]) -> str:
     if fault["type"] == "missing":
         return f"{where} is missing."
     if fault["type"] == "union_tag_invalid":
-        return f"{where}: {fault['ctx']['tag']} is unknown. {_nearest(fault['ctx']['tag'], list(METHODS))}"
+        known = list(OBJECTIVES if path[-1:] == ["objective"] else METHODS)
+        return f"{where}: {fault['ctx']['tag']} is unknown. {_nearest(fault['ctx']['tag'], known)}"
     message = fault["msg"].removeprefix("Value error, ")
     return f"{where}{': ' if where else ''}{message}{_given(fault['input'])}"
 
@@ -266,7 +267,9 @@ def _given(value: Any) -> str:
 def _unknown_key(path: list[str], chosen: str | None, kind: type[BaseModel]) -> str:
     key = path[-1]
     if chosen:
-        owners = [name for name, method in METHODS.items() if key in method.model_fields]
+        owners = [
+            name for name, one in (METHODS if path[0] == "method" else OBJECTIVES).items() if key in one.model_fields
+        ]
         fields = list({**METHODS, **OBJECTIVES}[chosen].model_fields)
         if owners:
             options = f"Options: {', '.join(fields)}."

@@ -127,6 +127,7 @@ def _ready(
     if resume:
         refuse_changed(prepared.rows.sets(), record.info["data"], "Start a new run.")
     step = ready(make_job(prepared, record.folder, processes), resume)
+    prepared.adopt(step.job)
     prepared.notices.extend(step.notices)
     return prepared, step
 
@@ -144,6 +145,7 @@ def make_job(prepared: Prepared, folder: Path, processes: Processes) -> Job:
         device=prepared.device,
         precision=prepared.precision,
         prior=prepared.examples("prior"),
+        tests={name: prepared.examples(name) for name in prepared.rows.tests},
         processes=processes,
     )
     if job.config.head_first:

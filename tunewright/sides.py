@@ -50,7 +50,7 @@ class Side:
         task, processor = self.model.task, self.model.processor
         if hasattr(task, "prepare"):
             own = {"chat_template": None} if processor.chat_template else {}
-            task.prepare(self.model, config.model_copy(update=own), records.kind)
+            task.prepare(self.model, config.model_copy(update=own), records.in_turns)
         return task.encode(self.model, records.records, config).examples
 
     def predict(self, examples: Sequence[Any]) -> Predictions:

@@ -27,8 +27,8 @@ from tunewright.tasks._factories import allow, give, is_factory
 from tunewright.tasks._modules import FILE, is_module_folder
 from tunewright.tasks._pipeline import is_pipeline
 from tunewright.tasks._pretrained import load_config, load_tokenizer, task_with_head
+from tunewright.tasks._vocabulary import grow_vocabulary
 from tunewright.tasks.base import Model, Task
-from tunewright.tasks.text_generation import grow_vocabulary
 
 HEADS = ("score.weight", "classifier.weight", "classifier.out_proj.weight")
 """How architectures call the last layer of a classifier."""

@@ -7,7 +7,7 @@ resuming exact. Shapes: B rows, T positions.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,9 @@ class Example:
         source: where the row came from, "train.jsonl:17".
         length: positions that the row costs; rows of similar length share a batch.
         prior: whether it shows the class of what is learned, with a loss of its own; None where no rows do.
+        parts: the rows that make this one, such as the answers to a prompt; then inputs and target are empty.
+        shared: positions with which all parts begin, and that are computed once for all of them.
+        fixed: what an objective has fixed of the row before the step: numbers [], or one for each position [T].
     """
 
     inputs: dict[str, Any]
@@ -36,6 +39,9 @@ class Example:
     source: str
     length: int
     prior: bool | None = None
+    parts: tuple[Example, ...] = ()
+    shared: int = 0
+    fixed: dict[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def trained(self) -> int:

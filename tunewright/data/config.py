@@ -18,7 +18,7 @@ Location = str | list[dict[str, Any]]
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Reading = Literal["auto", "classes", "numbers"]
-Overlength = Literal["fail", "truncate", "drop", "split"]
+Overlength = Literal["fail", "truncate", "truncate_prompt", "drop", "split"]
 
 LOCAL: JsonDict = {"local_only": True}
 
@@ -63,6 +63,12 @@ class DataConfig(BaseModel):
         "prompt_completion",
         "alpaca",
         "sharegpt",
+        "preference",
+        "ranking",
+        "openai_preference",
+        "rated",
+        "prompt",
+        "prompt_messages",
         "text",
         "classification",
         "image",

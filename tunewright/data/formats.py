@@ -6,68 +6,46 @@ builds the record. The function raises DataError with the reason; the caller add
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tunewright.data.functions import tools_of
-from tunewright.data.kinds import CaptionedImage, Completion, Conversation, Document, Labelled, LabelledImage, Record
+from tunewright.data.kinds import CaptionedImage, Conversation, Document, Labelled, LabelledImage, Record
 from tunewright.data.labels import check_label
-from tunewright.data.messages import check_messages, check_weight, untrained
+from tunewright.data.messages import check_messages, check_weight
 from tunewright.data.pictures import COLUMNS, Picture
+from tunewright.data.preferences import openai_preference, preference, prompt, prompt_of_messages, ranking, rated
+from tunewright.data.prompted import Values, from_json, prompted, text_of_row, tools_of_row
 from tunewright.errors import DataError
-
-Values = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Format:
-    """How rows of one format look, and the record that a row becomes."""
+    """How rows of one format look, and the record that a row becomes.
+
+    `only_for` names the kind of record where the columns tell the format only to somebody who wants that kind.
+    """
 
     needs: tuple[str, ...]
     may_have: tuple[str, ...]
     build: Callable[[Values, str], Record]
+    only_for: str | None = None
 
     @property
     def columns(self) -> tuple[str, ...]:
         return self.needs + self.may_have
 
 
-def detect(columns: Iterable[str]) -> str | None:
-    """The first format of `FORMATS` whose needed columns are all there."""
+def detect(columns: Iterable[str], kinds: Sequence[str] = ()) -> str | None:
+    """The first format of `FORMATS` whose needed columns are all there; before others those only for these kinds."""
     present = set(columns)
-    return next((name for name, format in FORMATS.items() if present.issuperset(format.needs)), None)
+    fitting = [name for name, format in FORMATS.items() if present.issuperset(format.needs)]
+    asked = [name for name in fitting if FORMATS[name].only_for in kinds]
+    return next(iter([*asked, *(name for name in fitting if FORMATS[name].only_for is None)]), None)
 
 
 def _chat(values: Values, source: str) -> Conversation:
-    return Conversation(check_messages(values["messages"]), _tools(values), source)
-
-
-def _tools(values: Values) -> list[dict[str, Any]] | None:
-    """Tools as a list of JSON schemas."""
-    tools, functions = _schemas(values, "tools"), _schemas(values, "functions")
-    if tools and functions:
-        raise DataError("has tools and functions: keep one of them")
-    return tools or tools_of(functions) or None
-
-
-def _schemas(values: Values, column: str) -> list[dict[str, Any]]:
-    """A list of JSON schemas; data sets often hold that list as JSON text."""
-    schemas = values.get(column)
-    schemas = _from_json(schemas, column) if isinstance(schemas, str) and schemas else schemas
-    if not schemas:
-        return []
-    if not isinstance(schemas, list) or not all(isinstance(schema, dict) for schema in schemas):
-        raise DataError(f"{column} must be a list of JSON schemas")
-    return schemas
-
-
-def _from_json(text: str, column: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise DataError(f"{column} is not valid JSON: {error}") from error
+    return Conversation(check_messages(values["messages"]), tools_of_row(values), source)
 
 
 SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "function_call": "assistant", "observation": "tool"}
@@ -78,7 +56,7 @@ def _sharegpt(values: Values, source: str) -> Conversation:
     if not isinstance(turns, list):
         raise DataError("conversations must be a list of turns")
     messages = [_sharegpt_message(turn, f"conversations[{index}]") for index, turn in enumerate(turns)]
-    return Conversation(check_messages(_system(values) + messages), _tools(values), source)
+    return Conversation(check_messages(_system(values) + messages), tools_of_row(values), source)
 
 
 def _sharegpt_message(turn: Any, where: str) -> dict[str, Any]:
@@ -86,45 +64,27 @@ def _sharegpt_message(turn: Any, where: str) -> dict[str, Any]:
         raise DataError(f"{where} must be an object with from and value")
     message = {"role": SHAREGPT_ROLES.get(turn["from"], turn["from"]), "weight": turn.get("weight")}
     if turn["from"] == "function_call":
-        calls = _from_json(_text(turn, "value"), f"{where}.value")
+        calls = from_json(text_of_row(turn, "value"), f"{where}.value")
         calls = calls if isinstance(calls, list) else [calls]
         return message | {"tool_calls": [{"type": "function", "function": call} for call in calls]}
     return message | {"content": turn["value"]}
 
 
 def _alpaca(values: Values, source: str) -> Conversation:
-    question = _text(values, "instruction")
+    question = text_of_row(values, "instruction")
     if values.get("input"):
-        question += "\n\n" + _text(values, "input")
-    messages = [{"role": "user", "content": question}, {"role": "assistant", "content": _text(values, "output")}]
+        question += "\n\n" + text_of_row(values, "input")
+    messages = [{"role": "user", "content": question}, {"role": "assistant", "content": text_of_row(values, "output")}]
     return Conversation(check_messages(_system(values) + messages), None, source)
 
 
 def _system(values: Values) -> list[dict[str, Any]]:
-    return [{"role": "system", "content": _text(values, "system")}] if values.get("system") else []
-
-
-def _prompt_completion(values: Values, source: str) -> Completion | Conversation:
-    if isinstance(values["prompt"], list):
-        return _prompt_completion_chat(values, source)
-    if not _text(values, "completion"):
-        raise DataError("completion is empty: there is nothing to learn")
-    if idle := [name for name in ("tools", "functions") if values.get(name)]:
-        raise DataError(f"{idle[0]} are for conversations: give prompt and completion as lists of messages")
-    return Completion(_text(values, "prompt"), values["completion"], source)
-
-
-def _prompt_completion_chat(values: Values, source: str) -> Conversation:
-    """Messages on both sides: only those of the completion are trained."""
-    if not isinstance(values["completion"], list):
-        raise DataError("prompt is a list of messages, so completion must be one, too")
-    context = [untrained(message) for message in values["prompt"]]
-    return Conversation(check_messages(context + values["completion"]), _tools(values), source)
+    return [{"role": "system", "content": text_of_row(values, "system")}] if values.get("system") else []
 
 
 def _classification(values: Values, source: str) -> Labelled:
-    pair = None if values.get("text_pair") is None else _text(values, "text_pair")
-    return Labelled(_text(values, "text"), _label(values), source, pair, _weight(values))
+    pair = None if values.get("text_pair") is None else text_of_row(values, "text_pair")
+    return Labelled(text_of_row(values, "text"), _label(values), source, pair, _weight(values))
 
 
 def _image(values: Values, source: str) -> LabelledImage:
@@ -132,7 +92,7 @@ def _image(values: Values, source: str) -> LabelledImage:
 
 
 def _captioned(values: Values, source: str) -> CaptionedImage:
-    if not _text(values, "text").strip():
+    if not text_of_row(values, "text").strip():
         raise DataError("text is empty: write what the image shows, or remove the row")
     return CaptionedImage(_picture(values), values["text"], source, _weight(values))
 
@@ -163,23 +123,23 @@ def _number(value: Any) -> Any:
 
 
 def _document(values: Values, source: str) -> Document:
-    text = _text(values, "text")
+    text = text_of_row(values, "text")
     if not text.strip():
         raise DataError("text is empty: there is nothing to learn")
     return Document(text, source)
 
 
-def _text(values: Values, column: str) -> str:
-    if not isinstance(values.get(column), str):
-        raise DataError(f"{column} must be a string, not {type(values.get(column)).__name__}")
-    return values[column]
-
-
 FORMATS: dict[str, Format] = {
     "chat": Format(("messages",), ("tools", "functions"), _chat),
     "sharegpt": Format(("conversations",), ("system", "tools", "functions"), _sharegpt),
+    "preference": Format(("chosen", "rejected"), ("prompt", "tools", "functions", "margin"), preference),
+    "ranking": Format(("prompt", "answers"), ("tools", "functions"), ranking),
+    "openai_preference": Format(("input", "preferred_output", "non_preferred_output"), (), openai_preference),
+    "rated": Format(("prompt", "completion", "label"), ("tools", "functions"), rated, only_for="rated"),
+    "prompt": Format(("prompt",), ("tools", "functions"), prompt, only_for="prompt"),
+    "prompt_messages": Format(("messages",), ("tools", "functions"), prompt_of_messages, only_for="prompt"),
     "alpaca": Format(("instruction", "output"), ("input", "system"), _alpaca),
-    "prompt_completion": Format(("prompt", "completion"), ("tools", "functions"), _prompt_completion),
+    "prompt_completion": Format(("prompt", "completion"), ("tools", "functions"), prompted),
     "classification": Format(("text", "label"), ("text_pair", "weight"), _classification),
     "captioned_image": Format(("image", "text"), ("weight",), _captioned),
     "captioned_file": Format(("file_name", "text"), ("weight",), _captioned),

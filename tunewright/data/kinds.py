@@ -76,7 +76,38 @@ class CaptionedImage:
     weight: float = 1.0
 
 
-Record = Conversation | Completion | Document | Labelled | LabelledImage | CaptionedImage
+@dataclass(frozen=True)
+class Ranking:
+    """Answers to one prompt, the best first, each a row of its own with that prompt: a pair is a ranking of two.
+
+    `margin` says by how much each is better than the next one; 0 where nobody says.
+    """
+
+    answers: tuple[Conversation, ...] | tuple[Completion, ...]
+    source: str
+    margin: float = 0.0
+
+
+@dataclass(frozen=True)
+class Rated:
+    """An answer to a prompt that is good, or bad, without another one beside it."""
+
+    answer: Conversation | Completion
+    good: bool
+    source: str
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What is to be answered: a text, or messages of which the last is no answer. `item` holds the row's columns."""
+
+    prompt: str | list[dict[str, Any]]
+    tools: list[dict[str, Any]] | None
+    item: dict[str, Any]
+    source: str
+
+
+Record = Conversation | Completion | Document | Labelled | LabelledImage | CaptionedImage | Ranking | Rated | Prompt
 
 KINDS: dict[type, str] = {
     Conversation: "chat",
@@ -85,4 +116,19 @@ KINDS: dict[type, str] = {
     Labelled: "classification",
     LabelledImage: "image",
     CaptionedImage: "captioned_image",
+    Ranking: "preference",
+    Rated: "rated",
+    Prompt: "prompt",
 }
+
+
+def in_turns(record: Record) -> bool:
+    """Whether a row is a conversation, and so is read by the chat template."""
+    match record:
+        case Ranking(answers):
+            return isinstance(answers[0], Conversation)
+        case Rated(answer):
+            return isinstance(answer, Conversation)
+        case Prompt(prompt):
+            return isinstance(prompt, list)
+    return isinstance(record, Conversation)

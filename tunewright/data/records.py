@@ -20,9 +20,14 @@ from tunewright.data.kinds import (
     Label,
     Labelled,
     LabelledImage,
+    Prompt,
+    Ranking,
+    Rated,
     Record,
+    in_turns,
 )
 from tunewright.data.labels import check_number, form_of, settle
+from tunewright.data.messages import weight_of
 from tunewright.data.pictures import located
 from tunewright.data.row import Fault, Row, Rows, renamed
 from tunewright.data.rows import canonical_json, content_hash, folder_of, read_rows
@@ -55,6 +60,11 @@ class Records:
     doubts: Sequence[str] = ()
 
     @property
+    def in_turns(self) -> bool:
+        """Whether the rows are conversations."""
+        return in_turns(self.records[0])
+
+    @property
     def bad_rows(self) -> list[str]:
         """What is wrong with each row that was skipped: "file:line: reason"."""
         return [str(fault) for fault in self.faults]
@@ -78,20 +88,22 @@ def load_records(
         DataError: the location cannot be read, its columns fit no format, no row can be used, or some cannot and
             `config.on_bad_rows` is "fail". It names all of them. Or an option is set that is for other kinds of rows.
     """
-    return make_records(read_rows(location, captions_wanted(config, kinds)), location, config, require_label)
+    return make_records(read_rows(location, captions_wanted(config, kinds)), location, config, require_label, kinds)
 
 
-def make_records(read: Rows, location: Location, config: DataConfig, require_label: bool = True) -> Records:
+def make_records(
+    read: Rows, location: Location, config: DataConfig, require_label: bool = True, kinds: Sequence[str] = ()
+) -> Records:
     """The records of rows that were read at a location. Raises DataError, see `load_records`."""
     name = location if isinstance(location, str) else "rows"
     rows = _with_pictures(_renamed(read.rows, config.columns), location)
-    format = _format_of(rows, config, require_label)
-    records, faults = _build_all(rows, format, config, require_label)
+    format = _format_of(rows, config, require_label, kinds)
+    records, faults = _build_all(rows, format, config, require_label, kinds)
     faults = read.faults + faults
     if faults and (config.on_bad_rows == "fail" or not records):
         raise DataError(_verdict(len(faults), len(faults) + len(records), name), [str(fault) for fault in faults])
     kind = KINDS[type(records[0])]
-    _refuse_idle(kind, config)
+    _refuse_idle(records[0], config)
     doubts = [*read.doubts, *_moving(records)]
     return Records(records, kind, name, content_hash(rows), faults, doubts)
 
@@ -111,8 +123,9 @@ def _moving(records: Sequence[Record]) -> list[str]:
     return [f"{several}, of which the first is used: {named}"] if found else []
 
 
-def _refuse_idle(kind: str, config: DataConfig) -> None:
+def _refuse_idle(first: Record, config: DataConfig) -> None:
     """An option that rows of this kind have no use for is an error, not an option without effect."""
+    kind = KINDS[type(first)]
     labelled = kind in ("classification", "image")
     idle = ["special_tokens"] if config.special_tokens and (labelled or kind == "captioned_image") else []
     idle += ["labels"] if config.labels != "auto" and not labelled else []
@@ -126,8 +139,9 @@ def _refuse_idle(kind: str, config: DataConfig) -> None:
         idle += ["resolution"] if config.resolution is not None else []
         idle += ["caption_dropout"] if config.caption_dropout else []
         idle += [name for name in ("cache_latents", "cache_captions") if getattr(config, name)]
-    if kind != "chat":
+    if not in_turns(first):
         idle += ["chat_template"] if config.chat_template is not None else []
+    if kind != "chat":
         idle += ["loss_on"] if config.loss_on != "all" else []
     if idle:
         raise DataError(f"data.{', data.'.join(idle)} has no effect on {kind} rows: remove it.")
@@ -162,9 +176,9 @@ def _columns(rows: Iterable[Row]) -> list[str]:
     return list(dict.fromkeys(key for row in rows for key in row.values))
 
 
-def _format_of(rows: list[Row], config: DataConfig, require_label: bool) -> str:
+def _format_of(rows: list[Row], config: DataConfig, require_label: bool, kinds: Sequence[str]) -> str:
     """The format that the recipe names, or that of the first row that has one."""
-    format = config.format if config.format != "auto" else _first_format(rows)
+    format = config.format if config.format != "auto" else _first_format(rows, kinds)
     if format == "text" and config.format == "auto" and not require_label:
         format = "classification"
     if rows and (format is None or not any(_has_columns(row, format) for row in rows)):
@@ -175,8 +189,8 @@ def _format_of(rows: list[Row], config: DataConfig, require_label: bool) -> str:
     return format or "text"
 
 
-def _first_format(rows: list[Row]) -> str | None:
-    return next((format for row in rows if (format := detect(row.values))), None)
+def _first_format(rows: list[Row], kinds: Sequence[str]) -> str | None:
+    return next((format for row in rows if (format := detect(row.values, kinds))), None)
 
 
 def _has_columns(row: Row, format: str) -> bool:
@@ -200,13 +214,13 @@ def _unknown_columns(found: list[str], wanted: str) -> str:
 
 
 def _build_all(
-    rows: list[Row], format: str, config: DataConfig, require_label: bool
+    rows: list[Row], format: str, config: DataConfig, require_label: bool, kinds: Sequence[str]
 ) -> tuple[list[Record], list[Fault]]:
     records: list[Record] = []
     faults: list[Fault] = []
     for row in rows:
         try:
-            record = _build(row, format, config, require_label)
+            record = _build(row, format, config, require_label, kinds)
             _check_same_kind(record, records[0] if records else record)
             records.append(record)
         except DataError as error:
@@ -214,8 +228,8 @@ def _build_all(
     return _with_settled_labels(records, config.labels), faults
 
 
-def _build(row: Row, format: str, config: DataConfig, require_label: bool) -> Record:
-    own = detect(row.values) if config.format == "auto" else format
+def _build(row: Row, format: str, config: DataConfig, require_label: bool, kinds: Sequence[str]) -> Record:
+    own = detect(row.values, kinds) if config.format == "auto" else format
     if own and own != format and (own, format) != ("text", "classification"):
         raise DataError(f"this row is {own}, the file's first is {format}")
     if missing := _missing(row, format):
@@ -229,10 +243,15 @@ def _build(row: Row, format: str, config: DataConfig, require_label: bool) -> Re
 
 
 def _check_same_kind(record: Record, first: Record) -> None:
-    if type(record) is not type(first):
-        raise DataError(f"this row is {KINDS[type(record)]}, the file's first is {KINDS[type(first)]}")
+    if type(record) is not type(first) or in_turns(record) != in_turns(first):
+        raise DataError(f"this row is {_named(record)}, the file's first is {_named(first)}")
     if isinstance(record, Classified) and isinstance(first, Classified):
         _check_same_label_form(record.label, first.label)
+
+
+def _named(record: Record) -> str:
+    kind = KINDS[type(record)]
+    return f"{kind} of messages" if in_turns(record) and kind != "chat" else kind
 
 
 def _check_same_label_form(label: Any, first: Any) -> None:
@@ -255,6 +274,8 @@ def split_validation(records: Records, fraction: float, seed: int) -> tuple[Reco
     A record's side follows from its content and the seed alone. So exact duplicates are never on both sides, and rows
     that are added later move none of the old ones, as long as the fraction gives at most `MAX_VALIDATION_ROWS` rows;
     beyond that the ones with the smallest hashes are held out.
+
+    Of rows that judge answers the prompt alone counts: rows with one prompt are never on both sides.
 
     A single document is cut in two, and its end is held out.
 
@@ -289,9 +310,21 @@ def _by_hash(records: list[Record], seed: int) -> list[tuple[float, list[int]]]:
 
 
 def _position(record: Record, seed: int) -> float:
-    content = {key: value for key, value in vars(record).items() if key != "source"}
+    content = _asked(record) or {key: value for key, value in vars(record).items() if key != "source"}
     digest = hashlib.sha256(canonical_json([seed, content])).digest()
     return int.from_bytes(digest[:8]) / 2**64
+
+
+def _asked(record: Record) -> dict[str, Any] | None:
+    """The prompt alone where several answers to it are judged: all rows with that prompt fall on one side."""
+    if isinstance(record, Prompt):
+        return {"prompt": record.prompt}
+    if not isinstance(record, Ranking | Rated):
+        return None
+    answer = record.answers[0] if isinstance(record, Ranking) else record.answer
+    if isinstance(answer, Completion):
+        return {"prompt": answer.prompt}
+    return {"prompt": [message for message in answer.messages if not weight_of(message)]}
 
 
 def _held_out(groups: list[tuple[float, list[int]]], fraction: float) -> set[int]:

@@ -17,7 +17,18 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tunewright.data.alike import Near, near, patterns
-from tunewright.data.kinds import CaptionedImage, Classified, Completion, Conversation, Labelled, LabelledImage, Record
+from tunewright.data.kinds import (
+    CaptionedImage,
+    Classified,
+    Completion,
+    Conversation,
+    Labelled,
+    LabelledImage,
+    Prompt,
+    Ranking,
+    Rated,
+    Record,
+)
 from tunewright.data.messages import text_of
 from tunewright.data.pictures import Picture
 from tunewright.data.records import Records
@@ -83,6 +94,12 @@ def text(record: Record) -> str:
         return "\n".join(text_of(message) for message in record.messages if message["role"] != "system")
     if isinstance(record, LabelledImage | CaptionedImage):
         return record.image.sha256
+    if isinstance(record, Ranking):
+        return "\n".join(map(text, record.answers))
+    if isinstance(record, Rated):
+        return text(record.answer)
+    if isinstance(record, Prompt):
+        return record.prompt if isinstance(record.prompt, str) else "\n".join(map(text_of, record.prompt))
     return record.text
 
 

@@ -33,6 +33,7 @@ class Job:
     device: Any
     precision: str
     prior: Sequence[Example] = ()  # with each row of a step one of these is learned, see `Example.prior`
+    tests: Mapping[str, Sequence[Example]] = field(default_factory=dict)  # what else is measured in the end
     processes: Processes = field(default_factory=Processes)
     watchers: Sequence[Watcher] = ()
 

@@ -22,6 +22,7 @@ from tunewright.engine.depth import unfreezing
 from tunewright.engine.device import computing, micro_batch_tokens
 from tunewright.engine.interrupt import until_interrupted
 from tunewright.engine.job import Job
+from tunewright.engine.learner import Learner, begin
 from tunewright.engine.log import Log
 from tunewright.engine.norms import needs_one_pass
 from tunewright.engine.optimizer import learning_rate, set_rate
@@ -45,8 +46,11 @@ class Outcome:
     notices: list[str]
 
 
-def ready(job: Job, resume: bool = False) -> Step:
+def ready(job: Job, resume: bool = False, rehearsal: bool = False) -> Step:
     """What takes the first step, or the one behind the last checkpoint. All that the loop refuses, it refuses here.
+
+    Args:
+        rehearsal: whether nothing will be trained, so that what takes a pass over all rows need not be true.
 
     Raises:
         RecipeError, BaseModelError, MissingExtra: an option that this model or installation does not have.
@@ -58,6 +62,7 @@ def ready(job: Job, resume: bool = False) -> Step:
         refuse_leaks(job)
     if job.config.activation_checkpointing:
         recompute_activations(job.model)
+    begin(job, Learner(job, rehearsal))
     step = Step(job, TrainState(job.model, job.method, job.config, job.precision))
     folder = job.folder / "checkpoints"
     if resume and checkpoint.steps(folder):
@@ -96,7 +101,7 @@ class Step:
     """One step of the optimizer, in as many forward passes as memory wants."""
 
     def __init__(self, job: Job, state: TrainState) -> None:
-        self.job, self.state = job, state
+        self.job, self.state, self.learner = job, state, Learner(job)
         self.whole = needs_one_pass(job)
         self.budget = sys.maxsize if self.whole else micro_batch_tokens(job.config, job.device)
         self.passed: list[str] = []  # damaged checkpoints that were passed over to go on, in words
@@ -114,13 +119,13 @@ class Step:
         job, state = self.job, self.state
         epoch, rows = job.plan[state.step]
         state.step += 1
-        enter_training(job.model, job.method)
         torch.manual_seed((job.config.seed * 1_000_003 + state.step) * 1024 + job.processes.rank)
         chance = np.random.default_rng([job.config.seed, state.step])
         chosen = [job.train[i] for i in rows]
         if job.prior:
             chosen += [job.prior[i] for i in chance.integers(len(job.prior), size=len(rows))]
-        examples = job.model.task.vary(chosen, chance)
+        examples = job.objective.prepare(self.learner, job.model.task.vary(chosen, chance))
+        enter_training(job.model, job.method)
         totals = self._accumulate(examples, _counts(job, examples))
         training = [p for p in state.parameters.values() if p.requires_grad]
         for parameter in training:
@@ -202,13 +207,14 @@ def evaluate(step: Step) -> dict[str, float]:
 
     job = step.job
     world, lengths = job.processes, [e.length for e in job.validation]
-    counts = _counts(job, job.validation)
     sums = Sums()
-    job.model.module.eval()
     budget = micro_batch_tokens(job.config, job.device)
     with step.state.judged_weights(), torch.no_grad(), computing(job.precision, job.device):
+        rows = job.objective.prepare(step.learner, job.validation)
+        counts = _counts(job, rows)
+        job.model.module.eval()
         for group in micro_batches(range(len(lengths)), lengths, budget, world.rank, world.world):
-            with feeding(step.cache, [job.validation[i] for i in group]) as fed:
+            with feeding(step.cache, [rows[i] for i in group]) as fed:
                 batch = job.model.task.collate(fed).to(job.device)
                 sums.add(job.objective.terms(job.model.task, job.model.module, batch))
     return sums.means(world, counts)

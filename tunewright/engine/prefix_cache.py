@@ -118,6 +118,8 @@ def _proven(job: Job) -> PrefixCache:
     """Raises Unkept where states cannot be kept, or would not be the same."""
     if job.config.packing:
         raise Unkept("rows share sequences (training.packing).")
+    if job.train[0].parts:
+        raise Unkept("answers to a prompt are computed together.")
     if job.config.activation_checkpointing:
         raise Unkept("activations are recomputed (training.activation_checkpointing).")
     rows = _two(job.train)

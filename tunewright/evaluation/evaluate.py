@@ -9,7 +9,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from tunewright.data.batches import Example
-from tunewright.data.kinds import Classified, Completion, Conversation, Labelled, LabelledImage
+from tunewright.data.kinds import Classified, Completion, Conversation, Labelled, LabelledImage, Ranking
 from tunewright.data.messages import text_of
 from tunewright.errors import RecipeError, counted
 from tunewright.evaluation import metrics
@@ -44,6 +44,8 @@ def described(
     asked = list(rows_to_ask(model, examples, records, config.generate))
     generate = getattr(model.task, "generate", None)
     if not (asked and generate):
+        if predictions.kind == "preference":
+            return scores, _judged(predictions, records, config.samples)
         return scores, _classified(predictions, records, model, config.samples)
     scores, samples = _with_generation(scores, partial(generate, model), asked, config)
     if len(asked) < len(records):
@@ -73,6 +75,13 @@ def refuse_idle_pattern(
 
 def score(predictions: Predictions, labels: Sequence[str]) -> Scores:
     """The scores that fit the kind of predictions."""
+    if predictions.kind == "preference":
+        assert predictions.score_S is not None and predictions.element_S is not None
+        assert predictions.length_S is not None
+        return metrics.preference(
+            predictions.score_S, predictions.element_S, predictions.length_S, predictions.start_S,
+            per_length=not labels,
+        )  # fmt: skip
     if predictions.kind == "likelihood":
         assert predictions.nll_N is not None and predictions.count_N is not None
         if predictions.correct_N is None:
@@ -166,6 +175,21 @@ def _classified(predictions: Predictions, records: Sequence[Any], model: Model, 
         for i, r in found[:count]
         for asked, reference in [in_words(r)]
     ]
+
+
+def _judged(predictions: Predictions, records: Sequence[Any], count: int) -> list[dict[str, Any]]:
+    """The first rows of a set: the best answer, and the one with the highest score."""
+    assert predictions.score_S is not None and predictions.element_S is not None
+    by_source = {record.source: record for record in records if isinstance(record, Ranking)}
+    samples = []
+    for number, source in list(enumerate(predictions.sources))[:count]:
+        if source in by_source:
+            pairs = [question_of(answer) for answer in by_source[source].answers]
+            chosen = int(predictions.score_S[predictions.element_S == number].argmax())
+            samples.append(
+                {"source": source, "input": _shown(pairs[0][0]), "reference": pairs[0][1], "output": pairs[chosen][1]}
+            )
+    return samples
 
 
 def _label(label: Any) -> str:

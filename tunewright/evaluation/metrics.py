@@ -16,7 +16,7 @@ import numpy.typing as npt
 from tunewright.errors import RecipeError, TunewrightError, counted
 from tunewright.evaluation.scores import LOWER_IS_BETTER, Array, Metric, Scores, bootstrap, mean, proportion
 
-__all__ = ["Metric", "Scores", "classification", "generation", "likelihood", "multi_label", "regression"]
+__all__ = ["Metric", "Scores", "classification", "generation", "likelihood", "multi_label", "preference", "regression"]
 
 SMALLEST_PROBABILITY = float(np.finfo(np.float32).tiny)
 """Stands for a probability that rounded to 0, so that one row cannot make the loss infinite: -ln of it is 87.3."""
@@ -113,6 +113,67 @@ def regression(predicted_N: npt.ArrayLike, gold_N: npt.ArrayLike) -> Scores:
         },
         primary="r2",
     )
+
+
+def preference(
+    score_S: npt.ArrayLike,
+    element_S: npt.ArrayLike,
+    length_S: npt.ArrayLike,
+    start_S: npt.ArrayLike | None = None,
+    per_length: bool = False,
+) -> Scores:
+    """How often the better of two answers to a prompt has the higher score, beside what their lengths alone tell.
+
+    A prompt with more than two answers counts as the mean of its pairs, and a tie as half right. Intervals are the
+    bootstrap's over prompts.
+
+    Args:
+        score_S: of each answer; those to one prompt stand together, the best first (S).
+        element_S: the number of the prompt (S).
+        length_S: the length of each answer (S).
+        start_S: the scores at the run's start; the accuracy is then also that of the gain over these, which is what
+            DPO and its family learn as a reward.
+        per_length: whether the scores are likelihoods, which fall with the length, so that they count per token too.
+
+    Raises:
+        TunewrightError: there are no pairs, or scores are not finite.
+    """
+    score, length = _finite(score_S), np.asarray(length_S, dtype=np.float64)
+    better, worse, prompt = _pairs(np.asarray(element_S))
+
+    def right(values: Array) -> Metric:
+        gap = values[better] - values[worse]
+        return mean(_by_prompt(np.where(gap == 0, 0.5, gap > 0), prompt))
+
+    metrics = {"accuracy": right(score)}
+    if per_length:
+        metrics["accuracy_per_token"] = right(score / length)
+    if start_S is not None:
+        gain = score - _finite(start_S)
+        metrics = {"reward_accuracy": right(gain), **metrics}
+        metrics["reward_margin"] = mean(_by_prompt(gain[better] - gain[worse], prompt))
+    metrics["longer_is_better"] = right(length)
+    metrics["margin"] = mean(_by_prompt(score[better] - score[worse], prompt))
+    return _scores(metrics, primary=next(iter(metrics)))
+
+
+def _pairs(element_S: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]:
+    """Of each pair of answers to one prompt: which is better, which worse, and the prompt's number."""
+    found = [
+        (i, j, element_S[i])
+        for i in range(len(element_S))
+        for j in range(i + 1, int(np.searchsorted(element_S, element_S[i], side="right")))
+    ]
+    if not found:
+        raise TunewrightError("there are no two answers to one prompt, so nothing can be compared")
+    better, worse, prompt = np.array(found).T
+    return better, worse, prompt
+
+
+def _by_prompt(value_P: npt.NDArray[Any], prompt_P: npt.NDArray[Any]) -> Array:
+    """The mean over the pairs of each prompt."""
+    _, number_P = np.unique(prompt_P, return_inverse=True)
+    return np.bincount(number_P, value_P) / np.bincount(number_P)
 
 
 def likelihood(

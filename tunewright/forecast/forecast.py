@@ -115,7 +115,7 @@ def forecast(prepared: Prepared, job: Job) -> Forecast:
     The model and the job are of no use afterwards. What a run costs that stops early is not foreseen.
     """
     loaded, room = peak_memory(job.device), available(job.device)
-    step = ready(job)
+    step = ready(job, rehearsal=True)
     prepared.notices.extend(step.notices)
     head = _head(job, room) if job.config.head_first else None
     found = Forecast(probe_steps(step, room), room=room)
@@ -204,7 +204,7 @@ def _head(job: Job, room: int) -> _Head:
     """The head's own training, with the model's other weights put back in training afterwards."""
     trained = set(trained_parameters(job.model.module))
     own = alone(job, job.folder)
-    steps = probe_steps(ready(own), room)
+    steps = probe_steps(ready(own, rehearsal=True), room)
     train_only(job.model.module, trained)
     return _Head(own, steps)
 

@@ -1,8 +1,10 @@
 """One file an objective: what the loss says."""
 
 from tunewright.objectives.base import Objective
+from tunewright.objectives.preference import Preference
+from tunewright.objectives.reward import Reward
 from tunewright.objectives.supervised import Supervised
 
-OBJECTIVES: dict[str, type[Objective]] = {o.model_fields["type"].default: o for o in (Supervised,)}
+OBJECTIVES: dict[str, type[Objective]] = {o.model_fields["type"].default: o for o in (Supervised, Preference, Reward)}
 
-__all__ = ["OBJECTIVES", "Objective", "Supervised"]
+__all__ = ["OBJECTIVES", "Objective", "Preference", "Reward", "Supervised"]

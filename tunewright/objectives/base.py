@@ -9,15 +9,16 @@ before the first of them. So neither the size of a forward pass nor the number o
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
 from tunewright.data.batches import Example
-from tunewright.tasks.base import Batch, Task
+from tunewright.tasks.base import Batch, Model, Task
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor, nn
 
 
@@ -35,12 +36,43 @@ class Term(NamedTuple):
     coefficient: float = 0.0
 
 
+class Learner(Protocol):
+    """What an objective may ask of the run beside a forward pass, before a step."""
+
+    @property
+    def model(self) -> Model: ...
+
+    def answer_scores(self, examples: Sequence[Example]) -> np.ndarray:
+        """The log-likelihood of each part of these elements [S], as the model is now, in eval mode."""
+        ...
+
+
+Sets = Mapping[str, Sequence[Example]]
+
+
 class Objective(BaseModel):
-    """What the loss says. Frozen: its fields are its hyperparameters."""
+    """What the loss says. Frozen: its fields are its hyperparameters.
+
+    Class attributes:
+        reads: the kinds of rows that it learns from.
+        tasks: the tasks that it is for; empty: all.
+        rate: the automatic learning rate over that of supervised training.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    reads: ClassVar[tuple[str, ...]]
+    tasks: ClassVar[tuple[str, ...]] = ()
+    rate: ClassVar[float] = 1.0
     type: str
+
+    def begin(self, learner: Learner, sets: Sets) -> Sets:
+        """The rows of each set, with what of them is fixed by the model that the run starts from."""
+        return sets
+
+    def prepare(self, learner: Learner, examples: Sequence[Example]) -> Sequence[Example]:
+        """The rows of one step, with what is fixed for all of them together before the first forward pass."""
+        return examples
 
     @abstractmethod
     def counts(self, examples: Sequence[Example]) -> dict[str, float]:
@@ -48,4 +80,4 @@ class Objective(BaseModel):
 
     @abstractmethod
     def terms(self, task: Task, module: nn.Module, batch: Batch) -> dict[str, Term]:
-        """The sums over one forward pass. The one called "loss" is what is evaluated and selected on."""
+        """The sums over one forward pass. What is evaluated and selected on is "loss", else all of them together."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, field_validator
@@ -40,6 +40,9 @@ class Supervised(Objective):
     its own rows: prior preservation (Ruiz et al. 2023, arXiv 2208.12242, equation 2).
     """
 
+    reads: ClassVar[tuple[str, ...]] = (
+        "chat", "prompt_completion", "text", "classification", "image", "captioned_image",
+    )  # fmt: skip
     type: Literal["supervised"] = "supervised"
     label_smoothing: float = Field(
         0.0, ge=0, lt=1, description="Share of the target given to all answers alike.", json_schema_extra=ANSWERING

@@ -10,8 +10,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 
 from tunewright.data.batches import Example
+from tunewright.data.groups import ends_of
+from tunewright.data.kinds import Classified
 from tunewright.data.labels import name_of
 from tunewright.errors import BaseModelError, DataError, counted, them
+from tunewright.tasks._answers import collate_elements, fixed_numbers, preferences
 from tunewright.tasks._batch_norms import refuse_no_statistics
 from tunewright.tasks._blocks import unwrapped
 from tunewright.tasks._pretrained import load_config, load_weights, stored_names, without_weights
@@ -52,6 +55,8 @@ class Classification(Task):
 
         Raises DataError where rows have a class that is not among these, or there is one class only.
         """
+        if not isinstance(records[0], Classified):  # answers, of which some are better than others
+            return cls(["reward"], "regression")
         kind = label_kind(records)
         if kind == "regression":
             if classes:
@@ -235,6 +240,8 @@ class Classification(Task):
     def collate(self, examples: Sequence[Example]) -> Batch:
         import torch
 
+        if examples[0].parts:
+            return collate_elements(self.collate([part for e in examples for part in e.parts]), examples)
         if _mixed(examples):  # hard and soft labels in one batch
             examples = [self.softened(e) for e in examples]
         weight = torch.from_numpy(np.stack([e.weight for e in examples]))
@@ -245,9 +252,12 @@ class Classification(Task):
             mask=torch.ones_like(weight, dtype=torch.bool),
             sequence=torch.arange(len(examples))[:, None].expand_as(weight),
             sources=tuple(e.source for e in examples),
+            fixed=fixed_numbers(examples),
         )
 
     def pieces(self, model: Model, example: Example) -> list[tuple[str, float]]:
+        if example.parts:
+            return [(f"{self.asked(model, part)}\n", float(i == 0)) for i, part in enumerate(example.parts)]
         return [(self.asked(model, example), 0.0), (f" → {self._answer(example)}", float(example.weight.max()))]
 
     def _answer(self, example: Example) -> str:
@@ -288,6 +298,10 @@ class Classification(Task):
         return Likelihood(nll_B[:, None], (logits_BC.argmax(-1) == gold_B)[:, None])
 
     def predict(self, model: Model, examples: Sequence[Example]) -> Predictions:
+        if examples and examples[0].parts:
+            parts = [part for e in examples for part in e.parts]
+            score_S = self._outputs(model, parts, len(self.labels), self._probabilities)[:, 0]
+            return preferences(examples, np.split(score_S, ends_of(examples)))
         output_NC = self._outputs(model, examples, len(self.labels), self._probabilities)
         gold = [self.softened(e).target for e in examples] if _mixed(examples) else [e.target for e in examples]
         stacked = np.stack(gold) if gold else np.zeros((0, 1), dtype=np.int64)

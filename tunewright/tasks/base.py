@@ -9,14 +9,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from tunewright.data.batches import Example, split_by_tokens
 from tunewright.data.rendered import Fitted
+from tunewright.tasks._batch import Answer, Batch, Likelihood, Predictions
 from tunewright.tasks._blocks import trunk_blocks
 from tunewright.tasks._quiet import quiet
+
+__all__ = ["Answer", "Batch", "Encoded", "Likelihood", "Model", "Predictions", "Task", "in_batches"]
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,6 +41,7 @@ class Model:
         new: modules that the base did not have, and that begin from the seed.
         adapters: LoRA folders already merged into the weights, so that a new one can be saved over `base`.
         start_adapter: the adapter's weights at its start, where they were taken out of the base (PiSSA).
+        reserve: tokens of a context that are kept free for an answer.
         new_tokens: vocabulary rows that were added and so must train.
         notices: what the user should know about the loading: a new head, a template that was added.
     """
@@ -52,70 +56,9 @@ class Model:
     new: tuple[str, ...] = ()
     adapters: tuple[Path, ...] = ()
     start_adapter: dict[str, Tensor] = field(default_factory=dict)
+    reserve: int = 0
     new_tokens: tuple[int, ...] = ()
     notices: list[str] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Rows on a device. `target`, `weight`, `mask` and `sequence` are [B, T]; a soft target is [B, C], weight [B, 1].
-
-    `mask` is true where a position is no padding; `sequence` numbers the rows of the batch that positions belong to,
-    so that per-row sums survive packing. `prior` [B, 1] is true for rows of the class, see `Example`.
-    """
-
-    inputs: dict[str, Tensor]
-    target: Tensor
-    weight: Tensor
-    mask: Tensor
-    sequence: Tensor
-    sources: tuple[str, ...]
-    prior: Tensor | None = None
-
-    def to(self, device: Any) -> Batch:
-        tensors = {name: value.to(device) for name, value in vars(self).items() if hasattr(value, "to")}
-        return replace(self, inputs={name: value.to(device) for name, value in self.inputs.items()}, **tensors)
-
-
-@dataclass(frozen=True)
-class Likelihood:
-    """What `nll` returns.
-
-    Attributes:
-        nll_BT: negative log-likelihood in nats, 0 where the weight is 0; squared error for a regression.
-        correct_BT: whether the most likely answer is the target; None where that means nothing.
-        router: the router's balance loss summed over rows, for mixtures of experts that were asked for it.
-    """
-
-    nll_BT: Tensor
-    correct_BT: Tensor | None = None
-    router: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """What a model answered on N encoded rows; `kind` names the fields that are filled.
-
-    single_label, multi_label: `output_NC` probabilities, `gold` class indices [N], distributions or labels [N, C].
-    regression: `output_NC` and `gold`, [N, 1].
-    likelihood: `nll_N` summed over a row's positions with weight, how many those are, how many the model got right.
-    """
-
-    kind: str
-    sources: list[str]
-    output_NC: np.ndarray | None = None
-    gold: np.ndarray | None = None
-    nll_N: np.ndarray | None = None
-    count_N: np.ndarray | None = None
-    correct_N: np.ndarray | None = None
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a language model generated, and whether it ended by itself: with a token that it was taught to end with."""
-
-    text: str
-    ended: bool
 
 
 class Task(ABC):

@@ -10,11 +10,13 @@ import numpy as np
 
 from tunewright.data.batches import Example, pad
 from tunewright.data.config import DataConfig
-from tunewright.data.kinds import Labelled
+from tunewright.data.kinds import Labelled, Ranking
 from tunewright.data.rendered import Rendered, fit
+from tunewright.data.templates import ensure_chat_template
 from tunewright.data.texts import check_texts
 from tunewright.errors import DataError
 from tunewright.tasks._classification import Classification
+from tunewright.tasks._judged import encode_rankings, reads_as_generated
 from tunewright.tasks._pretrained import load_tokenizer, max_length
 from tunewright.tasks.base import Batch, Encoded, Model, Predictions
 
@@ -33,7 +35,7 @@ class TextClassification(Classification):
     name: ClassVar[str] = "text-classification"
     auto_class: ClassVar[str] = "AutoModelForSequenceClassification"
     architecture: ClassVar[str] = "ForSequenceClassification"
-    data_kinds: ClassVar[tuple[str, ...]] = ("classification",)
+    data_kinds: ClassVar[tuple[str, ...]] = ("classification", "preference")
 
     def processor(self, base: str, config: Any) -> Any:
         tokenizer = load_tokenizer(base)
@@ -48,6 +50,8 @@ class TextClassification(Classification):
 
     def encode(self, model: Model, records: Sequence[Any], data: Any) -> Encoded:
         limit = max_length(model, data.max_length)
+        if records and isinstance(records[0], Ranking):
+            return encode_rankings(self, model, records, data, limit)
         policy = data.overlength_for("classification")
         if policy == "split":
             raise DataError("data.overlength: split is for plain text. For a classifier choose truncate or drop.")
@@ -65,9 +69,22 @@ class TextClassification(Classification):
         truncated = [records[i].source for i in over] if policy == "truncate" else []
         return Encoded(examples, limit, replace(fitted, truncated=truncated), faults)
 
+    def prepare(self, model: Model, data: Any, chats: bool) -> None:
+        """A model that judges conversations reads them by its chat template, a decoder's, or in plain words."""
+        if (
+            chats
+            and reads_as_generated(model)
+            and (notice := ensure_chat_template(model.processor, data.chat_template))
+        ):
+            model.notices.append(notice)
+
     def _example(self, inputs: dict[str, list[int]], record: Any) -> Example:
         arrays = {name: np.asarray(value, dtype=np.int64) for name, value in inputs.items()}
         return self.example(arrays, record, len(arrays["input_ids"]))
+
+    def scores(self, module: nn.Module, batch: Batch) -> Tensor:
+        """One number for each row [S]: how good an answer is."""
+        return self.logits(module, batch)[:, 0]
 
     def asked(self, model: Model, example: Example) -> str:
         return str(model.processor.decode(example.inputs["input_ids"]))

@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from tunewright.data.batches import Example, pad, split_by_tokens
+from tunewright.data.groups import ends_of, sharing
 from tunewright.data.kinds import KINDS, Conversation
 from tunewright.data.render import Renderer
 from tunewright.data.rendered import fit
 from tunewright.data.templates import ensure_chat_template
 from tunewright.errors import BaseModelError, DataError, counted, them
+from tunewright.tasks._answers import (
+    branch_mask,
+    collate_elements,
+    collate_joined,
+    encode_answers,
+    encode_prompts,
+    fixed_numbers,
+    fixed_positions,
+    may_share,
+    preferences,
+    shifted,
+)
+from tunewright.tasks._logits import entropy_of, only_at, router_balance
 from tunewright.tasks._pretrained import (
     context_length,
     load_config,
@@ -23,22 +36,22 @@ from tunewright.tasks._pretrained import (
     max_length,
     without_weights,
 )
-from tunewright.tasks._quiet import quiet
+from tunewright.tasks._vocabulary import add_tokens, never_learned
 from tunewright.tasks.base import Answer, Batch, Encoded, Likelihood, Model, Predictions, Task, in_batches
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
 
-PARALLEL = 0.9999
-"""The cosine above which two rows of a head count as parallel: what rounding to bf16 leaves of equal ones."""
+SHARED = 1e-4
+"""How far the likelihood of an answer may be off, relative to its size, where it shares its prompt with another."""
 
 
 class TextGeneration(Task):
     """Next-token prediction. A row's loss covers the tokens that carry weight: answers, or a whole text."""
 
     name: ClassVar[str] = "text-generation"
-    data_kinds: ClassVar[tuple[str, ...]] = ("chat", "prompt_completion", "text")
+    data_kinds: ClassVar[tuple[str, ...]] = ("chat", "prompt_completion", "text", "preference", "rated", "prompt")
     packs: ClassVar[bool] = True
 
     def load(self, base: str, *, seed: int = 0, dtype: Any = None, weights: bool = True) -> Model:
@@ -62,9 +75,9 @@ class TextGeneration(Task):
         tokenizer = load_tokenizer(base)
         return Model(module, tokenizer, self, base, chats=bool(tokenizer.chat_template))
 
-    def prepare(self, model: Model, data: Any, kind: str) -> None:
+    def prepare(self, model: Model, data: Any, chats: bool) -> None:
         """Give the tokenizer its chat template and its new tokens, and the model the rows for them."""
-        model.chats = kind == "chat"
+        model.chats = chats
         notice = ensure_chat_template(model.processor, data.chat_template) if model.chats else None
         if notice:
             model.notices.append(notice)
@@ -74,19 +87,28 @@ class TextGeneration(Task):
     def encode(self, model: Model, records: Sequence[Any], data: Any) -> Encoded:
         faults: list[str] = []
         skip = data.on_bad_rows == "skip"
-        rendered = Renderer(model.processor, data.loss_on).render_all(records, faults if skip else None)
+        limit = max_length(model, data.max_length)
+        kind = KINDS[type(records[0])] if records else "text"
+        renderer = Renderer(model.processor, data.loss_on)
+        if kind == "prompt":
+            return encode_prompts(renderer, records, data, limit - model.reserve)
+        if kind in ("preference", "rated"):
+            return encode_answers(renderer, records, data, limit)
+        rendered = renderer.render_all(records, faults if skip else None)
         if faults and not rendered:
             raise DataError(
                 f"none of {counted(len(records), 'row')} can be rendered: mend {them(len(records))}.", faults
             )
-        limit = max_length(model, data.max_length)
-        kind = KINDS[type(records[0])] if records else "text"
         fitted = fit(rendered, limit, data.overlength_for(kind))
         return Encoded([shifted(r.tokens, r.weights, r.source) for r in fitted.rendered], limit, fitted, faults)
 
     def collate(self, examples: Sequence[Example]) -> Batch:
         import torch
 
+        if any(e.shared for e in examples):
+            return collate_joined(examples)
+        if examples[0].parts:
+            return collate_elements(self.collate([part for e in examples for part in e.parts]), examples)
         lengths = torch.tensor([e.length for e in examples])
         inputs = {name: torch.from_numpy(pad([e.inputs[name] for e in examples], 0)) for name in examples[0].inputs}
         positions_BT = torch.arange(int(lengths.max())).expand(len(examples), -1)
@@ -101,21 +123,37 @@ class TextGeneration(Task):
             mask=positions_BT < lengths[:, None],
             sequence=sequence,
             sources=tuple(e.source for e in examples),
+            fixed={**fixed_numbers(examples), **fixed_positions(examples)},
         )
 
-    def nll(self, module: nn.Module, batch: Batch, *, smoothing: float = 0.0, router: bool = False) -> Likelihood:
+    def nll(
+        self,
+        module: nn.Module,
+        batch: Batch,
+        *,
+        smoothing: float = 0.0,
+        router: bool = False,
+        temperature: float = 1.0,
+        entropy: bool = False,
+    ) -> Likelihood:
         """Logits exist only at positions with weight: see `only_at`. Label smoothing mixes in the uniform distribution.
 
         Padding is on the right, where causal attention cannot see it, so no mask is passed and the attention kernels
-        for plain causal masks stay usable.
+        for plain causal masks stay usable; only answers that share their prompt need one.
+
+        Args:
+            temperature: what the logits are divided by.
+            entropy: whether that of each position's distribution is wanted too.
         """
         import torch.nn.functional as F  # noqa: N812
 
         picked_BT = batch.weight != 0
-        extra = {"output_router_logits": True} if router else {}
+        extra: dict[str, Any] = {"output_router_logits": True} if router else {}
+        if batch.branch is not None:
+            extra["attention_mask"] = branch_mask(module, batch.branch)
         with only_at(module, picked_BT):
             output = module(**batch.inputs, use_cache=False, **extra)
-        logits_NV = output.logits[0].float()
+        logits_NV = output.logits[0].float() / temperature
         target_N = batch.target[picked_BT]
         nll_N = F.cross_entropy(logits_NV, target_N, reduction="none", label_smoothing=smoothing)
         correct_N = logits_NV.detach().argmax(-1) == target_N
@@ -123,11 +161,29 @@ class TextGeneration(Task):
             nll_N.new_zeros(picked_BT.shape).masked_scatter(picked_BT, nll_N),
             correct_N.new_zeros(picked_BT.shape).masked_scatter(picked_BT, correct_N),
             router_balance(module, output.router_logits, batch) if router else None,
+            nll_N.new_zeros(picked_BT.shape).masked_scatter(picked_BT, entropy_of(logits_NV)) if entropy else None,
         )
+
+    def shares(self, model: Model, examples: Sequence[Example]) -> bool:
+        """Whether answers may share their prompt: asked of the model itself, by the likelihoods of two elements."""
+        import torch
+
+        if not may_share(model.module, max(part.length for e in examples for part in e.parts)):
+            return False
+        two = [examples[0], examples[len(examples) // 2]]
+        device = next(model.module.parameters()).device
+        with torch.no_grad():
+            apart, together = (
+                batch.per_sequence(self.nll(model.module, batch).nll_BT)
+                for batch in (self.collate(rows).to(device) for rows in (two, [sharing(e) for e in two]))
+            )
+        return bool(((apart - together).abs() <= SHARED * apart.abs().clamp_min(1)).all())
 
     def predict(self, model: Model, examples: Sequence[Example]) -> Predictions:
         import torch
 
+        if examples and examples[0].parts:
+            return self._preferences(model, examples)
         device = next(model.module.parameters()).device
         nll_N, count_N, correct_N = np.zeros(len(examples)), np.zeros(len(examples)), np.zeros(len(examples))
         model.module.eval()
@@ -143,8 +199,30 @@ class TextGeneration(Task):
             "likelihood", [e.source for e in examples], nll_N=nll_N, count_N=count_N, correct_N=correct_N
         )
 
+    def _preferences(self, model: Model, examples: Sequence[Example]) -> Predictions:
+        import torch
+
+        device = next(model.module.parameters()).device
+        score_E: list[Any] = [None] * len(examples)
+        model.module.eval()
+        with torch.inference_mode():
+            for rows in in_batches(examples):
+                batch = self.collate([examples[i] for i in rows]).to(device)
+                score_S = -batch.per_sequence(self.nll(model.module, batch).nll_BT).double().cpu().numpy()
+                for row, scores in zip(rows, np.split(score_S, ends_of([examples[i] for i in rows])), strict=True):
+                    score_E[row] = scores
+        return preferences(examples, score_E)
+
     def pieces(self, model: Model, example: Example) -> list[tuple[str, float]]:
-        """Neighbouring tokens of the same weight are joined, so that a character of several tokens stays whole."""
+        """Neighbouring tokens of the same weight are joined, so that a character of several tokens stays whole.
+
+        Of answers to a prompt the best is what is learned; of a prompt alone nothing is.
+        """
+        if example.parts:
+            first, *others = [self.pieces(model, part) for part in example.parts]
+            return [*first, *((f"\n{text}", 0.0) for other in others for text, _ in other[-1:])]
+        if not len(example.target):
+            return [(model.processor.decode(example.inputs["input_ids"]), 0.0)]
         tokens = [int(example.inputs["input_ids"][0]), *example.target.tolist()]
         weights = [0.0, *example.weight.tolist()]
         starts = [0, *(i for i in range(1, len(tokens)) if weights[i] != weights[i - 1]), len(tokens)]
@@ -229,93 +307,6 @@ def prompt_tokens(renderer: Renderer, prompt: Any) -> list[int]:
     if isinstance(prompt, Conversation):
         return renderer.prompt(prompt.messages, prompt.tools)
     return renderer.prompt(prompt)
-
-
-def shifted(tokens: Sequence[int], weights: Sequence[float], source: str) -> Example:
-    """Position t predicts token t + 1, so the last token is never fed and the first never predicted."""
-    ids = np.asarray(tokens, dtype=np.int64)
-    weight = np.asarray(weights, dtype=np.float32)
-    return Example({"input_ids": ids[:-1]}, ids[1:], weight[1:], source, len(ids) - 1)
-
-
-def never_learned(head_VH: Tensor, token: int) -> bool:
-    """Whether a row is 0, or parallel to that of another token, as no two rows are that were ever trained on."""
-    import torch.nn.functional as F  # noqa: N812
-
-    row_H = head_VH[token].float()
-    alike = sum(
-        int((F.cosine_similarity(part.float(), row_H, dim=-1) > PARALLEL).sum()) for part in head_VH.split(8192)
-    )
-    return alike != 1  # itself; a row of zeros is not even like itself
-
-
-@contextmanager
-def only_at(module: nn.Module, picked_BT: Tensor) -> Iterator[None]:
-    """Inside, the model's own head sees only the picked positions, and the logits have shape [1, N, V].
-
-    A hook in front of the head drops the other hidden states. So scaling or soft-capping that a model applies to
-    its logits (Gemma, Cohere, Granite) stays the model's own, which a product with the head's weight would lose.
-    Virtual tokens of prompt tuning come first and are dropped with the rest.
-    """
-    head = module.get_output_embeddings()  # type: ignore[operator]
-
-    def pick(_: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        hidden_BTH = arguments[0][:, -picked_BT.shape[1] :]
-        return (hidden_BTH[picked_BT][None], *arguments[1:])
-
-    handle = head.register_forward_pre_hook(pick)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-def router_balance(module: nn.Module, router_logits: Sequence[Tensor], batch: Batch) -> Tensor:
-    """The load-balancing loss of Switch Transformers (arXiv 2101.03961, eq. 4), per row, summed over rows.
-
-    For a row: experts · Σ_e f_e · P_e, with f_e the share of its tokens that go to expert e among the top k and P_e the
-    mean router probability, averaged over layers. Taken per row and not over the batch, as transformers does, because
-    a product of batch means would make the gradient depend on how a step is cut into forward passes.
-    """
-    import torch
-
-    top_k = module.config.get_text_config().num_experts_per_tok  # type: ignore[union-attr, operator]
-    row_N = batch.sequence[batch.mask]
-    share_N1 = (1.0 / row_N.bincount())[row_N][:, None]
-    total = share_N1.new_zeros(())
-    for logits in router_logits:
-        logits_BTE = logits.float().reshape(len(batch.mask), -1, logits.shape[-1])[:, -batch.mask.shape[1] :]
-        probability_NE = logits_BTE[batch.mask].softmax(-1)
-        chosen_NE = torch.zeros_like(probability_NE).scatter(-1, probability_NE.topk(top_k, -1).indices, 1.0)
-        empty_BE = probability_NE.new_zeros(int(row_N.max()) + 1, probability_NE.shape[-1])
-        f_BE = empty_BE.index_add(0, row_N, chosen_NE * share_N1)
-        P_BE = empty_BE.index_add(0, row_N, probability_NE * share_N1)
-        total = total + probability_NE.shape[-1] * (f_BE * P_BE).sum()
-    return total / len(router_logits)
-
-
-def add_tokens(model: Model, tokens: Sequence[str]) -> None:
-    """Add special tokens; embeddings and head grow by a row each, which begins as the mean of the others and trains.
-
-    A token that the vocabulary has already becomes special, and its row trains too.
-    """
-    tokenizer = model.processor
-    known = [token for token in tokens if token in tokenizer.get_vocab()]
-    tokenizer.add_special_tokens({"additional_special_tokens": list(tokens)}, replace_extra_special_tokens=False)
-    model.new_tokens = tuple(tokenizer.convert_tokens_to_ids(list(tokens)))
-    grow_vocabulary(model)
-    there = f" ({', '.join(known)} were there already)" if known else ""
-    model.notices.append(f"Special tokens whose rows train: {', '.join(tokens)}{there}.")
-
-
-def grow_vocabulary(model: Model) -> None:
-    """Give every token of the tokenizer a row in embeddings and head."""
-    import torch
-
-    if len(model.processor) > model.module.get_input_embeddings().num_embeddings:
-        with quiet(), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            model.module.resize_token_embeddings(len(model.processor))
 
 
 def _some(names: set[str]) -> str:

@@ -1,0 +1,76 @@
+"""Answers as a reward model reads them: each with its prompt, as one text that gets one number.
+
+A decoder reads the tokens that a language model would be fed and should answer. An encoder reads a pair of texts, the
+prompt (of a conversation all that was said before, in plain words) and the answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from tunewright.data.batches import Example
+from tunewright.data.groups import element
+from tunewright.data.kinds import Completion, Conversation, Ranking
+from tunewright.data.messages import text_of
+from tunewright.data.render import Renderer
+from tunewright.data.rendered import Rendered
+from tunewright.tasks._answers import answer_tokens, answers_of, fit_answers, judged
+from tunewright.tasks.base import Encoded, Model
+
+
+def reads_as_generated(model: Model) -> bool:
+    """Whether the base is a decoder: its tokenizer has nothing that parts a pair of texts."""
+    return model.processor.sep_token is None
+
+
+def encode_rankings(task: Any, model: Model, records: Sequence[Ranking], data: Any, limit: int) -> Encoded:
+    """Each row as an element of its answers. Raises DataError that names the rows which cannot be read."""
+    tokens, faults = _tokens(model, records, data)
+    rows = [(record, tokens[record.source]) for record in records if record.source in tokens]
+    fitted, cut = fit_answers([answers for _, answers in rows], limit, data.overlength_for("preference"))
+    examples = []
+    for i, answers in fitted:
+        record = rows[i][0]
+        parts = [_example(task, model, one) for one in answers]
+        known = zip(parts, judged(record), strict=True)
+        examples.append(element([replace(part, fixed=fixed) for part, fixed in known], record.source))
+    return Encoded(examples, limit, cut, faults)
+
+
+def _tokens(model: Model, records: Sequence[Ranking], data: Any) -> tuple[dict[str, list[Rendered]], list[str]]:
+    if reads_as_generated(model):
+        return answer_tokens(Renderer(model.processor), records, data.on_bad_rows == "skip")
+    texts = [in_words(answer) for record in records for answer in answers_of(record)]
+    pairs = iter(_pairs(model.processor, texts))
+    return {r.source: [replace(next(pairs), source=r.source) for _ in r.answers] for r in records}, []
+
+
+def _pairs(tokenizer: Any, texts: Sequence[tuple[str, str]]) -> list[Rendered]:
+    """Pairs as tokens; the weights are 0 up to the second text, so that the first is cut where that is wanted."""
+    encoded = tokenizer([a for a, _ in texts], [b for _, b in texts], truncation=False, verbose=False)
+    found = []
+    for i, ids in enumerate(encoded["input_ids"]):
+        start = encoded.sequence_ids(i).index(1)
+        found.append(Rendered(ids, [0.0] * start + [1.0] * (len(ids) - start), ""))
+    return found
+
+
+def in_words(answer: Completion | Conversation) -> tuple[str, str]:
+    """The prompt and the answer as plain texts."""
+    if isinstance(answer, Completion):
+        return answer.prompt, answer.completion
+    last = next(i for i, m in enumerate(answer.messages) if m["role"] == "assistant" and m.get("weight", 1))
+    before, after = answer.messages[:last], answer.messages[last:]
+    return "\n".join(f"{m['role']}: {text_of(m)}" for m in before), "\n".join(text_of(m) for m in after)
+
+
+def _example(task: Any, model: Model, one: Rendered) -> Example:
+    ids = np.asarray(one.tokens, dtype=np.int64)
+    inputs = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+    if "token_type_ids" in model.processor.model_input_names and not reads_as_generated(model):
+        inputs["token_type_ids"] = (np.asarray(one.weights) > 0).astype(np.int64)
+    return Example(inputs, np.zeros(1, dtype=np.float32), np.ones(1, dtype=np.float32), one.source, len(ids))
