@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tunewright.data.words import Words
 from tunewright.errors import RecipeError, TunewrightError, counted
 from tunewright.evaluation.scores import LOWER_IS_BETTER, Array, Metric, Scores, bootstrap, mean, proportion
 
@@ -328,19 +329,10 @@ def _ratio(sums_N: Array, counts_N: Array) -> Metric:
     return bootstrap(ratio, len(counts_N))
 
 
-class _Words:
-    """Splits text into words, and East Asian text into characters. ROUGE's own splitter drops all but a-z and 0-9."""
-
-    WORD = re.compile(r"[\u3040-\u9fff]|[^\W_\u3040-\u9fff]+")
-
-    def tokenize(self, text: str) -> list[str]:
-        return self.WORD.findall(text.lower())
-
-
 def _rouge_l(outputs: Sequence[str], references: Sequence[str]) -> list[float]:
     from rouge_score.rouge_scorer import RougeScorer
 
-    scorer = RougeScorer(["rougeL"], tokenizer=_Words())
+    scorer = RougeScorer(["rougeL"], tokenizer=Words())
     return [scorer.score(ref, out)["rougeL"].fmeasure for out, ref in zip(outputs, references, strict=True)]
 
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 import inspect
 import json
 import re
-import runpy
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +25,7 @@ from typing import Any, Protocol
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from tunewright.data.labeling.patterns import Patterns
+from tunewright.data.python_files import run_file
 from tunewright.errors import DataError
 
 Row = Mapping[str, Any]
@@ -191,10 +191,7 @@ class Functions:
     """The functions of a Python file, which runs because the user named it."""
 
     def __init__(self, path: Path) -> None:
-        try:
-            found = runpy.run_path(str(path))
-        except Exception as error:
-            raise DataError(f"{path} fails with {type(error).__name__}: {error}") from error
+        found = run_file(path)
         self.functions = {
             name: value
             for name, value in found.items()
