@@ -11,11 +11,14 @@ from typing import Any
 
 from tunewright.data.batches import Example, epoch_plan
 from tunewright.engine.config import TrainingConfig
+from tunewright.engine.memory import Memory
 from tunewright.engine.processes import Processes
 from tunewright.methods.base import Method, moving_norms
 from tunewright.objectives.base import Objective
 from tunewright.tasks.base import Model
 
+Rewards = Callable[[Sequence[str], Sequence[Any]], Mapping[str, Sequence[float]]]
+"""(sources of the prompts, answers) → the numbers of each reward, by its name."""
 Watcher = Callable[[Mapping[str, Any]], None]
 
 
@@ -34,6 +37,9 @@ class Job:
     precision: str
     prior: Sequence[Example] = ()  # with each row of a step one of these is learned, see `Example.prior`
     tests: Mapping[str, Sequence[Example]] = field(default_factory=dict)  # what else is measured in the end
+    rewards: Rewards | None = None  # scores answers, where that is what the objective learns from
+    critic: Any = None  # a value net, trained beside the model
+    memory: Memory = field(default_factory=Memory)
     processes: Processes = field(default_factory=Processes)
     watchers: Sequence[Watcher] = ()
 
@@ -56,7 +62,8 @@ class Job:
         steps: list[tuple[float, list[int]]] = []
         for number in range(math.ceil(self.config.epochs) if self.config.max_steps is None else 2**31):
             rows = self.epoch(number)
-            steps += [(number + (i + 1) / len(rows), step) for i, step in enumerate(rows)]
+            done = [(number + (i + 1) / len(rows), step) for i, step in enumerate(rows)]
+            steps += [step for step in done for _ in range(self.objective.updates)]
             if self.config.max_steps is not None and len(steps) >= self.config.max_steps:
                 return steps[: self.config.max_steps]
         return [step for step in steps if step[0] <= self.config.epochs + 1e-9] or steps[:1]

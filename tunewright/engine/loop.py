@@ -62,8 +62,10 @@ def ready(job: Job, resume: bool = False, rehearsal: bool = False) -> Step:
         refuse_leaks(job)
     if job.config.activation_checkpointing:
         recompute_activations(job.model)
-    begin(job, Learner(job, rehearsal))
-    step = Step(job, TrainState(job.model, job.method, job.config, job.precision))
+    learner = Learner(job, rehearsal)
+    begin(job, learner)
+    state = TrainState(job.model, job.method, job.config, job.precision, job.critic, job.memory)
+    step = Step(job, state, learner)
     folder = job.folder / "checkpoints"
     if resume and checkpoint.steps(folder):
         *saved, step.passed = checkpoint.newest(folder)
@@ -100,8 +102,8 @@ def train(step: Step) -> Outcome:
 class Step:
     """One step of the optimizer, in as many forward passes as memory wants."""
 
-    def __init__(self, job: Job, state: TrainState) -> None:
-        self.job, self.state, self.learner = job, state, Learner(job)
+    def __init__(self, job: Job, state: TrainState, learner: Learner | None = None) -> None:
+        self.job, self.state, self.learner = job, state, learner or Learner(job)
         self.whole = needs_one_pass(job)
         self.budget = sys.maxsize if self.whole else micro_batch_tokens(job.config, job.device)
         self.passed: list[str] = []  # damaged checkpoints that were passed over to go on, in words
@@ -124,7 +126,7 @@ class Step:
         chosen = [job.train[i] for i in rows]
         if job.prior:
             chosen += [job.prior[i] for i in chance.integers(len(job.prior), size=len(rows))]
-        examples = job.objective.prepare(self.learner, job.model.task.vary(chosen, chance))
+        examples = job.objective.prepare(self.learner, job.model.task.vary(chosen, chance), state.step - 1)
         enter_training(job.model, job.method)
         totals = self._accumulate(examples, _counts(job, examples))
         training = [p for p in state.parameters.values() if p.requires_grad]
@@ -149,6 +151,7 @@ class Step:
             "learning_rate": rate,
             "tokens": sum(e.length for e in examples),
             "rows": len(examples),
+            **self.learner.take_notes(),
         }
 
     def _accumulate(self, examples: Sequence[Example], counts: Mapping[str, float]) -> dict[str, float]:
@@ -210,7 +213,7 @@ def evaluate(step: Step) -> dict[str, float]:
     sums = Sums()
     budget = micro_batch_tokens(job.config, job.device)
     with step.state.judged_weights(), torch.no_grad(), computing(job.precision, job.device):
-        rows = job.objective.prepare(step.learner, job.validation)
+        rows = job.objective.prepare(step.learner, job.validation, None)
         counts = _counts(job, rows)
         job.model.module.eval()
         for group in micro_batches(range(len(lengths)), lengths, budget, world.rank, world.world):

@@ -49,6 +49,16 @@ class Processes:
         dist.all_gather_object(gathered, dict(numbers))
         return {name: sum(part.get(name, 0.0) for part in gathered) for name in sorted(set().union(*gathered))}
 
+    def gather(self, items: list[Any]) -> list[Any]:
+        """The items of all processes, those of the first one first."""
+        if self.world == 1:
+            return items
+        import torch.distributed as dist
+
+        gathered: list[Any] = [None] * self.world
+        dist.all_gather_object(gathered, items)
+        return [item for part in gathered for item in part]
+
     def any(self, flag: bool) -> bool:
         """Whether the flag is set in any process."""
         return self.add_numbers({"flag": float(flag)})["flag"] > 0

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from tunewright.engine.config import TrainingConfig
 from tunewright.engine.depth import layer_rates
+from tunewright.engine.memory import Memory
 from tunewright.engine.optimizer import build_optimizer
 from tunewright.errors import CheckpointError
+from tunewright.methods import Full
 from tunewright.methods.base import Method, trained_parameters
 from tunewright.tasks.base import Model
 
@@ -21,14 +23,25 @@ class TrainState:
     Randomness and the data cursor are functions of (seed, step), so the step number is all there is to save of them.
     """
 
-    def __init__(self, model: Model, method: Method, config: TrainingConfig, precision: str) -> None:
+    def __init__(
+        self,
+        model: Model,
+        method: Method,
+        config: TrainingConfig,
+        precision: str,
+        critic: Any = None,
+        memory: Memory | None = None,
+    ) -> None:
         import torch
 
         self.parameters = trained_parameters(model.module)
+        self.memory = memory or Memory()
+        if critic is not None:
+            self.parameters |= {f"{CRITIC}{name}": p for name, p in critic.named_parameters()}
         self.buffers = {n: b for n, b in model.module.named_buffers() if n.rsplit(".", 1)[-1] in MOVING}
         for parameter in self.parameters.values():
             parameter.data = parameter.data.float()
-        shares = layer_rates(model, config.layer_decay)
+        shares = {**layer_rates(model, config.layer_decay), **_critic_rates(self.parameters, method)}
         self.optimizer = build_optimizer(self.parameters, config, method, shares)
         self.decay = config.ema
         self.average = {n: p.detach().clone() for n, p in self.parameters.items()} if config.ema else {}
@@ -71,16 +84,20 @@ class TrainState:
 
     def tensors(self) -> dict[str, Any]:
         """The tensors themselves, to be written before the next step: copies would double what a run needs."""
+        import torch
+
         state = {f"weight/{n}": p for n, p in self.parameters.items()}
         state |= {f"buffer/{n}": b for n, b in self.buffers.items()}
         state |= {f"average/{n}": t for n, t in self.average.items()}
+        state |= {f"memory/{n}": torch.from_numpy(a) for n, a in self.memory.arrays.items()}
         for name, values in self._optimizer_state().items():
             state |= {f"optimizer/{name}/{key}": v for key, v in values.items() if _is_tensor(v)}
         return dict(_apart(state))
 
     def numbers(self) -> dict[str, Any]:
         plain = {n: {k: v for k, v in s.items() if not _is_tensor(v)} for n, s in self._optimizer_state().items()}
-        return {"best": self.best, "stale": self.stale, "optimizer": plain, "scaler": self.scaler.state_dict()}
+        rest = {"scaler": self.scaler.state_dict(), "memory": self.memory.numbers}
+        return {"best": self.best, "stale": self.stale, "optimizer": plain, **rest}
 
     def load(self, tensors: Mapping[str, Any], numbers: Mapping[str, Any]) -> None:
         """Become what `tensors` and `numbers` say. Raises CheckpointError where another run wrote them."""
@@ -97,6 +114,9 @@ class TrainState:
         numbered = {i: _nested(values[name]) for i, name in enumerate(self._optimizer_names()) if name in values}
         self.optimizer.load_state_dict({**fresh, "state": numbered})
         self.scaler.load_state_dict(numbers["scaler"])
+        kept = {name.removeprefix("memory/"): t for name, t in tensors.items() if name.startswith("memory/")}
+        self.memory.arrays = {name: tensor.cpu().numpy() for name, tensor in kept.items()}
+        self.memory.numbers = dict(numbers.get("memory", {}))
         self.step, self.best, self.stale = numbers["step"], numbers["best"], numbers["stale"]
 
     def _refuse_others(self, tensors: Mapping[str, Any]) -> None:
@@ -132,6 +152,15 @@ def _apart(state: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     for name, tensor in state.items():
         yield name, tensor.detach().clone() if tensor.data_ptr() in seen else tensor.detach()
         seen.add(tensor.data_ptr())
+
+
+CRITIC = "critic."
+
+
+def _critic_rates(names: Iterable[str], method: Method) -> dict[str, float]:
+    """A value net trains whole: at the rate of full training, whatever that of the method is."""
+    share = min(1.0, Full.learning_rate / method.learning_rate)
+    return {name: share for name in names if name.startswith(CRITIC)}
 
 
 MOVING = ("running_mean", "running_var", "num_batches_tracked")

@@ -10,15 +10,15 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
 from tunewright.data.batches import Example
-from tunewright.tasks.base import Batch, Model, Task
+from tunewright.objectives._learner import Learner, Scored
+from tunewright.tasks.base import Batch, Task
 
 if TYPE_CHECKING:
-    import numpy as np
     from torch import Tensor, nn
 
 
@@ -36,16 +36,7 @@ class Term(NamedTuple):
     coefficient: float = 0.0
 
 
-class Learner(Protocol):
-    """What an objective may ask of the run beside a forward pass, before a step."""
-
-    @property
-    def model(self) -> Model: ...
-
-    def answer_scores(self, examples: Sequence[Example]) -> np.ndarray:
-        """The log-likelihood of each part of these elements [S], as the model is now, in eval mode."""
-        ...
-
+__all__ = ["Learner", "Objective", "Scored", "Sets", "Term"]
 
 Sets = Mapping[str, Sequence[Example]]
 
@@ -66,12 +57,26 @@ class Objective(BaseModel):
     rate: ClassVar[float] = 1.0
     type: str
 
+    @property
+    def needs_start(self) -> bool:
+        """Whether likelihoods under the model that the run started from are asked for during the training."""
+        return False
+
+    @property
+    def updates(self) -> int:
+        """Steps that are taken on the same rows, one after another."""
+        return 1
+
     def begin(self, learner: Learner, sets: Sets) -> Sets:
         """The rows of each set, with what of them is fixed by the model that the run starts from."""
         return sets
 
-    def prepare(self, learner: Learner, examples: Sequence[Example]) -> Sequence[Example]:
-        """The rows of one step, with what is fixed for all of them together before the first forward pass."""
+    def prepare(self, learner: Learner, examples: Sequence[Example], step: int | None) -> Sequence[Example]:
+        """The rows of one step, with what is fixed for all of them together before the first forward pass.
+
+        Args:
+            step: counted from 0; none for the validation rows.
+        """
         return examples
 
     @abstractmethod

@@ -88,13 +88,13 @@ class Preference(Objective):
             )
         if self.loss == "kto":
             sets = {name: mismatched(found) for name, found in sets.items()}
-        if all(len(e.parts) > 1 for e in rows) and learner.model.task.shares(learner.model, rows):  # type: ignore[attr-defined]
+        if all(len(e.parts) > 1 for e in rows) and learner.shares:
             sets = {name: [sharing(e) for e in found] for name, found in sets.items()}
         if self.loss in REFERENCED:
             sets = {name: with_start(learner, found) for name, found in sets.items()}
         return sets
 
-    def prepare(self, learner: Learner, examples: Sequence[Example]) -> Sequence[Example]:
+    def prepare(self, learner: Learner, examples: Sequence[Example], step: int | None) -> Sequence[Example]:
         """kto's z₀, of the whole step: KL(π ‖ π₀) estimated by answers that belong to other prompts, at least 0."""
         if self.loss != "kto":
             return examples

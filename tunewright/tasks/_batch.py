@@ -92,3 +92,16 @@ class Answer:
 
     text: str
     ended: bool
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """An answer that was drawn at random: its tokens, -log of the probability of each, its text.
+
+    `ended` says whether its last token is one that ends an answer. It is not part of the text.
+    """
+
+    tokens: list[int]
+    nll: np.ndarray
+    ended: bool
+    text: str

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from tunewright.data.batches import Example, split_by_tokens
 from tunewright.data.rendered import Fitted
-from tunewright.tasks._batch import Answer, Batch, Likelihood, Predictions
+from tunewright.tasks._batch import Answer, Batch, Drawn, Likelihood, Predictions
 from tunewright.tasks._blocks import trunk_blocks
 from tunewright.tasks._quiet import quiet
 
-__all__ = ["Answer", "Batch", "Encoded", "Likelihood", "Model", "Predictions", "Task", "in_batches"]
+__all__ = ["Answer", "Batch", "Drawn", "Encoded", "Likelihood", "Model", "Predictions", "Task", "in_batches"]
 
 if TYPE_CHECKING:
     import numpy as np

@@ -36,8 +36,9 @@ from tunewright.tasks._pretrained import (
     max_length,
     without_weights,
 )
+from tunewright.tasks._values import values
 from tunewright.tasks._vocabulary import add_tokens, never_learned
-from tunewright.tasks.base import Answer, Batch, Encoded, Likelihood, Model, Predictions, Task, in_batches
+from tunewright.tasks.base import Answer, Batch, Drawn, Encoded, Likelihood, Model, Predictions, Task, in_batches
 
 if TYPE_CHECKING:
     from torch import nn
@@ -53,6 +54,7 @@ class TextGeneration(Task):
     name: ClassVar[str] = "text-generation"
     data_kinds: ClassVar[tuple[str, ...]] = ("chat", "prompt_completion", "text", "preference", "rated", "prompt")
     packs: ClassVar[bool] = True
+    critic: Any = None  # a value net beside the model, while it learns from a reward
 
     def load(self, base: str, *, seed: int = 0, dtype: Any = None, weights: bool = True) -> Model:
         from transformers import AutoModelForCausalLM
@@ -164,13 +166,16 @@ class TextGeneration(Task):
             nll_N.new_zeros(picked_BT.shape).masked_scatter(picked_BT, entropy_of(logits_NV)) if entropy else None,
         )
 
-    def shares(self, model: Model, examples: Sequence[Example]) -> bool:
-        """Whether answers may share their prompt: asked of the model itself, by the likelihoods of two elements."""
+    def shares(self, model: Model, two: Sequence[Example], longest: int) -> bool:
+        """Whether answers may share their prompt: asked of the model itself, by the likelihoods of two elements.
+
+        Args:
+            longest: positions of the longest row that there will be.
+        """
         import torch
 
-        if not may_share(model.module, max(part.length for e in examples for part in e.parts)):
+        if not may_share(model.module, longest):
             return False
-        two = [examples[0], examples[len(examples) // 2]]
         device = next(model.module.parameters()).device
         with torch.no_grad():
             apart, together = (
@@ -292,6 +297,45 @@ class TextGeneration(Task):
                 end = next((n for n, token in enumerate(answer) if token in stop), None)
                 answers[row] = Answer(model.processor.decode(answer[:end], skip_special_tokens=True), end is not None)
         return [answers[row] for row in range(len(prompts))]
+
+    def sample(
+        self,
+        model: Model,
+        prompts: Sequence[Example],
+        uniform: np.ndarray,
+        copies: int,
+        max_new_tokens: int,
+        temperature: float,
+    ) -> list[list[Drawn]]:
+        """For each prompt so many answers: see `_sampling.sample`, which is faster than `generate`, and says how likely
+        each token was.
+
+        Args:
+            uniform: a number in [0, 1) for each token of each answer, [prompts · copies, max_new_tokens].
+        """
+        from tunewright.tasks._sampling import sample
+
+        stop = Renderer(model.processor).stop_ids()
+        drawn = sample(
+            model.module,
+            [prompt.inputs["input_ids"].tolist() for prompt in prompts],
+            copies=copies,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            uniform=uniform,
+            stop=stop,
+            pad=model.processor.pad_token_id,
+            limit=context_length(model),
+        )
+        return [[self._in_words(model, answer) for answer in answers] for answers in drawn]
+
+    def _in_words(self, model: Model, answer: Any) -> Drawn:
+        said = answer.tokens[: len(answer.tokens) - answer.ended]
+        return Drawn(answer.tokens, answer.nll, answer.ended, model.processor.decode(said, skip_special_tokens=True))
+
+    def values(self, batch: Batch) -> Tensor:
+        """What the value net expects before each next token, [B, T]."""
+        return values(self.critic, batch)
 
     def unlearned_ends(self, model: Model) -> list[int]:
         """The tokens that end an answer and that the base never saw, so that no adapter can teach it to say them.

@@ -1,0 +1,326 @@
+"""`rl`: learn from a reward. The policy answers prompts, and what of it scores well is made likelier."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from tunewright.data.batches import Example
+from tunewright.grading import Grader
+from tunewright.objectives._advantages import adapted, generalized, grouped, leave_one_out, whitened
+from tunewright.objectives._rollouts import answered, as_arrays, fixing, from_arrays, group, of_tokens
+from tunewright.objectives.base import Learner, Objective, Term
+from tunewright.tasks.base import Batch
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "ppo": {"samples": 1, "passes": 4, "kl_coefficient": 0.05, "normalization": "token", "whiten": True},
+    "grpo": {"samples": 8, "passes": 1, "kl_coefficient": 0.0, "normalization": "sequence", "whiten": False},
+    "rloo": {"samples": 4, "passes": 1, "kl_coefficient": 0.05, "normalization": "total", "whiten": False},
+    "reinforce": {"samples": 1, "passes": 1, "kl_coefficient": 0.05, "normalization": "total", "whiten": True},
+}
+"""What the algorithms differ in where nothing else is said."""
+
+OPTIONS: dict[str, tuple[str, ...]] = {
+    "gamma": ("ppo",),
+    "gae_lambda": ("ppo",),
+    "value_coefficient": ("ppo",),
+    "value_clip": ("ppo",),
+    "scale_groups": ("grpo",),
+    "kl_target": ("ppo", "rloo", "reinforce"),
+}
+"""Which algorithms an option is for."""
+
+SHOWN = 2  # answers that a line of metrics.jsonl quotes
+
+
+class RL(Objective):
+    """max E[r(x, ŷ)] - β KL(π ‖ π₀), for answers ŷ that the policy π samples itself; π₀ is what the run started from.
+
+    | algorithm | advantage of an answer, or of a token | KL |
+    |---|---|---|
+    | ppo (Schulman et al., arXiv 1707.06347; InstructGPT, 2203.02155) | GAE with a value net | in each token's reward |
+    | grpo (Shao et al., arXiv 2402.03300) | reward over that of its group | in the loss |
+    | rloo (Ahmadian et al., arXiv 2402.14740) | reward less the mean of the others | in the reward |
+    | reinforce (Williams 1992) | reward less the mean of the step | in the reward |
+
+    The loss is the clipped surrogate -min(ρ A, clip(ρ, 1 - ε, 1 + ε) A) with ρ = π / π_old of a token; in the first
+    step on new answers ρ = 1, and its gradient is that of -A log π. Rewards are added up by their weights. With
+    `data.prior` a loss on rows of another kind is mixed in, weighted by `prior_weight` (InstructGPT's PPO-ptx).
+    """
+
+    reads: ClassVar[tuple[str, ...]] = ("prompt",)
+    tasks: ClassVar[tuple[str, ...]] = ("text-generation",)
+    rate: ClassVar[float] = 0.1
+    type: Literal["rl"] = "rl"
+    algorithm: Literal["ppo", "grpo", "rloo", "reinforce"] = Field(
+        "grpo", description="Which algorithm; see the papers."
+    )
+    rewards: list[Grader] = Field(
+        min_length=1, description="what scores answers; the sum, by their weights, is the reward"
+    )
+    samples: int = Field(8, ge=1, description="Answers to each prompt (ppo 1, grpo 8, rloo 4, reinforce 1).")
+    max_new_tokens: int = Field(128, ge=1, description="Longest answer, in tokens.")
+    temperature: float = Field(
+        1.0, gt=0, description="What logits are divided by, where answers are drawn and learned."
+    )
+    passes: int = Field(1, ge=1, description="How often answers are learned from before new ones are drawn (ppo 4).")
+    parts: int = Field(1, ge=1, description="Steps that the answers of one draw are dealt out to, in each pass.")
+    clip: float = Field(0.2, gt=0, description="ε: how far π / π_old may leave 1.")
+    clip_above: float | None = Field(
+        None, gt=0, description="ε upwards, where it differs (DAPO, arXiv 2503.14476: 0.28)."
+    )
+    kl_coefficient: float = Field(0.0, ge=0, description="β: the weight of KL(π ‖ π₀) (grpo 0, others 0.05).")
+    kl_target: float | None = Field(
+        None, gt=0, description="KL of an answer in nats that β is adapted to (arXiv 1909.08593); none: β is fixed."
+    )
+    normalization: Literal["sequence", "token", "total"] = Field(
+        "sequence", description="The loss is the mean of answers' means, of all tokens (DAPO), or of answers' sums."
+    )
+    scale_groups: bool = Field(True, description="Divide by the standard deviation of the group (not in Dr. GRPO).")
+    whiten: bool = Field(False, description="Centre advantages over the step, and scale them to a deviation of 1.")
+    missing_end: float = Field(0.0, ge=0, description="What is taken off the reward of an answer that did not end.")
+    gamma: float = Field(1.0, gt=0, le=1, description="Discount of later rewards.")
+    gae_lambda: float = Field(0.95, ge=0, le=1, description="λ of generalized advantage estimation.")
+    value_coefficient: float = Field(0.1, gt=0, description="Weight of the value net's loss.")
+    value_clip: float = Field(0.2, gt=0, description="How far a value may move from that of the last draw.")
+    prior_weight: float = Field(1.0, ge=0, description="γ: weight of the loss on the rows of data.prior.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _own_defaults(cls, given: Any) -> Any:
+        algorithm = given.get("algorithm", "grpo") if isinstance(given, dict) else None
+        return {**DEFAULTS[algorithm], **given} if algorithm in DEFAULTS else given
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> RL:
+        for option, algorithms in OPTIONS.items():
+            changed = getattr(self, option) != type(self).model_fields[option].default
+            if changed and self.algorithm not in algorithms:
+                raise ValueError(f"{option} is for {', '.join(algorithms)}, not for {self.algorithm}: leave it out")
+        if self.algorithm in ("grpo", "rloo") and self.samples < 2:
+            raise ValueError(f"{self.algorithm} compares answers to one prompt: set samples to 2 or more")
+        if self.kl_target and not self.kl_coefficient:
+            raise ValueError("kl_target adapts kl_coefficient, which is 0: set it to what β begins with")
+        names = [grader.name for grader in self.rewards]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise ValueError(f"rewards: {', '.join(sorted(twice))} is there twice: give each its own name")
+        return self
+
+    @property
+    def needs_start(self) -> bool:
+        return self.kl_coefficient > 0
+
+    @property
+    def updates(self) -> int:
+        """Steps that are taken on the answers to one batch of prompts."""
+        return self.passes * self.parts
+
+    def prepare(self, learner: Learner, examples: Sequence[Example], step: int | None) -> Sequence[Example]:
+        """Answers to the prompts with all that the loss needs of them; drawn anew in every `updates`-th step."""
+        prompts = [e for e in examples if not e.prior]
+        if step is None:
+            return self.drawn(learner, prompts, None)
+        update = step % self.updates
+        if update == 0:
+            found = self.learnable(learner, self.drawn(learner, prompts, step))
+            learner.remember(as_arrays(found) if self.updates > 1 else {})
+        else:
+            found = from_arrays(learner.remembered(), [e.source for e in prompts])
+        dealt, mixed = self._dealt(found, learner.seed, step), [e for e in examples if e.prior]
+        if mixed:
+            dealt = [fixing(e, prior=[0.0] * len(e.parts)) for e in dealt]
+        return [*dealt, *(_as_prior(e, found[0]) for e in mixed)]
+
+    def _dealt(self, examples: Sequence[Example], seed: int, step: int) -> list[Example]:
+        """The share of a step: in each pass the elements are dealt out in another order."""
+        if self.parts == 1:
+            return list(examples)
+        draw, update = divmod(step, self.updates)
+        order = np.random.default_rng([seed, draw, update // self.parts]).permutation(len(examples))
+        return [examples[i] for i in order[update % self.parts :: self.parts]]
+
+    # Answers and their rewards
+
+    def drawn(self, learner: Learner, prompts: Sequence[Example], step: int | None) -> list[Example]:
+        """Answers with their rewards; with their KL from the start where that is known or needed.
+
+        Args:
+            step: none where the policy is only measured: then each prompt is answered once.
+        """
+        copies = 1 if step is None else self.samples
+        sampled = learner.sample(
+            prompts, copies=copies, max_new_tokens=self.max_new_tokens, temperature=self.temperature, step=step
+        )
+        found = []
+        for prompt, answers in zip(prompts, sampled, strict=True):
+            one = group([answered(prompt, a.answer.tokens) for a in answers], prompt.source, learner.shares)
+            scores = {f"reward/{name}": [a.rewards[name] for a in answers] for name in answers[0].rewards}
+            ended = [float(a.answer.ended) for a in answers]
+            total = [self._total(a.rewards) - self.missing_end * (not a.answer.ended) for a in answers]
+            found.append(fixing(one, reward=total, ended=ended, sampler=[a.answer.nll for a in answers], **scores))
+        if learner.knows_start and (step is None or self.kl_coefficient):
+            found = _each(found, "start", learner.nll(found, self.temperature, start=True))
+        if step is None or self.updates > 1 or (self.kl_coefficient and self.algorithm != "grpo"):
+            found = _each(found, "old", learner.nll(found, self.temperature))
+        if step is None:
+            return [fixing(e, measured=[1.0] * len(e.parts)) for e in found]
+        shown = zip(prompts[:SHOWN], sampled, found, strict=False)
+        learner.note("samples", [_quoted(prompt, answers[0].answer.text, one) for prompt, answers, one in shown])
+        return found
+
+    def _total(self, rewards: Mapping[str, float]) -> float:
+        return sum(grader.weight * rewards[grader.name] for grader in self.rewards)
+
+    def learnable(self, learner: Learner, examples: Sequence[Example]) -> list[Example]:
+        """The answers with an advantage for each token, and the share that it has of the loss."""
+        parts = [part for e in examples for part in e.parts]
+        beta = learner.number("kl_coefficient", self.kl_coefficient)
+        known = {"start", "old"} <= parts[0].fixed.keys()
+        kl = [of_tokens(part, "start") - of_tokens(part, "old") for part in parts] if known else None
+        found = self._with_advantages(learner, examples, kl, beta)
+        if self.kl_target and kl is not None:
+            mean = float(np.mean([one.sum() for one in kl]))
+            learner.set_number("kl_coefficient", adapted(beta, mean, self.kl_target, len(parts)))
+        return [fixing(e, share=[self._share(part) for part in e.parts]) for e in found]
+
+    def _share(self, part: Example) -> np.ndarray:
+        count = part.trained
+        return np.full(count, 1 / count if self.normalization == "sequence" else 1.0)
+
+    def _with_advantages(
+        self, learner: Learner, examples: Sequence[Example], kl: Sequence[np.ndarray] | None, beta: float
+    ) -> list[Example]:
+        parts = [part for e in examples for part in e.parts]
+        reward_S = np.array([float(part.fixed["reward"]) for part in parts])
+        if self.algorithm == "ppo":
+            return self._with_values(learner, examples, reward_S, kl, beta)
+        if self.algorithm == "grpo":
+            advantages = grouped(reward_S.reshape(len(examples), -1), self.scale_groups).ravel()
+        else:
+            net_S = reward_S if kl is None else reward_S - beta * np.array([one.sum() for one in kl])
+            others = leave_one_out(net_S.reshape(len(examples), -1)).ravel() if self.algorithm == "rloo" else None
+            advantages = net_S - net_S.mean() if others is None else others
+        if self.whiten:
+            advantages = np.array(whitened(list(advantages)))
+        spread = iter(np.full(part.trained, a) for part, a in zip(parts, advantages, strict=True))
+        return [fixing(e, advantage=[next(spread) for _ in e.parts]) for e in examples]
+
+    def _with_values(
+        self,
+        learner: Learner,
+        examples: Sequence[Example],
+        reward_S: np.ndarray,
+        kl: Sequence[np.ndarray] | None,
+        beta: float,
+    ) -> list[Example]:
+        """GAE: the reward comes with the last token, and each token pays for its KL."""
+        values = learner.values(examples)
+        flat = [value for own in values for value in own]
+        advantages, returns = [], []
+        for i, value in enumerate(flat):
+            per_token = np.zeros_like(value) if kl is None else -beta * kl[i]
+            per_token[-1] += reward_S[i]
+            advantage, total = generalized(per_token, value, self.gamma, self.gae_lambda)
+            advantages.append(advantage)
+            returns.append(total)
+        gain = iter(whitened(advantages) if self.whiten else advantages)
+        wanted = iter(returns)
+        return [
+            fixing(e, advantage=[next(gain) for _ in e.parts], value=own, wanted=[next(wanted) for _ in e.parts])
+            for e, own in zip(examples, values, strict=True)
+        ]
+
+    # The loss
+
+    def counts(self, examples: Sequence[Example]) -> dict[str, float]:
+        parts = [part for e in examples for part in e.parts]
+        drawn = [part for part in parts if not part.fixed.get("prior")]
+        return {
+            "answers": float(len(drawn)),
+            "tokens": float(sum(part.trained for part in drawn)),
+            "prior": float(sum(part.trained for part in parts) - sum(part.trained for part in drawn)),
+        }
+
+    def terms(self, task: Any, module: nn.Module, batch: Batch) -> dict[str, Term]:
+        found = task.nll(module, batch, temperature=self.temperature, entropy=True)
+        fixed, picked_BT = batch.fixed, batch.weight != 0
+        if "measured" in fixed:
+            return {**self._measured(batch), "entropy": Term(found.entropy_BT.sum(), "tokens")}
+        prior_BT = fixed["prior"][batch.sequence] * picked_BT if "prior" in fixed else None
+        drawn_BT = picked_BT.float() if prior_BT is None else picked_BT * (1 - prior_BT)
+        old_BT = fixed.get("old", found.nll_BT.detach())
+        ratio_BT = ((old_BT - found.nll_BT) * drawn_BT).exp()
+        clipped_BT = ratio_BT.clamp(1 - self.clip, 1 + (self.clip_above or self.clip))
+        advantage_BT = fixed["advantage"]
+        surrogate_BT = -(ratio_BT * advantage_BT).minimum(clipped_BT * advantage_BT)
+        per = "tokens" if self.normalization == "token" else "answers"
+        share_BT = fixed["share"] * drawn_BT
+        terms = {"policy": Term((share_BT * surrogate_BT).sum(), per, 1.0)}
+        if self.algorithm == "grpo" and self.kl_coefficient:
+            log_BT = (found.nll_BT - fixed["start"]) * drawn_BT
+            terms["kl_loss"] = Term((share_BT * (log_BT.exp() - log_BT - 1)).sum(), per, self.kl_coefficient)
+        if task.critic is not None:
+            terms["value"] = Term(self._value_loss(task, batch, drawn_BT), "tokens", self.value_coefficient)
+        if prior_BT is not None:
+            terms["prior_loss"] = Term((found.nll_BT * prior_BT).sum(), "prior", self.prior_weight)
+        outside_BT = (ratio_BT.detach() != clipped_BT.detach()) * drawn_BT
+        terms["clip_fraction"] = Term(outside_BT.sum(), "tokens")
+        terms["entropy"] = Term((found.entropy_BT * drawn_BT).sum(), "tokens")
+        terms["sampler_gap"] = Term(((old_BT - fixed["sampler"]).abs() * drawn_BT).sum(), "tokens")
+        return {**terms, **self._told(batch, drawn_BT, old_BT)}
+
+    def _value_loss(self, task: Any, batch: Batch, drawn_BT: Tensor) -> Tensor:
+        """½ max((V - R)², (clip(V, V_old ± ε) - R)²), summed over tokens."""
+        value_BT, old_BT, wanted_BT = task.values(batch), batch.fixed["value"], batch.fixed["wanted"]
+        near_BT = old_BT + (value_BT - old_BT).clamp(-self.value_clip, self.value_clip)
+        error_BT = (value_BT - wanted_BT).square().maximum((near_BT - wanted_BT).square())
+        return 0.5 * (error_BT * drawn_BT).sum()
+
+    def _told(self, batch: Batch, drawn_BT: Tensor, old_BT: Tensor) -> dict[str, Term]:
+        """What is logged of the answers: rewards, KL from the start, lengths."""
+        fixed = batch.fixed
+        own_S = 1 - fixed["prior"] if "prior" in fixed else fixed["reward"] * 0 + 1
+        rewards = [
+            name for name in fixed if name.split("/")[0] == "reward" and (len(self.rewards) > 1 or name == "reward")
+        ]
+        told = {name: Term((fixed[name] * own_S).sum(), "answers") for name in rewards}
+        if "start" in fixed:
+            told["kl"] = Term(((fixed["start"] - old_BT) * drawn_BT).sum(), "answers")
+        told["length"] = Term(drawn_BT.sum(), "answers")
+        told["ended"] = Term((fixed["ended"] * own_S).sum(), "answers")
+        return told
+
+    def _measured(self, batch: Batch) -> dict[str, Term]:
+        """Where the policy is only measured, the loss is what it is trained to raise, below 0."""
+        told = self._told(batch, (batch.weight != 0).float(), batch.fixed["old"])
+        kl = told["kl"].total if "kl" in told else 0.0
+        return {"loss": Term(self.kl_coefficient * kl - told["reward"].total, "answers", 1.0), **told}
+
+
+def _each(examples: Sequence[Example], name: str, values: Sequence[Sequence[np.ndarray]]) -> list[Example]:
+    """The elements with these values of their parts under a name."""
+    return [fixing(e, **{name: own}) for e, own in zip(examples, values, strict=True)]
+
+
+def _quoted(prompt: Example, answer: str, one: Example) -> dict[str, Any]:
+    return {"prompt": prompt.source, "answer": answer, "reward": float(one.parts[0].fixed["reward"])}
+
+
+def _as_prior(row: Example, like: Example) -> Example:
+    """A row of data.prior as an element, with zeros for what was fixed of answers."""
+    blank = {
+        name: np.zeros(row.length if value.ndim else (), dtype=np.float32)
+        for name, value in like.parts[0].fixed.items()
+    }
+    part = replace(row, prior=None, fixed={**blank, "prior": np.array(1.0, dtype=np.float32)})
+    return group([part], row.source, False)
+
+
+OBJECTIVE = RL
