@@ -235,6 +235,7 @@ class _Batch:
             given["attention_mask"] = self.mask_BT[:, : self.length]
         if self.position_B1 is not None:
             self.position_B1 = (self.position_B1 + 1).clamp_(max=self.limit - 1)  # of rows that ended
+            given["position_ids"] = self.position_B1
         return self._logits(self.form.then, token_B[:, None], given)
 
     def keep(self, index: Tensor) -> None:
