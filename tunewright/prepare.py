@@ -94,7 +94,7 @@ def prepare(
     if hasattr(task, "refuse_steps"):
         task.refuse_steps(model, recipe.evaluation.image_steps, "evaluation.image_steps")
     recipe.method.check_rows(rows.train.records)
-    if data.prior or data.prior_prompt:
+    if data.prior_prompt or (data.prior and "prompt" not in recipe.objective.reads):
         refuse_no_prior(model)
     if data.prior_prompt:
         rows.prior = draw(model, data, training.seed, Computing(device, precision), start.with_name("prior"))

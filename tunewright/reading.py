@@ -62,7 +62,8 @@ def read_rows(recipe: Recipe) -> Rows:
 
     def load(name: str, location: Location) -> Records:
         if name != "train" or not data.labeling:
-            return load_records(location, data, kinds=kinds)
+            own = () if name == "prior" and "prompt" in kinds else kinds  # rows to learn by heart beside prompts
+            return load_records(location, data, kinds=own)
         read, told = weak_rows(data.labeling, location, data.columns)
         account.update(told)
         return make_records(read, location, data, kinds=kinds)
@@ -86,7 +87,7 @@ def read_rows(recipe: Recipe) -> Rows:
             "tenth is), so the last weights are kept. To have the best ones chosen give data.validation."
         )
     for name, records in [("validation", validation), ("prior", prior), *found.items()]:
-        if records and records.kind != train.kind:
+        if records and records.kind != train.kind and not (name == "prior" and train.kind == "prompt"):
             raise DataError(
                 f"{name} holds {records.kind} rows, the training set {train.kind} rows: they must be alike."
             )

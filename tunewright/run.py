@@ -18,23 +18,27 @@ from tunewright.artifacts.prior import drawn_prior
 from tunewright.artifacts.samples import Sampler
 from tunewright.artifacts.save import clear_drafts, save
 from tunewright.artifacts.start import Start, keep_adapter
+from tunewright.data.kinds import Prompt
 from tunewright.data.rows import absolute
 from tunewright.deciding import few_steps
 from tunewright.engine.device import computing
 from tunewright.engine.job import Job, Watcher
+from tunewright.engine.learner import Learner
 from tunewright.engine.log import peak_memory
 from tunewright.engine.loop import Outcome, Step, ready
 from tunewright.engine.loop import train as run_loop
 from tunewright.engine.processes import Processes, join
 from tunewright.engine.track import tracker
 from tunewright.errors import OutputError, RecipeError
-from tunewright.evaluation.evaluate import described
+from tunewright.evaluation.evaluate import described, rewarded
 from tunewright.evaluation.gallery import PICTURES, gallery
 from tunewright.evaluation.report import write_page
+from tunewright.evaluation.scores import Scores
 from tunewright.folder import INFO, LOCK, RECIPE, Record, Run, occupied, refuse_used
 from tunewright.head_first import refuse_idle, train_head
 from tunewright.prepare import Prepared, prepare
 from tunewright.recipe import PLACES, Recipe, differences, lasting, located
+from tunewright.rewards import critic_of, rewards_of
 
 
 def execute(recipe: Recipe, folder: Path, watchers: Sequence[Watcher] = (), resume: bool = False) -> Run:
@@ -148,6 +152,13 @@ def make_job(prepared: Prepared, folder: Path, processes: Processes) -> Job:
         tests={name: prepared.examples(name) for name in prepared.rows.tests},
         processes=processes,
     )
+    if graders := getattr(job.objective, "rewards", None):
+        asked = [r for rows in prepared.rows.sets().values() for r in rows.records if isinstance(r, Prompt)]
+        job.rewards = rewards_of(graders, asked, str(prepared.device))
+    if getattr(job.objective, "algorithm", "") == "ppo":
+        job.critic = critic_of(graders or [], prepared.model).to(prepared.device)
+        task: Any = prepared.model.task
+        task.critic = job.critic
     if job.config.head_first:
         refuse_idle(job)
     prepared.notices += few_steps(job)
@@ -159,7 +170,7 @@ def _train(prepared: Prepared, step: Step, record: Record, watchers: Sequence[Wa
     for watcher in watchers if first else ():
         watcher({"started": record.info})
     if recipe.evaluation.before and first and step.state.step == 0:
-        record.update(evaluation=measure(prepared, {}, "before"))
+        record.update(evaluation=measure(prepared, {}, "before", learner=step.learner))
     step.job.watchers = watchers
     sampler = _sampler(prepared, step)
     if sampler and first and step.state.step == 0 and (sampler.every or recipe.evaluation.before):
@@ -174,7 +185,7 @@ def _train(prepared: Prepared, step: Step, record: Record, watchers: Sequence[Wa
     step.job.watchers = [*watchers, *trackers, *([sampler] if sampler else [])]
     outcome = run_loop(step)
     if first:
-        _finish(prepared, outcome, record)
+        _finish(prepared, outcome, record, step.learner)
         if sampler:
             sampler.draw("after")
 
@@ -197,10 +208,10 @@ def _sampler(prepared: Prepared, step: Step) -> Sampler | None:
     )
 
 
-def _finish(prepared: Prepared, outcome: Outcome, record: Record) -> None:
+def _finish(prepared: Prepared, outcome: Outcome, record: Record, learner: Learner) -> None:
     save(prepared.model, prepared.recipe.method, record.folder / "model")
     pictures: dict[str, Any] = {}
-    evaluation = measure(prepared, record.info.get("evaluation", {}), "after", pictures)
+    evaluation = measure(prepared, record.info.get("evaluation", {}), "after", pictures, learner)
     if any(pictures.values()):
         write_page(json.dumps(pictures, ensure_ascii=False), record.folder / PICTURES)
     record.update(
@@ -217,28 +228,42 @@ def _since(began: tuple[float, float]) -> dict[str, float]:
 
 
 def measure(
-    prepared: Prepared, found: Mapping[str, Any], when: str, pictures: dict[str, Any] | None = None
+    prepared: Prepared,
+    found: Mapping[str, Any],
+    when: str,
+    pictures: dict[str, Any] | None = None,
+    learner: Learner | None = None,
 ) -> dict[str, Any]:
     """Scores and samples of the model as it is now on every evaluation set, beside what was found before.
 
     Args:
         pictures: is given the gallery of each set, where its rows are images.
+        learner: answers prompts and scores the answers, where the rows are prompts.
     """
     model, config = prepared.model, prepared.recipe.evaluation
     result = {name: dict(values) for name, values in found.items()}
     prepared.model.module.to(prepared.device)
     for name in prepared.evaluation_sets():
         records = prepared.rows.sets()[name].records
+        entry = result.setdefault(name, {})
+        if isinstance(records[0], Prompt):
+            assert learner is not None
+            _note(entry, when, *rewarded(prepared.recipe.objective, learner, prepared.examples(name), records, config))
+            continue
         with computing(prepared.precision, prepared.device):
             predictions = model.task.predict(model, prepared.examples(name))
             scores, samples = described(predictions, model, prepared.examples(name), records, config)
         if pictures is not None:
             pictures[name] = gallery(predictions, records, getattr(model.task, "labels", []), config.samples)
-        entry = result.setdefault(name, {})
-        entry[when] = scores.to_dict()
-        earlier = {sample["source"]: sample for sample in entry.get("samples", [])}
-        entry["samples"] = [{**earlier.get(s["source"], {}), **_as(s, when)} for s in samples]
+        _note(entry, when, scores, samples)
     return result
+
+
+def _note(entry: dict[str, Any], when: str, scores: Scores, samples: Sequence[Mapping[str, Any]]) -> None:
+    """Add the scores and samples of a set to its entry, each sample beside what was answered before."""
+    entry[when] = scores.to_dict()
+    earlier = {sample["source"]: sample for sample in entry.get("samples", [])}
+    entry["samples"] = [{**earlier.get(s["source"], {}), **_as(s, when)} for s in samples]
 
 
 def _as(sample: Mapping[str, Any], when: str) -> dict[str, Any]:

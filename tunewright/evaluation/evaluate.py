@@ -177,6 +177,27 @@ def _classified(predictions: Predictions, records: Sequence[Any], model: Model, 
     ]
 
 
+def rewarded(
+    objective: Any, learner: Any, examples: Sequence[Example], records: Sequence[Any], config: EvaluationConfig
+) -> tuple[Scores, list[dict[str, Any]]]:
+    """Rewards of the policy's own answers to prompts, one each, and the first few of these.
+
+    Args:
+        objective: what the policy learns by; its `measure` answers and scores.
+    """
+    values, texts = objective.measure(learner, examples)
+    asked = {record.source: record.prompt for record in records}
+    samples = [
+        {"source": e.source, "input": in_plain_words(asked[e.source]), "reference": None, "output": text}
+        for e, text in list(zip(examples, texts, strict=True))[: config.samples]
+    ]
+    return metrics.rewards(values), samples
+
+
+def in_plain_words(prompt: str | list[dict[str, Any]]) -> str:
+    return prompt if isinstance(prompt, str) else "\n".join(f"{m['role']}: {text_of(m)}" for m in prompt)
+
+
 def _judged(predictions: Predictions, records: Sequence[Any], count: int) -> list[dict[str, Any]]:
     """The first rows of a set: the best answer, and the one with the highest score."""
     assert predictions.score_S is not None and predictions.element_S is not None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -156,6 +156,15 @@ def preference(
     metrics["longer_is_better"] = right(length)
     metrics["margin"] = mean(_by_prompt(score[better] - score[worse], prompt))
     return _scores(metrics, primary=next(iter(metrics)))
+
+
+def rewards(values: Mapping[str, npt.ArrayLike]) -> Scores:
+    """The mean over prompts of what the policy's answers got, and of how long they are; the first is what counts.
+
+    Args:
+        values: by name, each [N]: `reward` first, then its parts, `kl` from the start in nats, `length` in tokens.
+    """
+    return _scores({name: mean(_finite(value)) for name, value in values.items()}, primary=next(iter(values)))
 
 
 def _pairs(element_S: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]:

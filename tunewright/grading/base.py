@@ -21,6 +21,7 @@ class Sample:
         prompt: what was asked, as text.
         tokens: the length of the answer in tokens.
         ended: whether the answer ended by itself; else it was cut at the longest length allowed.
+        messages: the prompt as messages and the tools that came with it, where it is a conversation.
     """
 
     text: str
@@ -28,6 +29,7 @@ class Sample:
     prompt: str
     tokens: int
     ended: bool
+    messages: tuple[list[dict[str, Any]], Any] | None = None
 
 
 Reward = Callable[[Sequence[Sample]], list[float]]

@@ -13,7 +13,7 @@ from tunewright.data.batches import Example
 from tunewright.grading import Grader
 from tunewright.objectives._advantages import adapted, generalized, grouped, leave_one_out, whitened
 from tunewright.objectives._rollouts import answered, as_arrays, fixing, from_arrays, group, of_tokens
-from tunewright.objectives.base import Learner, Objective, Term
+from tunewright.objectives.base import Learner, Objective, Scored, Term
 from tunewright.tasks.base import Batch
 
 if TYPE_CHECKING:
@@ -126,10 +126,10 @@ class RL(Objective):
         """Answers to the prompts with all that the loss needs of them; drawn anew in every `updates`-th step."""
         prompts = [e for e in examples if not e.prior]
         if step is None:
-            return self.drawn(learner, prompts, None)
+            return self._drawn(learner, prompts, None)[0]
         update = step % self.updates
         if update == 0:
-            found = self.learnable(learner, self.drawn(learner, prompts, step))
+            found = self._learnable(learner, self._drawn(learner, prompts, step)[0])
             learner.remember(as_arrays(found) if self.updates > 1 else {})
         else:
             found = from_arrays(learner.remembered(), [e.source for e in prompts])
@@ -148,7 +148,20 @@ class RL(Objective):
 
     # Answers and their rewards
 
-    def drawn(self, learner: Learner, prompts: Sequence[Example], step: int | None) -> list[Example]:
+    def measure(self, learner: Learner, prompts: Sequence[Example]) -> tuple[dict[str, np.ndarray], list[str]]:
+        """Of an answer to each prompt: what it got, its KL from the start in nats, its length; and its text."""
+        found, sampled = self._drawn(learner, prompts, None)
+        parts = [e.parts[0] for e in found]
+        names = [name for name in parts[0].fixed if name.startswith("reward") and name != "reward"]
+        values = {name: np.array([float(p.fixed[name]) for p in parts]) for name in ["reward", *names, "ended"]}
+        if "start" in parts[0].fixed:
+            values["kl"] = np.array([(of_tokens(p, "start") - of_tokens(p, "old")).sum() for p in parts])
+        values["length"] = np.array([float(p.trained) for p in parts])
+        return values, [answers[0].answer.text for answers in sampled]
+
+    def _drawn(
+        self, learner: Learner, prompts: Sequence[Example], step: int | None
+    ) -> tuple[list[Example], list[list[Scored]]]:
         """Answers with their rewards; with their KL from the start where that is known or needed.
 
         Args:
@@ -170,15 +183,15 @@ class RL(Objective):
         if step is None or self.updates > 1 or (self.kl_coefficient and self.algorithm != "grpo"):
             found = _each(found, "old", learner.nll(found, self.temperature))
         if step is None:
-            return [fixing(e, measured=[1.0] * len(e.parts)) for e in found]
+            return [fixing(e, measured=[1.0] * len(e.parts)) for e in found], sampled
         shown = zip(prompts[:SHOWN], sampled, found, strict=False)
         learner.note("samples", [_quoted(prompt, answers[0].answer.text, one) for prompt, answers, one in shown])
-        return found
+        return found, sampled
 
     def _total(self, rewards: Mapping[str, float]) -> float:
         return sum(grader.weight * rewards[grader.name] for grader in self.rewards)
 
-    def learnable(self, learner: Learner, examples: Sequence[Example]) -> list[Example]:
+    def _learnable(self, learner: Learner, examples: Sequence[Example]) -> list[Example]:
         """The answers with an advantage for each token, and the share that it has of the loss."""
         parts = [part for e in examples for part in e.parts]
         beta = learner.number("kl_coefficient", self.kl_coefficient)

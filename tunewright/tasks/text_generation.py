@@ -41,7 +41,7 @@ from tunewright.tasks._vocabulary import add_tokens, never_learned
 from tunewright.tasks.base import Answer, Batch, Drawn, Encoded, Likelihood, Model, Predictions, Task, in_batches
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 
 SHARED = 1e-4
