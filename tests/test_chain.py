@@ -15,11 +15,13 @@ import tunewright as tw
 from tests.runs import TRAINING, recipe
 from tests.test_labeling import GOLD, RULES, TEXTS, VALIDATION
 from tests.tiny import rows_for
+from tunewright.artifacts.interpolate import load
 from tunewright.chain import make_chain, then_clean
 from tunewright.cli import app
 from tunewright.errors import DataError, OutputError, RecipeError
 
 TASK = "text-classification"
+ROOT = Path(__file__).parents[1]
 
 
 def stages(base: str, **more: Any) -> dict[str, Any]:
@@ -82,7 +84,7 @@ def test_done_is_done_and_nothing_is_written_over(tiny_base: Any, tmp_path: Path
 @pytest.mark.parametrize(
     "change, said",
     [
-        (lambda s: {"second": s["second"], "first": s["first"]}, "begins from first, which is no earlier stage"),
+        (lambda s: {"second": s["second"], "first": s["first"]}, "asks for first, which is no earlier stage"),
         (lambda s: {"a/b": s["first"]}, "a stage is named by letters"),
         (lambda s: {"first": {**s["first"], "output": "x"}}, "leave output out"),
         (lambda s: {}, "stages"),
@@ -150,3 +152,60 @@ def test_the_commands(tiny_base: Any, tmp_path: Path) -> None:
     assert looked.exit_code == 2 and "these are stages" in looked.stderr and not (tmp_path / "none").exists()
     again = CliRunner().invoke(app, ["resume", str(tmp_path / "chain"), "--json"])
     assert list(json.loads(again.stdout)["stages"]) == ["first", "second"]
+
+
+def rlhf(base: str, output: Path) -> dict[str, Any]:
+    """The recipe in examples/rlhf, on a tiny base and in a few steps."""
+    document = yaml.safe_load((ROOT / "examples/rlhf/chain.yaml").read_text())
+    for stage in document["stages"].values():
+        stage["base"] = base if stage["base"].startswith("Qwen") else stage["base"]
+        stage["training"] = {"max_steps": 6, "batch": 2, "checkpoint_every": 1, "learning_rate": 1e-3}
+        stage["evaluation"] = {"generate": 0, "samples": 1}
+    document["stages"]["policy"]["objective"]["max_new_tokens"] = 6
+    return {**document, "output": str(output)}
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_a_policy_learns_from_the_reward_of_an_earlier_stage_and_goes_on(
+    stage: int, tiny_base: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """The value net begins as the reward model; broken off between two passes over the same answers, it goes on."""
+    monkeypatch.chdir(ROOT)
+    base = tiny_base("llama", max_position_embeddings=1024)
+    whole = tw.train(rlhf(base, tmp_path / "whole"))
+    begun: list[str] = []
+
+    def watch(line: Any) -> None:
+        begun.extend(["stage"] if "started" in line else [])
+        if line.get("step") == 3 and "loss" in line and len(begun) == stage:
+            raise KeyError("cut")
+
+    with pytest.raises(KeyError):
+        tw.train(rlhf(base, tmp_path / "cut"), watchers=[watch])
+    assert not (tmp_path / "cut" / "model").exists()
+    again = tw.resume(tmp_path / "cut")
+    assert torch.equal(weights(again), weights(whole)) and again.metrics == whole.metrics
+    said = {line["reward/reward_model"] for line in whole.metrics if "reward/reward_model" in line}
+    assert len(said) > 1 and all("value" in line for line in whole.metrics if "epoch" in line)
+    between = load(whole.folder, alpha=0.8)
+    written = tw.load(tmp_path / "cut" / "model")
+    with torch.no_grad():
+        ids = torch.arange(5, 15)[None]
+        assert torch.allclose(between.module(ids).logits, written.module(ids).logits, atol=1e-5)
+
+
+def test_a_reward_that_comes_later_is_refused() -> None:
+    objective = {"type": "rl", "rewards": [{"type": "reward_model", "run": "r"}]}
+    document = {
+        "policy": {"base": "b", "data": "p", "objective": objective},
+        "r": {"base": "b", "data": "c", "objective": "reward"},
+    }
+    with pytest.raises(RecipeError, match="policy asks for r, which is no earlier stage"):
+        make_chain({"stages": document})
+
+
+def test_a_stage_is_meant_whatever_lies_there_under_its_name(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "first").mkdir()
+    chain = make_chain({"stages": {"first": {"base": "b", "data": "d"}, "second": {"base": "first", "data": "d"}}})
+    assert chain.stages["second"].base == "first"

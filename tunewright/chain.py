@@ -1,16 +1,22 @@
-"""Runs one after another, of which a later one may begin from an earlier one: a document with `stages`.
+"""Runs one after another, of which a later one may begin from an earlier one, or be rewarded by it.
 
     stages:
-      supervised: {base: BASE, data: rows.jsonl}
-      further: {base: supervised, data: more.jsonl}
+      supervised: {base: BASE, data: demonstrations.jsonl}
+      reward: {base: BASE, data: comparisons.jsonl, objective: reward}
+      policy:
+        base: supervised
+        data: prompts.jsonl
+        objective: {type: rl, rewards: [{type: reward_model, run: reward}]}
+    alpha: 0.8
 
-Each stage is a recipe, and an ordinary run in a folder of its name; `base` may be the name of an earlier stage.
+Each stage is a recipe, and an ordinary run in a folder of its name. Its `base`, and what its rewards ask, may be the
+name of an earlier stage. `alpha` is the point between start and end of the last stage that is written as a model.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -21,7 +27,7 @@ from tunewright.data.labeling.rules import read_rules
 from tunewright.data.records import load_records
 from tunewright.errors import RecipeError
 from tunewright.labeling import classifier, poll
-from tunewright.recipe import Recipe, as_yaml, checked, located
+from tunewright.recipe import Recipe, as_yaml, checked, located, referring
 from tunewright.tasks._classification import label_names, natural_order
 
 WEAK, CLEAN, CLEAN_ONLY = "weak", "clean", "clean_only"
@@ -33,6 +39,7 @@ class Chain(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     stages: dict[str, Recipe] = Field(min_length=1)
+    alpha: float | None = Field(None, ge=0, le=1)
     output: str | None = None
 
     @field_validator("stages")
@@ -58,13 +65,25 @@ def make_chain(document: Mapping[str, Any]) -> Chain:
     chain = checked(Chain, document)
     placed: dict[str, Recipe] = {}
     for name, recipe in chain.stages.items():
-        if recipe.base in chain.stages and recipe.base not in placed:
-            raise RecipeError(
-                f"The stage {name} begins from {recipe.base}, which is no earlier stage. Change the order."
-            )
-        base = {"base": recipe.base} if recipe.base in placed else {}
-        placed[name] = located(recipe).model_copy(update=base)
+        later = [other for other in named(recipe) if other in chain.stages and other not in placed]
+        if later:
+            raise RecipeError(f"The stage {name} asks for {later[0]}, which is no earlier stage. Change the order.")
+        placed[name] = _located_but(recipe, placed)
     return chain.model_copy(update={"stages": placed})
+
+
+def named(recipe: Recipe) -> list[str]:
+    """The models that a recipe names: its base, and those that its rewards ask."""
+    found: list[str] = []
+    referring(recipe, lambda name: found.append(name) or name)  # type: ignore[func-returns-value]
+    return found
+
+
+def _located_but(recipe: Recipe, stages: Collection[str]) -> Recipe:
+    """The recipe with absolute paths, in which the names of stages stay, whatever lies here under those names."""
+    marks = {f"\0{stage}": stage for stage in stages}
+    hidden = referring(recipe, lambda name: f"\0{name}" if name in stages else name)
+    return referring(located(hidden), lambda name: marks.get(name, name))
 
 
 def then_clean(recipe: Recipe) -> Chain:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union, get_args
 
@@ -17,6 +17,7 @@ from tunewright.data.rows import absolute
 from tunewright.engine.config import TrainingConfig
 from tunewright.errors import RecipeError
 from tunewright.evaluation.config import EvaluationConfig
+from tunewright.grading import GraderBase
 from tunewright.methods import METHODS, LoRA, Method
 from tunewright.objectives import OBJECTIVES, Objective, Supervised
 from tunewright.tasks import MODULES
@@ -124,8 +125,26 @@ def located(recipe: Recipe) -> Recipe:
         "chat_template": template if template == "plain" else absolute(template),  # the word has a meaning of its own
     }
     changed = {name: place for name, place in found.items() if place != getattr(data, name)}
-    places = {"base": absolute(recipe.base), "weights": absolute(recipe.weights)}
-    return recipe.model_copy(update={**places, "data": data.model_copy(update=changed)})
+    places = {"weights": absolute(recipe.weights), "data": data.model_copy(update=changed)}
+    return referring(recipe.model_copy(update=places), absolute)
+
+
+def referring(recipe: Recipe, change: Callable[[str], str]) -> Recipe:
+    """The recipe with the names of the models that it begins from and is rewarded by changed."""
+    changes: dict[str, Any] = {"base": change(recipe.base)}
+    if rewards := getattr(recipe.objective, "rewards", None):
+        asked = [_grader_referring(grader, change) for grader in rewards]
+        changes["objective"] = recipe.objective.model_copy(update={"rewards": asked})
+    return recipe.model_copy(update=changes)
+
+
+def _grader_referring(grader: GraderBase, change: Callable[[str], str]) -> GraderBase:
+    named: dict[str, Any] = {
+        field: change(getattr(grader, field)) for field in ("run", "model") if hasattr(grader, field)
+    }
+    if inner := getattr(grader, "graders", None):
+        named["graders"] = {name: _grader_referring(one, change) for name, one in inner.items()}
+    return grader.model_copy(update=named)
 
 
 def _labeling_located(labeling: Labeling) -> Labeling:

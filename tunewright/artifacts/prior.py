@@ -38,7 +38,7 @@ class Computing(NamedTuple):
 def refuse_no_prior(model: Model) -> None:
     """Raises RecipeError for a model that makes no images."""
     if not hasattr(model.task, "images"):
-        raise RecipeError(f"data.prior is for text-to-image and for objective: rl. Leave it out.")
+        raise RecipeError("data.prior is for text-to-image and for objective: rl. Leave it out.")
 
 
 def drawn_prior(

@@ -6,14 +6,16 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from tunewright.artifacts.export import export
 from tunewright.chain import Chain, make_chain
 from tunewright.engine.job import Watcher
 from tunewright.errors import OutputError
 from tunewright.folder import INFO, Run
 from tunewright.launch import launch
-from tunewright.recipe import read_document
+from tunewright.recipe import read_document, referring
 
 FILE = "chain.yaml"
+MODEL = "model"
 
 
 def is_chain(folder: Path) -> bool:
@@ -33,6 +35,8 @@ def stage_runs(folder: Path) -> dict[str, Run]:
 def execute(chain: Chain, folder: Path, watchers: Sequence[Watcher] = ()) -> Run:
     """Run every stage that is not done, and go on with one that was broken off. The run of the last stage.
 
+    With `alpha` that point on the last stage's path is written to `FOLDER/model`.
+
     Raises:
         OutputError: the folder holds something else.
         What a stage raises: the stages before it are kept.
@@ -45,9 +49,12 @@ def execute(chain: Chain, folder: Path, watchers: Sequence[Watcher] = ()) -> Run
             continue
         if not begun:
             shutil.rmtree(place, ignore_errors=True)  # killed before its run began
-        base = str(folder / recipe.base) if recipe.base in chain.stages else recipe.base
-        launch(recipe.model_copy(update={"base": base, "output": str(place)}), place, watchers, resume=begun)
-    return Run(folder / name)
+        here = referring(recipe, lambda other: str(folder / other) if other in chain.stages else other)
+        whole = Run(place).recipe if begun else here.model_copy(update={"output": str(place)})
+        launch(whole, place, watchers, resume=begun)
+    if chain.alpha is not None and not (folder / MODEL).exists():
+        export(f"{place}@{chain.alpha}", "merged", folder / MODEL)
+    return Run(place)
 
 
 def _claim(chain: Chain, folder: Path) -> None:
