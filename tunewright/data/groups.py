@@ -22,14 +22,31 @@ def element(parts: Sequence[Example], source: str) -> Example:
     return Example({}, weight[:0], weight, source, length, parts=tuple(parts))
 
 
-def sharing(example: Example) -> Example:
-    """The element with its common beginning computed once: the positions that are fed alike and carry no weight."""
+def sharing(example: Example, width: int | None = None) -> Example:
+    """The element with its common beginning computed once: the positions that are fed alike and carry no weight.
+
+    Args:
+        width: the model's hidden size; the element then stays as it is where that costs less, as it does with many long
+            answers to a short prompt: a row of all of them has more pairs of positions to attend to.
+    """
     ids = [part.inputs["input_ids"] for part in example.parts]
     shortest = min(len(one) for one in ids)
     alike = np.all([one[:shortest] == ids[0][:shortest] for one in ids], axis=0)
     idle = np.all([part.weight[:shortest] == 0 for part in example.parts], axis=0)
     shared = int(np.argmin(np.append(alike & idle, False)))
-    return replace(example, shared=shared, length=shared + sum(part.length - shared for part in example.parts))
+    together = shared + sum(part.length - shared for part in example.parts)
+    if width is not None:
+        apart = sum(_cost(part.length, width) for part in example.parts)
+        if _cost(together, width, masked=True) > apart:
+            return example
+    return replace(example, shared=shared, length=together)
+
+
+def _cost(length: int, width: int, masked: bool = False) -> float:
+    """Of a row in a transformer's block, in units of 4 · width: 24 · width² a position (four projections, and two
+    layers of four times the width), 4 · width a pair. A causal kernel skips half of the pairs, one with a mask none.
+    """
+    return length * (6 * width + (length if masked else length / 2))
 
 
 @dataclass(frozen=True)

@@ -57,6 +57,10 @@ class Learner:
         return shared
 
     @property
+    def width(self) -> int:
+        return self.model.task.width(self.model.module)
+
+    @property
     def knows_start(self) -> bool:
         return self.start is not None or _has_off(self.job)
 
@@ -156,7 +160,7 @@ def begin(job: Job, learner: Learner) -> None:
 def _with_answers(prompt: Example) -> Example:
     """A prompt with two answers: its own last tokens, and the same the other way round."""
     tokens = prompt.inputs["input_ids"][-8:]
-    return group([answered(prompt, tokens), answered(prompt, tokens[::-1])], prompt.source, False)
+    return group([answered(prompt, tokens), answered(prompt, tokens[::-1])], prompt.source)
 
 
 def _has_off(job: Job) -> bool:

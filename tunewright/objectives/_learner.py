@@ -26,6 +26,7 @@ class Learner(Protocol):
 
     Attributes:
         shares: whether answers to a prompt may share it.
+        width: the model's hidden size, by which it is told whether sharing pays.
         knows_start: whether likelihoods at the start of the run can still be had.
     """
 
@@ -35,6 +36,8 @@ class Learner(Protocol):
     def seed(self) -> int: ...
     @property
     def shares(self) -> bool: ...
+    @property
+    def width(self) -> int: ...
     @property
     def knows_start(self) -> bool: ...
 

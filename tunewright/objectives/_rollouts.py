@@ -20,10 +20,10 @@ def answered(prompt: Example, tokens: Sequence[int]) -> Example:
     return Example({"input_ids": ids[:-1]}, ids[1:], weight, prompt.source, len(ids) - 1)
 
 
-def group(parts: Sequence[Example], source: str, shared: bool) -> Example:
-    """The answers to one prompt as an element."""
+def group(parts: Sequence[Example], source: str, width: int | None = None) -> Example:
+    """The answers to one prompt as an element, which they share where a width is given and it pays (see `sharing`)."""
     made = element(parts, source)
-    return sharing(made) if shared and len(parts) > 1 else made
+    return sharing(made, width) if width and len(parts) > 1 else made
 
 
 def fixing(example: Example, **values: Sequence[np.ndarray | float]) -> Example:

@@ -89,7 +89,7 @@ class Preference(Objective):
         if self.loss == "kto":
             sets = {name: mismatched(found) for name, found in sets.items()}
         if all(len(e.parts) > 1 for e in rows) and learner.shares:
-            sets = {name: [sharing(e) for e in found] for name, found in sets.items()}
+            sets = {name: [sharing(e, learner.width) for e in found] for name, found in sets.items()}
         if self.loss in REFERENCED:
             sets = {name: with_start(learner, found) for name, found in sets.items()}
         return sets

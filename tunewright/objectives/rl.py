@@ -171,9 +171,9 @@ class RL(Objective):
         sampled = learner.sample(
             prompts, copies=copies, max_new_tokens=self.max_new_tokens, temperature=self.temperature, step=step
         )
-        found = []
+        found, width = [], learner.width if learner.shares else None
         for prompt, answers in zip(prompts, sampled, strict=True):
-            one = group([answered(prompt, a.answer.tokens) for a in answers], prompt.source, learner.shares)
+            one = group([answered(prompt, a.answer.tokens) for a in answers], prompt.source, width)
             scores = {f"reward/{name}": [a.rewards[name] for a in answers] for name in answers[0].rewards}
             ended = [float(a.answer.ended) for a in answers]
             total = [self._total(a.rewards) - self.missing_end * (not a.answer.ended) for a in answers]
@@ -333,7 +333,7 @@ def _as_prior(row: Example, like: Example) -> Example:
         for name, value in like.parts[0].fixed.items()
     }
     part = replace(row, prior=None, fixed={**blank, "prior": np.array(1.0, dtype=np.float32)})
-    return group([part], row.source, False)
+    return group([part], row.source)
 
 
 OBJECTIVE = RL
