@@ -1,10 +1,11 @@
-"""DPO and GRPO beside TRL's, in turns and each in a fresh process: `python -m benchmarks.feedback_speed dpo grpo`.
+"""DPO and GRPO beside TRL's, in turns: `python -m benchmarks.feedback_speed dpo grpo grpo-tiny`.
 
     [--rounds 2] [--steps N] [--data ../shared/data] [--models ../shared/models] [--results benchmarks/results]
 
 dpo: LoRA r16 of a Llama of 34 M parameters with random weights, on pairs of harmless dialogues whose prompts have at
-most 1,200 characters. grpo: full training of stories260k, 8 prompts × 8 answers of 64 tokens a step, no KL. Counted are
-CPU seconds of one thread from the first forward pass to the last optimizer step, sampling included.
+most 1,200 characters. grpo: the same of GSM8K questions, 8 questions × 8 answers of 64 tokens a step, no KL. grpo-tiny:
+full training of stories260k on a few words each. Counted are CPU seconds of one thread in a fresh process, from the
+first forward pass to the last optimizer step, sampling included.
 """
 
 from __future__ import annotations
@@ -22,15 +23,16 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from benchmarks.workloads import LlamaShape, read_jsonl
+from benchmarks.workloads import read_jsonl
 
 ROOT = Path(__file__).resolve().parent.parent
 SYSTEMS = ("tunewright", "trl")
-STEPS = {"dpo": 8, "grpo": 20}
+STEPS = {"dpo": 8, "grpo": 3, "grpo-tiny": 20}
 BATCH, LONGEST_PROMPT = 8, 1200
 COPIES, NEW_TOKENS = 8, 64
-RATE = {"dpo": 2e-4, "grpo": 1e-4}
+RATE = {"dpo": 2e-4, "grpo": 2e-4, "grpo-tiny": 1e-4}
 OPENINGS = ("Once upon a time", "One day", "There was a", "Lily and Tom", "The little dog", "A big cat", "In the park")
+LORA = {"type": "lora", "rank": 16, "alpha": 32}
 NAMES = ("Lily", "Tom", "Mia", "Ben", "Anna", "Sam", "Lucy", "Max", "Sue", "Tim", "Amy", "Jack")
 
 
@@ -50,6 +52,10 @@ def prompts(count: int) -> list[dict[str, str]]:
     return [{"prompt": f"{OPENINGS[i % len(OPENINGS)]} {NAMES[i // 7 % len(NAMES)]}"} for i in range(count)]
 
 
+def questions(data: Path, count: int) -> list[dict[str, Any]]:
+    return [{"prompt": row["prompt"]} for row in read_jsonl(data / "gsm8k" / "train.jsonl")[:count]]
+
+
 def mentions_dog(texts: Sequence[str]) -> list[float]:
     """1 for each answer with a dog in it."""
     return [float("dog" in text) for text in texts]
@@ -63,10 +69,11 @@ def child(work: str, system: str, base: str, rows: str, steps: int, out: str) ->
 
     torch.set_num_threads(1)
     torch.set_num_interop_threads(1)
-    return globals()[f"{system}_{work}"](base, read_jsonl(Path(rows)), steps, out)  # type: ignore[no-any-return]
+    run = globals()[f"{system}_{work.split('-')[0]}"]
+    return run(work, base, read_jsonl(Path(rows)), steps, out)  # type: ignore[no-any-return]
 
 
-def tunewright_dpo(base: str, rows: list[dict[str, Any]], steps: int, out: str) -> dict[str, Any]:
+def tunewright_dpo(work: str, base: str, rows: list[dict[str, Any]], steps: int, out: str) -> dict[str, Any]:
     import tunewright as tw
     from benchmarks.measure import Stopwatch
 
@@ -74,18 +81,17 @@ def tunewright_dpo(base: str, rows: list[dict[str, Any]], steps: int, out: str) 
         run = tw.train(
             base=base,
             data={"train": rows, "validation": 0},
-            method={"type": "lora", "rank": 16, "alpha": 32},
+            method=LORA,
             objective={"type": "preference", "loss": "dpo", "beta": 0.1},
-            training=_settings("dpo", steps),
+            training=_settings(work, steps),
             evaluation={"before": False},
             output=out,
         )
     return {"seconds": watch.seconds, "last": run.metrics[-1]["margin"], "first_loss": run.metrics[0]["loss"]}
 
 
-def trl_dpo(base: str, rows: list[dict[str, Any]], steps: int, out: str) -> dict[str, Any]:
+def trl_dpo(work: str, base: str, rows: list[dict[str, Any]], steps: int, out: str) -> dict[str, Any]:
     from datasets import Dataset
-    from peft import LoraConfig
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import DPOConfig, DPOTrainer
 
@@ -93,10 +99,10 @@ def trl_dpo(base: str, rows: list[dict[str, Any]], steps: int, out: str) -> dict
 
     trainer = DPOTrainer(
         model=AutoModelForCausalLM.from_pretrained(base, dtype="float32"),
-        args=DPOConfig(**_arguments("dpo", out), per_device_train_batch_size=BATCH, max_steps=steps, beta=0.1),
+        args=DPOConfig(**_arguments(work, out), per_device_train_batch_size=BATCH, max_steps=steps, beta=0.1),
         train_dataset=Dataset.from_list(rows),
         processing_class=AutoTokenizer.from_pretrained(base),
-        peft_config=LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM"),
+        peft_config=_lora(),
     )
     with Stopwatch() as watch:
         trainer.train()
@@ -104,7 +110,7 @@ def trl_dpo(base: str, rows: list[dict[str, Any]], steps: int, out: str) -> dict
     return {"seconds": watch.seconds, "last": logged[-1]["rewards/margins"], "first_loss": logged[0]["loss"]}
 
 
-def tunewright_grpo(base: str, rows: list[dict[str, Any]], steps: int, out: str) -> dict[str, Any]:
+def tunewright_grpo(work: str, base: str, rows: list[dict[str, Any]], steps: int, out: str) -> dict[str, Any]:
     import tunewright as tw
     from benchmarks.measure import Stopwatch
 
@@ -112,7 +118,7 @@ def tunewright_grpo(base: str, rows: list[dict[str, Any]], steps: int, out: str)
         run = tw.train(
             base=base,
             data={"train": rows, "validation": 0},
-            method="full",
+            method=LORA if work == "grpo" else "full",
             objective={
                 "type": "rl",
                 "algorithm": "grpo",
@@ -121,7 +127,7 @@ def tunewright_grpo(base: str, rows: list[dict[str, Any]], steps: int, out: str)
                 "normalization": "token",
                 "rewards": [{"type": "pattern", "pattern": "dog"}],
             },
-            training=_settings("grpo", steps),
+            training=_settings(work, steps),
             evaluation={"before": False, "generate": 0},
             output=out,
         )
@@ -134,7 +140,7 @@ def _rewards(metrics: Sequence[dict[str, Any]]) -> list[float]:
     return [line["reward"] for line in metrics if "reward" in line]
 
 
-def trl_grpo(base: str, rows: list[dict[str, Any]], steps: int, out: str) -> dict[str, Any]:
+def trl_grpo(work: str, base: str, rows: list[dict[str, Any]], steps: int, out: str) -> dict[str, Any]:
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import GRPOConfig, GRPOTrainer
@@ -152,7 +158,7 @@ def trl_grpo(base: str, rows: list[dict[str, Any]], steps: int, out: str) -> dic
     trainer = GRPOTrainer(
         model=AutoModelForCausalLM.from_pretrained(base, dtype="float32"),
         args=GRPOConfig(
-            **_arguments("grpo", out),
+            **_arguments(work, out),
             per_device_train_batch_size=BATCH * COPIES,
             num_generations=COPIES,
             max_completion_length=NEW_TOKENS,
@@ -163,11 +169,18 @@ def trl_grpo(base: str, rows: list[dict[str, Any]], steps: int, out: str) -> dic
         reward_funcs=reward,  # type: ignore[arg-type]
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
+        peft_config=_lora() if work == "grpo" else None,
     )
     with Stopwatch() as watch:
         trainer.train()
     logged = [line["reward"] for line in trainer.state.log_history if "reward" in line]
     return {"seconds": watch.seconds, "tokens": sum(lengths), "last": statistics.mean(logged[-5:])}
+
+
+def _lora() -> Any:
+    from peft import LoraConfig
+
+    return LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
 
 
 def _settings(work: str, steps: int) -> dict[str, Any]:
@@ -204,12 +217,12 @@ def measured(work: str, options: argparse.Namespace, place: Path) -> list[dict[s
     """A line for each process, in turns."""
     steps = options.steps or STEPS[work]
     base = str(options.models / "stories260k")
-    if work == "dpo":
-        rows = pairs(options.data, steps * BATCH)
-        base = str(place / "base")
-        _build_base(rows, Path(base))
-    else:
+    if work == "grpo-tiny":
         rows = prompts(steps * BATCH)
+    else:
+        rows = pairs(options.data, steps * BATCH) if work == "dpo" else questions(options.data, steps * BATCH)
+        base = str(place / f"{work}-base")
+        _build_base(rows, Path(base))
     path = place / f"{work}.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     found = []
@@ -229,17 +242,22 @@ def measured(work: str, options: argparse.Namespace, place: Path) -> list[dict[s
     return found
 
 
+BUILD = """
+import json, sys
+from pathlib import Path
+from benchmarks.prepare import build_llama
+from benchmarks.workloads import LlamaShape
+
+rows = [
+    {"prompt": row["prompt"], "completion": row.get("chosen", "") + row.get("rejected", "")} for row in json.load(sys.stdin)
+]
+build_llama(LlamaShape(), rows, Path(sys.argv[1]))
+"""
+
+
 def _build_base(rows: list[dict[str, Any]], folder: Path) -> None:
     """In a process of its own: what this one holds would count in those that it starts."""
-    shape = LlamaShape()
-    code = (
-        "import json, sys; from pathlib import Path; from benchmarks.prepare import build_llama; "
-        "from benchmarks.workloads import LlamaShape; rows = json.load(sys.stdin); "
-        "build_llama(LlamaShape(), [{'prompt': r['prompt'], 'completion': r['chosen'] + r['rejected']} for r in rows], "
-        f"Path({str(folder)!r}))"
-    )
-    assert shape.vocabulary
-    subprocess.run([sys.executable, "-c", code], input=json.dumps(rows), text=True, check=True, cwd=ROOT)
+    subprocess.run([sys.executable, "-c", BUILD, str(folder)], input=json.dumps(rows), text=True, check=True, cwd=ROOT)
 
 
 def page(lines: Sequence[dict[str, Any]], rounds: int) -> list[str]:

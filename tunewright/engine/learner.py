@@ -45,12 +45,12 @@ class Learner:
 
     @cached_property
     def shares(self) -> bool:
-        """As the model itself says of two rows, before the first step; prompts are given made-up answers for that."""
+        """As the model itself says of the two shortest rows; prompts are given made-up answers for that."""
         job, task, free = self.job, self.model.task, self.model.reserve
         if not (job.method.packs() and hasattr(task, "shares")):
             return False
         job.model.module.eval()
-        rows = [job.train[i] for i in (0, len(job.train) // 2)]
+        rows = sorted(job.train, key=lambda e: e.length)[:2]
         two = [e if e.parts else _with_answers(e) for e in rows]
         with computing(job.precision, job.device):
             shared: bool = task.shares(self.model, two, max(e.length for e in job.train) + free)
@@ -69,10 +69,12 @@ class Learner:
         if not self.knows_start:
             self.start = copy.deepcopy(self.model.module).eval().requires_grad_(False)
 
-    def answer_scores(self, examples: Sequence[Example]) -> np.ndarray:
+    def answer_scores(self, examples: Sequence[Example], start: bool = False) -> np.ndarray:
         if self.stand_in:
             return np.zeros(sum(len(e.parts) for e in examples))
-        found = self._of_tokens(examples, lambda batch: self.model.task.nll(self.model.module, batch).nll_BT)
+        off = start and _has_off(self.job)  # what was added does nothing yet: without it the same comes sooner
+        with self.job.method.off(self.model) if off else nullcontext():
+            found = self._of_tokens(examples, lambda batch: self.model.task.nll(self.model.module, batch).nll_BT)
         return np.array([-values.sum() for own in found for values in own])
 
     def nll(self, examples: Sequence[Example], temperature: float, start: bool = False) -> list[list[np.ndarray]]:

@@ -41,8 +41,12 @@ class Learner(Protocol):
     @property
     def knows_start(self) -> bool: ...
 
-    def answer_scores(self, examples: Sequence[Example]) -> np.ndarray:
-        """The log-likelihood of each part of these elements, [S]."""
+    def answer_scores(self, examples: Sequence[Example], start: bool = False) -> np.ndarray:
+        """The log-likelihood of each part of these elements, [S].
+
+        Args:
+            start: whether the model is as the run started from it.
+        """
         ...
 
     def nll(self, examples: Sequence[Example], temperature: float, start: bool = False) -> list[list[np.ndarray]]:

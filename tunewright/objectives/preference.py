@@ -229,14 +229,14 @@ def with_start(learner: Learner, examples: Sequence[Example]) -> list[Example]:
     """The elements with `start`, the log-likelihood of each part as the model is now."""
     if not examples:
         return []
-    start_S = learner.answer_scores(examples).astype(np.float32)
+    start_S = learner.answer_scores(examples, start=True).astype(np.float32)
     found = []
     for e, own in zip(examples, np.split(start_S, ends_of(examples)), strict=True):
         parts = [replace(part, fixed={**part.fixed, "start": one}) for part, one in zip(e.parts, own, strict=True)]
         found.append(replace(e, parts=tuple(parts)))
     if "other" not in examples[0].fixed:
         return found
-    other_E = learner.answer_scores([others_of(e) for e in examples])
+    other_E = learner.answer_scores([others_of(e) for e in examples], start=True)
     return [replace(e, fixed={**e.fixed, "other_start": np.array(one)}) for e, one in zip(found, other_E, strict=True)]
 
 
