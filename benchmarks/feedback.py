@@ -4,8 +4,8 @@
 
 rewards: on pairs of harmless dialogues, split by prompt, reward models on MiniLM and on stories260k, and DPO of
 stories260k. rl: stories260k learns to write what MiniLM, tuned on SST-2, takes for negative: PPO, GRPO, RLOO, and a DPO
-on answers of its own that this reward ranks. rules: GRPO for the same reward, with and without two rules of conduct. A line
-is appended as soon as it is there, so that a study that is cut short goes on where it stopped.
+on answers of its own that this reward ranks. rules: GRPO for the same reward, with and without two rules of conduct.
+A line is appended as soon as it is there, so that a study that is cut short goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -275,15 +275,16 @@ def page(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 def _told_of_pairs(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     yield "Accuracy on held-out pairs in percent, each seed (95 % interval of the first one over prompts).\n"
-    yield "| model | seeds | before | after | of the gain over the start | margin of the gain, nats | longer is better |"
+    yield "| model | seeds | before | after | of the gain over the start | its margin, nats | longer is better |"
     yield "|---|---|---|---|---|---|---|"
     for name in dict.fromkeys(line["name"] for line in lines):
         own = [line for line in lines if line["name"] == name]
         first = own[0]["found"]["after"]
+        interval = first["accuracy"]
         cells = [
             ", ".join(str(line["seed"]) for line in own),
             _each(own, "before", "accuracy"),
-            f"{_each(own, 'after', 'accuracy')} [{100 * first['accuracy']['low']:.1f}, {100 * first['accuracy']['high']:.1f}]",
+            _each(own, "after", "accuracy") + f" [{100 * interval['low']:.1f}, {100 * interval['high']:.1f}]",
             _each(own, "after", "reward_accuracy") if "reward_accuracy" in first else "",
             _each(own, "after", "reward_margin", 1) if "reward_margin" in first else "",
             f"{100 * first['longer_is_better']['value']:.1f}",
@@ -313,13 +314,15 @@ def _told_of_policies(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
             ", ".join(f"{one['reward']:.3f}" for one in after),
             f"{', '.join(f'{gain:.2f}' for gain in gains)} (mean {statistics.mean(gains):.2f})",
             ", ".join(f"{one['kl']:.1f}" for one in after),
-            *(
-                f"{100 * before[0][f'broken/{w}']:.1f} → {', '.join(f'{100 * one[f"broken/{w}"]:.1f}' for one in after)}"
-                for w in BROKEN
-            ),
+            *(_broken(word, before, after) for word in BROKEN),
             f"{statistics.mean(line['cpu_seconds'] for line in own):.0f}",
         ]
         yield f"| {name} | {' | '.join(cells)} |"
+
+
+def _broken(word: str, before: Sequence[Mapping[str, float]], after: Sequence[Mapping[str, float]]) -> str:
+    shares = [f"{100 * one[f'broken/{word}']:.1f}" for one in (before[0], *after)]
+    return f"{shares[0]} → {', '.join(shares[1:])}"
 
 
 def main() -> None:

@@ -248,10 +248,9 @@ from pathlib import Path
 from benchmarks.prepare import build_llama
 from benchmarks.workloads import LlamaShape
 
-rows = [
-    {"prompt": row["prompt"], "completion": row.get("chosen", "") + row.get("rejected", "")} for row in json.load(sys.stdin)
-]
-build_llama(LlamaShape(), rows, Path(sys.argv[1]))
+rows = json.load(sys.stdin)
+texts = [{"prompt": row["prompt"], "completion": row.get("chosen", "") + row.get("rejected", "")} for row in rows]
+build_llama(LlamaShape(), texts, Path(sys.argv[1]))
 """
 
 
