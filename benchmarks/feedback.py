@@ -93,7 +93,7 @@ def critic(options: Any) -> str:
 
 ALGORITHMS: dict[str, dict[str, Any]] = {
     "ppo": {"algorithm": "ppo", "samples": COPIES, "passes": 2, "kl_coefficient": 0.02},
-    "grpo": {"algorithm": "grpo", "samples": COPIES, "kl_coefficient": 0.02},
+    "grpo": {"algorithm": "grpo", "samples": COPIES, "kl_coefficient": 0.15},
     "rloo": {"algorithm": "rloo", "samples": COPIES, "kl_coefficient": 0.02},
 }
 
