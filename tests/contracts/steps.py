@@ -23,20 +23,25 @@ NOWHERE = Path("/nonexistent")  # a run from a plain base writes no start
 def prepared(base: str, rows: Sequence[Mapping[str, Any]], *, start: Path = NOWHERE, **recipe: Any) -> Prepared:
     """A recipe on rows without validation, ready to run; `start` takes the merged start of a run that goes on."""
     data = {"train": list(rows), "validation": 0, **recipe.pop("data", {})}
-    ready = prepare(make_recipe({"base": base, "data": data, **recipe}), start)
+    return begun(prepare(make_recipe({"base": base, "data": data, **recipe}), start))
+
+
+def begun(ready: Prepared) -> Prepared:
+    """With what the objective fixes of the rows by the model as it is now."""
     job = job_of(ready)
     begin(job, Learner(job))
     ready.adopt(job)
     return ready
 
 
-def moved(ready: Prepared, by: float = 0.02) -> Prepared:
+def moved(ready: Prepared, by: float = 0.02, dtype: torch.dtype = torch.float64) -> Prepared:
     """With weights that have gone away from where they began; in fp64, as differences of likelihoods lose digits."""
     generator = torch.Generator().manual_seed(5)
-    ready.model.module.double()
+    ready.model.module.to(dtype)
     with torch.no_grad():
         for parameter in ready.model.module.parameters():
             parameter.add_(by * torch.randn(parameter.shape, generator=generator).to(parameter.dtype))
+    ready.model.module.float().to(dtype)  # as a run keeps them
     return ready
 
 
