@@ -18,6 +18,7 @@ from tunewright.data.groups import element
 from tunewright.engine.device import computing
 from tunewright.engine.learner import Learner
 from tunewright.errors import RecipeError
+from tunewright.objectives.preference import Pair, Preference, orpo
 from tunewright.prepare import Prepared
 from tunewright.recipe import make_recipe
 
@@ -158,7 +159,7 @@ def _kto_is_that_of_the_paper(rows: Any, by: float, base: str) -> bool:
     z0, losses = max(0.0, kl), []
     for row, now_row, start_row in zip(rows(9), now, start, strict=True):
         for i, answer in enumerate(zip(now_row, start_row, strict=True)):
-            good = row["label"] if "label" in row else i == 0
+            good = row.get("label", i == 0)
             h = 0.3 * (ratio(answer) - z0)
             losses.append(1.5 * (1 - sigmoid(h)) if good else 0.5 * (1 - sigmoid(-h)))
     terms = gradient(ready)[0]
@@ -206,13 +207,11 @@ def assert_derived(ready: Prepared, examples: Sequence[Example], terms: Any, ste
         assert along == pytest.approx((at[0] - at[1]) / (2 * step), rel=1e-5)
 
 
-def test_an_answer_that_is_certain_has_finite_odds(tiny_base: Any) -> None:
+def test_an_answer_that_is_certain_has_finite_odds() -> None:
     """ORPO's odds p / (1 - p) of a likelihood that rounds to 1."""
-    from tunewright.objectives.preference import Pair, orpo
-
     mean = torch.tensor([0.0, -1e-9, -2.0], requires_grad=True)
     pair = Pair((mean, mean.flip(0)), None, (mean, mean.flip(0)))
-    loss = orpo(make_recipe({"base": "-", "data": "-", "objective": {"type": "preference", "loss": "orpo"}}).objective, pair)  # type: ignore[arg-type]  # fmt: skip
+    loss = orpo(Preference(loss="orpo"), pair)
     loss.sum().backward()
     assert loss.isfinite().all() and mean.grad is not None and mean.grad.isfinite().all()
 
@@ -236,7 +235,9 @@ ATTENTION = [(kind, which) for kind in (*DECODERS, *OTHERS) for which in ("sdpa"
 @pytest.mark.parametrize(("kind", "attention"), ATTENTION)
 def test_answers_that_share_their_prompt_count_as_those_that_do_not(kind: str, attention: str, tiny_base: Any) -> None:
     """By the model's own word: windows of 12 positions (Mistral, Gemma), ALiBi and states (Bloom, Mamba) say no."""
-    rows = [{"prompt": words(i, 20) + " ", "answers": [words(i + n, 2 + n) for n in range(2 + i % 2)]} for i in range(5)]
+    rows = [
+        {"prompt": words(i, 20) + " ", "answers": [words(i + n, 2 + n) for n in range(2 + i % 2)]} for i in range(5)
+    ]
     ready = prepared(tiny_base(kind), rows, method="full", objective="preference")
     ready.model.module.set_attn_implementation(attention)
     ready.encoded = apart(ready).encoded
@@ -306,7 +307,7 @@ def test_beta_is_the_papers() -> None:
 
 
 def test_rated_rows_are_for_kto(tiny_base: Any) -> None:
-    with pytest.raises(RecipeError, match="dpo compares answers.*Use loss: kto"):
+    with pytest.raises(RecipeError, match=r"dpo compares answers.*Use loss: kto"):
         ready_with(tiny_base("llama"), rated(4), "dpo")
 
 
