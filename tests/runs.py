@@ -23,7 +23,8 @@ CONTRARY: dict[str, Any] = {
 
 def recipe(base: str, output: Path, *, task: str = "text-generation", **changes: Any) -> Recipe:
     """12 training rows, 4 steps an epoch, 5 validation rows; `training` and `data` are added to, the rest replaced."""
-    rows = rows_for(task, 17)
+    objective = changes.get("objective", "supervised")
+    rows = rows_for(task, 17, objective if isinstance(objective, str) else objective.get("type", "supervised"))
     data = {"train": rows[:12], "validation": rows[12:], **changes.pop("data", {})}
     training = {**TRAINING, **changes.pop("training", {})}
     document = {

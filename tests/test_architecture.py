@@ -124,6 +124,9 @@ method.adapter.variant method.adapter.width
 method.peft.config method.textual_inversion.token method.textual_inversion.word method.textual_inversion.vectors
 objective.supervised.label_smoothing objective.supervised.class_weights objective.supervised.router_loss
 objective.supervised.min_snr objective.supervised.noise_offset objective.supervised.prior_weight
+objective.preference.loss objective.preference.beta objective.preference.label_smoothing
+objective.preference.length_normalized objective.preference.target_margin objective.preference.good_weight
+objective.preference.bad_weight objective.reward.margin objective.reward.centring
 training.epochs training.max_steps training.head_first training.zero_shot
 training.learning_rate training.schedule training.warmup
 training.optimizer training.weight_decay training.gradient_clip training.batch training.batch_tokens

@@ -270,3 +270,7 @@ def test_an_example_is_a_recipe(path: Path) -> None:
 
 def test_each_method_has_an_example() -> None:
     assert {read_recipe(path).method.type for path in EXAMPLES} == set(METHODS)
+
+
+def test_each_objective_has_an_example() -> None:
+    assert {read_recipe(path).objective.type for path in EXAMPLES} == set(OBJECTIVES)

@@ -245,6 +245,34 @@ def captioned(count: int = 6, side: int = 16) -> list[dict[str, Any]]:
     return rows
 
 
+def preferences(count: int = 12, margins: bool = False) -> list[dict[str, Any]]:
+    """Prompts with a good and a bad answer, of very unequal lengths."""
+    return [
+        {
+            "prompt": words(i, 3 + i % 9) + " ",
+            "chosen": words(i + 3, 1 + (i * 5) % 13),
+            "rejected": "a " + words(i + 4, 1 + (i * 3) % 7),
+            **({"margin": (i % 3) / 2} if margins else {}),
+        }
+        for i in range(count)
+    ]
+
+
+def rankings(count: int = 12) -> list[dict[str, Any]]:
+    """Two to five answers to a prompt, the best first."""
+    return [
+        {
+            "prompt": words(i, 3 + i % 4) + " ",
+            "answers": [f"{n} {words(i + n, 1 + (i + n) % 6)}" for n in range(2 + i % 4)],
+        }
+        for i in range(count)
+    ]
+
+
+def rated(count: int = 12) -> list[dict[str, Any]]:
+    return [{**row, "label": i % 3 != 0} for i, row in enumerate(completions(count))]
+
+
 ROWS = {
     "text-generation": completions,
     "text-classification": labelled,
@@ -253,5 +281,8 @@ ROWS = {
 }
 
 
-def rows_for(task: str, count: int = 12) -> list[dict[str, Any]]:
-    return ROWS[task](count)
+OBJECTIVES: dict[str, Callable[[int], list[dict[str, Any]]]] = {"preference": preferences, "reward": preferences}
+
+
+def rows_for(task: str, count: int = 12, objective: str = "supervised") -> list[dict[str, Any]]:
+    return (ROWS[task] if objective == "supervised" else OBJECTIVES[objective])(count)

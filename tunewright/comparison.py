@@ -25,6 +25,7 @@ from tunewright.evaluation.contrast_page import write_comparison
 from tunewright.evaluation.evaluate import in_words
 from tunewright.folder import Run
 from tunewright.forgetting import on_general_text, on_own_answers, refuse_idle
+from tunewright.reading import wanted_kinds
 from tunewright.recipe import checked
 from tunewright.sides import Side, answer, refuse_different, refuse_other_rows, refuse_other_tasks
 
@@ -157,7 +158,8 @@ def _shared_sets(a: Side, b: Side) -> tuple[dict[str, Records], DataConfig]:
     if not shared:
         raise DataError(f"{a.name} and {b.name} share no test set. Name the rows to compare them on with --data.")
     config = runs[0].recipe.data.model_copy(update={"special_tokens": []})  # the models have these already
-    sets = {name: load_records(config.test_sets()[name], config, kinds=a.task.data_kinds) for name in shared}
+    kinds = wanted_kinds(runs[0].recipe)
+    sets = {name: load_records(config.test_sets()[name], config, kinds=kinds) for name in shared}
     refuse_changed(sets, runs[0].info["data"], "Name some with --data.")
     return sets, config
 

@@ -86,8 +86,10 @@ def _prepare(
     made: Sequence[Path],
     watchers: Sequence[Watcher],
 ) -> tuple[Prepared, Step]:
-    """The first process before the others, which find what it wrote of the start. Leaves nothing behind if it fails,
-    but for images of the class, which took long to draw: a run that is begun there goes on with them.
+    """The first process loads before the others, which find what it wrote of the start; then all go on together.
+
+    Leaves nothing behind if it fails, but for images of the class, which took long to draw: a run that is begun there
+    goes on with them.
 
     Args:
         made: the folder and those above it that were made for this run, and not by the user; innermost first.
@@ -95,14 +97,17 @@ def _prepare(
     folder = record.folder
     if not processes.first:
         processes.wait()
-        return _ready(recipe, record, processes, resume)
+        prepared = _loaded(recipe, record, processes, resume)
+        return prepared, _ready(prepared, record, processes, resume)
 
     def tell(line: Mapping[str, Any]) -> None:
         for watcher in watchers:
             watcher(line)
 
     try:
-        ready_to_go = _ready(recipe, record, processes, resume, tell)
+        prepared = _loaded(recipe, record, processes, resume, tell)
+        processes.wait()
+        step = _ready(prepared, record, processes, resume)
     except BaseException:
         if not (folder / INFO).exists():
             for path in folder.glob("start/*"):
@@ -115,14 +120,13 @@ def _prepare(
                 for path in made:
                     path.rmdir()
         raise
-    processes.wait()
-    return ready_to_go
+    return prepared, step
 
 
-def _ready(
+def _loaded(
     recipe: Recipe, record: Record, processes: Processes, resume: bool, tell: Watcher = lambda line: None
-) -> tuple[Prepared, Step]:
-    """All that is read, checked and loaded before the first step. Whatever refuses the recipe does it here."""
+) -> Prepared:
+    """All that is read, checked and loaded. What refuses the recipe does it here, or when the loop is made ready."""
     if resume:
         allow_code(record.folder)
         refuse_other_recipe(recipe, record)
@@ -130,10 +134,15 @@ def _ready(
     prepared = prepare(recipe, record.folder / "start" / "base", processes.rank, draw=partial(drawn_prior, tell=tell))
     if resume:
         refuse_changed(prepared.rows.sets(), record.info["data"], "Start a new run.")
+    return prepared
+
+
+def _ready(prepared: Prepared, record: Record, processes: Processes, resume: bool) -> Step:
+    """What takes the first step; all processes have a share in what the start of the run says of the rows."""
     step = ready(make_job(prepared, record.folder, processes), resume)
     prepared.adopt(step.job)
     prepared.notices.extend(step.notices)
-    return prepared, step
+    return step
 
 
 def make_job(prepared: Prepared, folder: Path, processes: Processes) -> Job:

@@ -122,7 +122,7 @@ def test_evaluate_with_other_columns_and_a_pattern(
     ("arguments", "words"),
     [
         (["--data", "missing.jsonl"], "missing.jsonl does not exist"),
-        (["--data", "{rows}/talk.jsonl"], "this model needs classification rows"),
+        (["--data", "{rows}/talk.jsonl"], "this model needs classification or preference rows"),
         (["--data", "{rows}/tickets.jsonl", "--columns", "text"], "'text' is no NAME=VALUE"),
         ([], "Missing option '--data'"),
     ],

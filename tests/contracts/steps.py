@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from tunewright.engine.job import Job
+from tunewright.engine.learner import Learner, begin
 from tunewright.engine.loop import Step
 from tunewright.engine.state import TrainState
 from tunewright.methods.base import enter_training
@@ -22,7 +23,26 @@ NOWHERE = Path("/nonexistent")  # a run from a plain base writes no start
 def prepared(base: str, rows: Sequence[Mapping[str, Any]], *, start: Path = NOWHERE, **recipe: Any) -> Prepared:
     """A recipe on rows without validation, ready to run; `start` takes the merged start of a run that goes on."""
     data = {"train": list(rows), "validation": 0, **recipe.pop("data", {})}
-    return prepare(make_recipe({"base": base, "data": data, **recipe}), start)
+    return begun(prepare(make_recipe({"base": base, "data": data, **recipe}), start))
+
+
+def begun(ready: Prepared) -> Prepared:
+    """With what the objective fixes of the rows by the model as it is now."""
+    job = job_of(ready)
+    begin(job, Learner(job))
+    ready.adopt(job)
+    return ready
+
+
+def moved(ready: Prepared, by: float = 0.02, dtype: torch.dtype = torch.float64) -> Prepared:
+    """With weights that have gone away from where they began; in fp64, as differences of likelihoods lose digits."""
+    generator = torch.Generator().manual_seed(5)
+    ready.model.module.to(dtype)
+    with torch.no_grad():
+        for parameter in ready.model.module.parameters():
+            parameter.add_(by * torch.randn(parameter.shape, generator=generator).to(parameter.dtype))
+    ready.model.module.float().to(dtype)  # as a run keeps them
+    return ready
 
 
 def job_of(ready: Prepared, **training: Any) -> Job:
@@ -36,12 +56,14 @@ def job_of(ready: Prepared, **training: Any) -> Job:
 
 def gradient(ready: Prepared, budget: int = ALL, **training: Any) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
     """The named means and the gradient of all training rows as one step, in forward passes of `budget` positions."""
-    job = job_of(ready, **training)
+    job, dtype = job_of(ready, **training), next(ready.model.module.parameters()).dtype
     step = Step(job, TrainState(ready.model, job.method, job.config, "fp32"))
     step.budget = budget
-    enter_training(ready.model, ready.recipe.method)
+    ready.model.module.to(dtype)  # a run trains in fp32; see `moved`
     ready.model.module.zero_grad(set_to_none=True)
-    terms = step._accumulate(job.train, job.objective.counts(job.train))
+    examples = job.objective.prepare(step.learner, job.train)
+    enter_training(ready.model, ready.recipe.method)
+    terms = step._accumulate(examples, job.objective.counts(examples))
     return terms, {n: p.grad.clone() for n, p in step.state.parameters.items() if p.grad is not None}
 
 

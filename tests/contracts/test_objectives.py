@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from io import BytesIO
 from typing import Any
 
@@ -9,9 +10,23 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.contracts.steps import assert_same, gradient, likelihood, prepared
+from tests.contracts.steps import assert_same, gradient, likelihood, moved, prepared
 from tests.contracts.test_methods import KINDS_OF
-from tests.tiny import DECODERS, captioned, chats, completions, labelled, rows_for, words
+from tests.tiny import (
+    DECODERS,
+    captioned,
+    chats,
+    completions,
+    labelled,
+    pictures,
+    preferences,
+    rankings,
+    rated,
+    rows_for,
+    words,
+)
+from tunewright.data.kinds import KINDS
+from tunewright.errors import RecipeError, TunewrightError
 from tunewright.objectives import OBJECTIVES
 from tunewright.tasks import MODULES, task_class
 
@@ -22,6 +37,17 @@ BASES = {
     "text-to-image": "sdxl",
 }
 FULL = {"type": "full"}
+OF_KIND: dict[str, tuple[Callable[[int], list[dict[str, Any]]], str]] = {
+    "chat": (chats, "llama"),
+    "prompt_completion": (completions, "llama"),
+    "text": (lambda count: [{"text": words(i, 9)} for i in range(count)], "llama"),
+    "classification": (labelled, "bert"),
+    "image": (pictures, "vit"),
+    "captioned_image": (captioned, "sdxl"),
+    "preference": (preferences, "llama"),
+    "rated": (rated, "llama"),
+    "prompt": (lambda count: [{"prompt": words(i, 9)} for i in range(count)], "llama"),
+}
 
 
 def weighted_chats() -> list[dict[str, Any]]:
@@ -78,19 +104,68 @@ SPECIAL_CASES: dict[str, dict[str, Any]] = {
         "objective": {"min_snr": 5.0, "noise_offset": 0.1},
     },
     "a decoder that classifies": {"base": "llama", "rows": labelled()},
-}
+    **{
+        f"{loss} of {name}": {
+            "base": base, "rows": rows, "objective": {"type": "preference", "loss": loss, **more}, "moves": True
+        }
+        for loss, name, base, rows, more in (
+            ("dpo", "pairs", "llama", preferences(), {"label_smoothing": 0.2}),
+            ("dpo", "rankings per token", "gpt2", rankings(), {"length_normalized": True}),
+            ("dpo", "pairs that cannot share", "mamba", preferences(), {}),
+            ("ipo", "rankings", "qwen3", rankings(), {}),
+            ("kto", "rated answers", "llama", rated(), {"good_weight": 1.5}),
+            ("kto", "rankings", "gemma3", rankings(), {"bad_weight": 0.5}),
+            ("orpo", "pairs", "phi3", preferences(), {}),
+            ("orpo", "rankings", "llama", rankings(), {}),
+            ("simpo", "rankings", "gpt_neox", rankings(), {}),
+        )
+    },
+    "rewards of an encoder": {
+        "base": "bert",
+        "rows": rankings(),
+        "objective": {"type": "reward", "margin": 0.3, "centring": 0.1},
+        "moves": True,
+    },
+    "rewards of a decoder": {"base": "llama", "rows": preferences(margins=True), "objective": "reward", "moves": True},
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("task", MODULES)
-@pytest.mark.parametrize("objective", OBJECTIVES)
+PAIRS = [(name, task) for name, objective in OBJECTIVES.items() for task in objective.tasks or MODULES]
+
+
+@pytest.mark.parametrize(("objective", "task"), PAIRS)
 def test_forward_passes_of_any_size_give_the_same_step(objective: str, task: str, tiny_base: Any) -> None:
-    ready = prepared(tiny_base(BASES[task]), rows_for(task), method=FULL, objective=objective)
+    ready = prepared(tiny_base(BASES[task]), rows_for(task, objective=objective), method=FULL, objective=objective)
+    if objective != "supervised":
+        moved(ready)
     assert_same(gradient(ready), gradient(ready, budget=20))
+
+
+@pytest.mark.parametrize(("objective", "task"), [(o, t) for o in OBJECTIVES for t in MODULES if (o, t) not in PAIRS])
+def test_another_task_is_refused(objective: str, task: str, tiny_base: Any) -> None:
+    with pytest.raises(RecipeError, match=f"objective: {objective} is for {OBJECTIVES[objective].tasks[0]}, not"):
+        prepared(tiny_base(BASES[task]), rows_for(task, objective=objective), objective=objective, task=task)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("kind", KINDS.values())
+def test_rows_that_an_objective_cannot_learn_from_are_refused_with_the_one_that_can(
+    objective: str, kind: str, tiny_base: Any
+) -> None:
+    if kind in OBJECTIVES[objective].reads:
+        return
+    others = [name for name, one in OBJECTIVES.items() if kind in one.reads]
+    rows, base = OF_KIND[kind]
+    told = {"rated": "rated", "prompt": "prompt"}  # rows that are read so only where they are wanted
+    with pytest.raises(TunewrightError, match=f"Set objective: {' or '.join(others)}" if others else kind):
+        prepared(tiny_base(base), rows(6), objective=objective, data={"format": told.get(kind, "auto")})
 
 
 @pytest.mark.parametrize("case", SPECIAL_CASES.values(), ids=SPECIAL_CASES)
 def test_forward_passes_of_any_size_give_the_same_step_in_special_cases(case: dict[str, Any], tiny_base: Any) -> None:
     ready = prepared(tiny_base(case["base"]), case["rows"], method=FULL, objective=case.get("objective", {}))
+    if case.get("moves"):
+        moved(ready)
     whole = gradient(ready)
     assert_same(whole, gradient(ready, budget=20))
     assert_same(whole, gradient(ready, budget=1))  # each row alone

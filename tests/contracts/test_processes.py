@@ -68,6 +68,29 @@ def test_one_process_goes_on_as_two_of_which_one_has_no_rows(tiny_base: Any, tmp
     same_weights(one, two)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"objective": "preference"},
+        {"objective": {"type": "preference", "loss": "kto"}},
+        {"objective": "reward", "task": "text-classification"},
+    ],
+    ids=["dpo", "kto", "reward"],
+)
+def test_answers_are_compared_alike_by_two_processes(changes: Any, tiny_base: Any, tmp_path: Path) -> None:
+    """What is fixed of the rows is computed by both, a share each: likelihoods at the start, z0 of each step."""
+    training = {"epochs": 1, "micro_batch_tokens": 30, "learning_rate": 1e-3}
+    base = tiny_base("bert" if "task" in changes else "llama")
+    one, two = (
+        tw.train(
+            recipe(base, tmp_path / str(n), method="full", training={**training, "processes": n}, **changes)
+        )
+        for n in (1, 2)
+    )  # fmt: skip
+    same_metrics(one, two)
+    same_weights(one, two)
+
+
 def test_a_refusal_of_the_processes_is_that_of_one(tiny_base: Any, tmp_path: Path, capfd: Any) -> None:
     said = []
     for processes in (1, 2):

@@ -54,6 +54,14 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "states kept": {"method": {"type": "freeze", "last": 1}, "training": {"epochs": 3}},
     "bf16": {"training": {"precision": "bf16"}},
+    # the likelihoods at the start are computed anew, before the checkpoint is loaded
+    "dpo": {"objective": "preference", "training": {"ema": 0.9, "micro_batch_tokens": 40}},
+    "kto": {"objective": {"type": "preference", "loss": "kto"}, "method": "full", "training": {"learning_rate": 1e-3}},
+    "pissa and ipo": {
+        "objective": {"type": "preference", "loss": "ipo"},
+        "method": {"type": "lora", "rank": 4, "init": "pissa"},
+    },
+    "reward": {"objective": {"type": "reward", "centring": 0.1}, **ENCODER},
 }
 
 

@@ -281,3 +281,48 @@ def test_overlap() -> None:
     low, middle, high = Metric(0.2, 0.1, 0.3, 9), Metric(0.3, 0.2, 0.4, 9), Metric(0.6, 0.5, 0.7, 9)
     assert low.overlaps(middle) and middle.overlaps(low)
     assert not low.overlaps(high) and not high.overlaps(low)
+
+
+# Answers that are compared or rated
+
+
+def test_preferences_by_hand() -> None:
+    """Two answers, a tie, and a ranking of three of which one pair is the wrong way round."""
+    score = [-3.0, -5.0, -4.0, -4.0, -1.0, -6.0, -2.0]
+    element = [0, 0, 1, 1, 2, 2, 2]
+    length = [1, 5, 3, 2, 4, 2, 1]
+    found = metrics.preference(score, element, length, per_length=True).metrics
+    assert found["accuracy"].value == pytest.approx((1 + 0.5 + 2 / 3) / 3)
+    assert found["accuracy"].n == 3
+    # per token: -3 < -1; -1.33 > -2; -.25, -3, -2
+    assert found["accuracy_per_token"].value == pytest.approx((0 + 1 + 2 / 3) / 3)
+    assert found["longer_is_better"].value == pytest.approx((0 + 1 + 1) / 3)
+    assert found["margin"].value == pytest.approx((2 + 0 + (5 + 1 - 4) / 3) / 3)
+
+
+def test_the_reward_is_what_was_gained_since_the_start() -> None:
+    found = metrics.preference([-3.0, -5.0, -4.0, -4.0], [0, 0, 1, 1], [1, 1, 1, 1], [-2.0, -9.0, -5.0, -5.5])
+    assert found.primary == "reward_accuracy"
+    assert found.metrics["reward_accuracy"].value == 0.0  # gains -1 and 4; 1 and 1.5
+    assert found.metrics["reward_margin"].value == pytest.approx((-5 - 0.5) / 2)
+
+
+def test_without_a_pair_nothing_is_compared() -> None:
+    with pytest.raises(TunewrightError, match="no two answers"):
+        metrics.preference([1.0, 2.0], [0, 1], [1, 1])
+
+
+@given(st.lists(st.tuples(st.integers(-3, 3), st.booleans()), min_size=2, max_size=30))
+def test_auc_is_that_of_scikit_learn(rows: list[tuple[int, bool]]) -> None:
+    score, good = (np.array(column) for column in zip(*rows, strict=True))
+    found = metrics.auc(score.astype(float), good)
+    if good.all() or not good.any():
+        assert math.isnan(found)
+    else:
+        assert found == pytest.approx(sklearn_metrics.roc_auc_score(good, score))
+
+
+def test_rated_answers_by_hand() -> None:
+    found = metrics.rated([-4.0, -3.0, -2.0], [True, False, True], [8, 1, 4], [-6.0, -2.0, -2.0])
+    assert found.primary == "reward_auc"
+    assert values(found) == {"reward_auc": 1.0, "auc": 0.5, "auc_per_token": 1.0, "auc_of_length": 1.0}

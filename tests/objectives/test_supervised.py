@@ -14,6 +14,7 @@ from sklearn.utils.class_weight import compute_class_weight
 from tests.contracts.steps import gradient, likelihood, prepared
 from tests.tiny import completions, labelled
 from tunewright.data.batches import Example
+from tunewright.data.groups import element
 from tunewright.errors import RecipeError
 from tunewright.objectives import OBJECTIVES, Supervised
 from tunewright.objectives.supervised import class_weights
@@ -44,6 +45,8 @@ def test_counts_of_disjoint_rows_add_up(name: str, weights: list[list[float]]) -
     """Or else a step could not be cut into forward passes."""
     objective = OBJECTIVES[name]()
     rows = [example([0] * len(w), w) for w in weights]
+    if "preference" in objective.reads:
+        rows = [element([row, row], "row") for row in rows]
     whole, first, rest = (objective.counts(part) for part in (rows, rows[:1], rows[1:]))
     assert whole == {key: first[key] + rest[key] for key in whole}
 

@@ -21,6 +21,8 @@ from tunewright.data.kinds import (
     Document,
     Labelled,
     LabelledImage,
+    Ranking,
+    Rated,
     Record,
 )
 from tunewright.data.messages import for_template, weight_of
@@ -28,6 +30,7 @@ from tunewright.data.pictures import Picture
 from tunewright.data.render import Renderer
 from tunewright.errors import DataError
 from tunewright.tasks._factories import code_of
+from tunewright.tasks._judged import in_words as answer_in_words
 from tunewright.tasks._modules import layout_of
 from tunewright.tasks._pretrained import max_length
 from tunewright.tasks._zero_shot import HEAD as PROMPT_HEAD
@@ -105,6 +108,7 @@ def make_questions(model: Model, held_out: HeldOut | None) -> dict[str, Any]:
         DataError: rows of a kind that the model does not read, or a prompt that is not served as it was trained.
     """
     held_out = held_out or built_in(model)
+    held_out = replace(held_out, records=[_asked_alone(model, record) for record in held_out.records])
     kind = KINDS[type(held_out.records[0])]
     if kind not in model.task.data_kinds:
         raise DataError(
@@ -125,6 +129,17 @@ def make_questions(model: Model, held_out: HeldOut | None) -> dict[str, Any]:
         "module": _module(model),
         **(_of_images(records, examples) if kind == "image" else _of_texts(model, records, examples)),
     }
+
+
+def _asked_alone(model: Model, record: Any) -> Any:
+    """Of answers that are compared or rated the best one, in the form in which the model is asked of it alone."""
+    if not isinstance(record, Ranking | Rated):
+        return record
+    best = record.answers[0] if isinstance(record, Ranking) else record.answer
+    if hasattr(model.task, "generate"):
+        return best
+    prompt, answer = answer_in_words(best)
+    return Labelled(prompt, None, record.source, text_pair=answer)
 
 
 def _module(model: Model) -> dict[str, str]:

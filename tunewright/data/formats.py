@@ -37,10 +37,14 @@ class Format:
 
 
 def detect(columns: Iterable[str], kinds: Sequence[str] = ()) -> str | None:
-    """The first format of `FORMATS` whose needed columns are all there; before others those only for these kinds."""
+    """The first format of `FORMATS` whose needed columns are all there.
+
+    Before others those only for these kinds, unless the same columns are wanted as what they are to everybody else.
+    """
     present = set(columns)
     fitting = [name for name, format in FORMATS.items() if present.issuperset(format.needs)]
-    asked = [name for name in fitting if FORMATS[name].only_for in kinds]
+    plain = {"chat", "prompt_completion", "text"}.intersection(kinds)
+    asked = [name for name in fitting if FORMATS[name].only_for in kinds and not plain]
     return next(iter([*asked, *(name for name in fitting if FORMATS[name].only_for is None)]), None)
 
 

@@ -90,6 +90,8 @@ def _ranked(
         except DataError as error:
             raise DataError(f"{name}: {error}") from error
     names = list(answers)
+    if len({type(one) for one in rows}) > 1:
+        raise DataError(f"of {' and '.join(names)} some are texts and some messages: give all in one form")
     for i, one in enumerate(rows):
         if one in rows[:i]:
             raise DataError(f"{names[rows.index(one)]} and {names[i]} are equal: neither is better")

@@ -17,6 +17,7 @@ from tunewright.errors import TunewrightError, counted
 from tunewright.evaluation.calibration import calibration
 from tunewright.evaluation.evaluate import answer
 from tunewright.evaluation.formats import difference_of, metric_name, number, value_of, with_interval
+from tunewright.evaluation.metrics import right_by_prompt
 from tunewright.evaluation.paired import (
     PRIMARY,
     chance,
@@ -151,10 +152,19 @@ def flipped(both: Both, samples: int) -> dict[str, Any]:
 
 
 def _loss(predictions: Predictions) -> Array:
-    """What is wrong with each row [N]: 1 or 0 for classes, the loss per token of a text, the squared error."""
+    """What is wrong with each row [N]: 1 or 0 for classes, the loss per token of a text, the squared error.
+
+    Of several answers the share of their pairs that is the wrong way round; of a rated one how (un)likely it is.
+    """
     if predictions.kind == "likelihood":
         assert predictions.nll_N is not None and predictions.count_N is not None
         return predictions.nll_N / np.maximum(predictions.count_N, 1)
+    if predictions.kind == "preference":
+        assert predictions.score_S is not None and predictions.element_S is not None
+        return 1.0 - right_by_prompt(predictions.score_S, predictions.element_S)
+    if predictions.kind == "rated":
+        assert predictions.score_S is not None and predictions.good_S is not None
+        return np.where(predictions.good_S, -predictions.score_S, predictions.score_S)
     assert predictions.output_NC is not None and predictions.gold is not None
     if predictions.kind == "single_label":
         return 1.0 - correct(predictions)
@@ -166,10 +176,18 @@ def _loss(predictions: Predictions) -> Array:
 
 def _answers(predictions: Predictions, labels: Sequence[str]) -> Any:
     """A row's answer in words, by its number; of a language model its loss, since it was not asked to answer."""
+    if predictions.score_S is not None:
+        return lambda row: _scores_of(predictions, row)
     if predictions.kind != "likelihood":
         return lambda row: answer(predictions, row, labels)
     loss_N = _loss(predictions)
     return lambda row: f"loss {number(float(loss_N[row]))}"
+
+
+def _scores_of(predictions: Predictions, row: int) -> str:
+    """`-12.3, -14.1`: of the answers to a prompt, the best first."""
+    assert predictions.score_S is not None
+    return ", ".join(number(float(score)) for score in predictions.score_S[predictions.element_S == row])
 
 
 def _row(both: Both, row: int) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from tunewright.data.batches import Example
-from tunewright.data.kinds import Classified, Completion, Conversation, Labelled, LabelledImage, Ranking
+from tunewright.data.kinds import Classified, Completion, Conversation, Labelled, LabelledImage, Ranking, Rated
 from tunewright.data.messages import text_of
 from tunewright.errors import RecipeError, counted
 from tunewright.evaluation import metrics
@@ -44,7 +44,7 @@ def described(
     asked = list(rows_to_ask(model, examples, records, config.generate))
     generate = getattr(model.task, "generate", None)
     if not (asked and generate):
-        if predictions.kind == "preference":
+        if predictions.kind in ("preference", "rated"):
             return scores, _judged(predictions, records, config.samples)
         return scores, _classified(predictions, records, model, config.samples)
     scores, samples = _with_generation(scores, partial(generate, model), asked, config)
@@ -75,6 +75,9 @@ def refuse_idle_pattern(
 
 def score(predictions: Predictions, labels: Sequence[str]) -> Scores:
     """The scores that fit the kind of predictions."""
+    if predictions.kind == "rated":
+        assert predictions.score_S is not None and predictions.good_S is not None and predictions.length_S is not None
+        return metrics.rated(predictions.score_S, predictions.good_S, predictions.length_S, predictions.start_S)
     if predictions.kind == "preference":
         assert predictions.score_S is not None and predictions.element_S is not None
         assert predictions.length_S is not None
@@ -159,10 +162,16 @@ def in_words(record: Any) -> tuple[str, str | None]:
         return record.text, _label(record.label)
     if isinstance(record, LabelledImage):
         return str(record.image), _label(record.label)
+    if isinstance(record, Ranking | Rated):
+        return in_words(best_of(record))
     if isinstance(record, Completion | Conversation):
         question, reference = question_of(record)
         return _shown(question), reference
     return record.text, None
+
+
+def best_of(record: Ranking | Rated) -> Completion | Conversation:
+    return record.answers[0] if isinstance(record, Ranking) else record.answer
 
 
 def _classified(predictions: Predictions, records: Sequence[Any], model: Model, count: int) -> list[dict[str, Any]]:
@@ -199,17 +208,20 @@ def in_plain_words(prompt: str | list[dict[str, Any]]) -> str:
 
 
 def _judged(predictions: Predictions, records: Sequence[Any], count: int) -> list[dict[str, Any]]:
-    """The first rows of a set: the best answer, and the one with the highest score."""
+    """The first rows of a set: the best answer, and the one with the highest score; of a rated one the score."""
     assert predictions.score_S is not None and predictions.element_S is not None
-    by_source = {record.source: record for record in records if isinstance(record, Ranking)}
+    by_source = {record.source: record for record in records if isinstance(record, Ranking | Rated)}
     samples = []
     for number, source in list(enumerate(predictions.sources))[:count]:
-        if source in by_source:
-            pairs = [question_of(answer) for answer in by_source[source].answers]
-            chosen = int(predictions.score_S[predictions.element_S == number].argmax())
-            samples.append(
-                {"source": source, "input": _shown(pairs[0][0]), "reference": pairs[0][1], "output": pairs[chosen][1]}
-            )
+        record, score_K = by_source[source], predictions.score_S[predictions.element_S == number]
+        asked, best = in_words(record)
+        if isinstance(record, Ranking):
+            chosen = question_of(record.answers[int(score_K.argmax())])[1]
+            samples.append({"source": source, "input": asked, "reference": best, "output": chosen})
+        else:
+            said = f"{asked}\n{best}"
+            rating = "good" if record.good else "bad"
+            samples.append({"source": source, "input": said, "reference": rating, "output": f"{score_K[0]:.4g}"})
     return samples
 
 

@@ -24,11 +24,18 @@ METRIC_NAMES = {
     "pearson": "Pearson correlation",
     "spearman": "Spearman correlation",
     "rouge_l": "ROUGE-L",
+    "auc": "AUC",
+    "auc_per_token": "AUC per token",
+    "auc_of_length": "AUC of the length",
+    "reward_auc": "AUC of the reward",
     "grad_norm": "Gradient norm",
 }
 SHARES = frozenset(
     {
         "accuracy",
+        "accuracy_per_token",
+        "reward_accuracy",
+        "longer_is_better",
         "answers_ended",
         "exact_match",
         "macro_f1",

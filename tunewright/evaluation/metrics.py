@@ -17,7 +17,17 @@ from tunewright.data.words import Words
 from tunewright.errors import RecipeError, TunewrightError, counted
 from tunewright.evaluation.scores import LOWER_IS_BETTER, Array, Metric, Scores, bootstrap, mean, proportion
 
-__all__ = ["Metric", "Scores", "classification", "generation", "likelihood", "multi_label", "preference", "regression"]
+__all__ = [
+    "Metric",
+    "Scores",
+    "classification",
+    "generation",
+    "likelihood",
+    "multi_label",
+    "preference",
+    "rated",
+    "regression",
+]
 
 SMALLEST_PROBABILITY = float(np.finfo(np.float32).tiny)
 """Stands for a probability that rounded to 0, so that one row cannot make the loss infinite: -ln of it is 87.3."""
@@ -143,8 +153,7 @@ def preference(
     better, worse, prompt = _pairs(np.asarray(element_S))
 
     def right(values: Array) -> Metric:
-        gap = values[better] - values[worse]
-        return mean(_by_prompt(np.where(gap == 0, 0.5, gap > 0), prompt))
+        return mean(_by_prompt(_right(values[better], values[worse]), prompt))
 
     metrics = {"accuracy": right(score)}
     if per_length:
@@ -165,6 +174,57 @@ def rewards(values: Mapping[str, npt.ArrayLike]) -> Scores:
         values: by name, each [N]: `reward` first, then its parts, `kl` from the start in nats, `length` in tokens.
     """
     return _scores({name: mean(_finite(value)) for name, value in values.items()}, primary=next(iter(values)))
+
+
+def right_by_prompt(score_S: npt.NDArray[Any], element_S: npt.NDArray[Any]) -> Array:
+    """Of each prompt the share of its pairs whose better answer has the higher score [N]; a tie is half right."""
+    better, worse, prompt = _pairs(element_S)
+    return _by_prompt(_right(score_S[better], score_S[worse]), prompt)
+
+
+def _right(better_P: Array, worse_P: Array) -> Array:
+    return np.where(better_P == worse_P, 0.5, better_P > worse_P)
+
+
+def rated(
+    score_N: npt.ArrayLike,
+    good_N: npt.ArrayLike,
+    length_N: npt.ArrayLike,
+    start_N: npt.ArrayLike | None = None,
+) -> Scores:
+    """How well a language model's likelihoods tell good answers from bad ones, each to a prompt of its own.
+
+    AUC is the chance that a good answer has the higher score than a bad one (ties count half); NaN without either.
+    Intervals are the bootstrap's over answers.
+
+    Args:
+        score_N: the log-likelihood of each answer.
+        good_N: whether it is good.
+        length_N: how many tokens it has.
+        start_N: the log-likelihoods at the run's start; what was gained over them is what KTO learns as a reward.
+
+    Raises:
+        TunewrightError: there are no rows, or scores are not finite.
+    """
+    score, good, length = _finite(score_N), np.asarray(good_N), np.asarray(length_N, dtype=np.float64)
+
+    def told(values: Array) -> Metric:
+        return bootstrap(lambda rows: auc(values[rows], good[rows]), len(good))
+
+    metrics = {"auc": told(score), "auc_per_token": told(score / length)}
+    if start_N is not None:
+        metrics = {"reward_auc": told(score - _finite(start_N)), **metrics}
+    return _scores({**metrics, "auc_of_length": told(length)}, primary=next(iter(metrics)))
+
+
+def auc(score_N: Array, good_N: npt.NDArray[Any]) -> float:
+    """The area under the ROC curve, by ranks (Mann and Whitney); NaN where all are good, or none is."""
+    from scipy.stats import rankdata
+
+    good, bad = int(good_N.sum()), int((~good_N).sum())
+    if not good or not bad:
+        return math.nan
+    return float((rankdata(score_N)[good_N].sum() - good * (good + 1) / 2) / (good * bad))
 
 
 def _pairs(element_S: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]:

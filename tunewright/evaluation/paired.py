@@ -13,13 +13,20 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tunewright.evaluation.metrics import f1, r2
+from tunewright.evaluation.metrics import auc, f1, r2, right_by_prompt
 from tunewright.evaluation.scores import Metric, Statistic, bootstrap, proportion, resampled
 
 if TYPE_CHECKING:
     from tunewright.tasks.base import Predictions
 
-PRIMARY = {"single_label": "accuracy", "multi_label": "micro_f1", "regression": "r2", "likelihood": "loss"}
+PRIMARY = {
+    "single_label": "accuracy",
+    "multi_label": "micro_f1",
+    "regression": "r2",
+    "likelihood": "loss",
+    "preference": "accuracy",
+    "rated": "auc",
+}
 """The metric that answers "is it better?", by the kind of predictions."""
 
 
@@ -102,6 +109,14 @@ def statistic(predictions: Predictions) -> Statistic:
         nll_N, count_N = predictions.nll_N, predictions.count_N
         assert nll_N is not None and count_N is not None
         return lambda rows: float(nll_N[rows].sum() / count_N[rows].sum()) if count_N[rows].sum() else float("nan")
+    if predictions.kind == "preference":
+        assert predictions.score_S is not None and predictions.element_S is not None
+        right_N = right_by_prompt(predictions.score_S, predictions.element_S)
+        return lambda rows: float(right_N[rows].mean())
+    if predictions.kind == "rated":
+        score_N, good_N = predictions.score_S, predictions.good_S
+        assert score_N is not None and good_N is not None
+        return lambda rows: auc(score_N[rows], good_N[rows])
     assert predictions.output_NC is not None and predictions.gold is not None
     if predictions.kind == "single_label":
         hits_N = correct(predictions)
@@ -122,6 +137,9 @@ def is_finite(predictions: Predictions) -> bool:
 
 def finite_rows(predictions: Predictions) -> np.ndarray:
     """Which rows the model answered with numbers [N]."""
+    if predictions.score_S is not None and predictions.element_S is not None:
+        bad = predictions.element_S[~np.isfinite(predictions.score_S)]
+        return ~np.isin(np.arange(len(predictions.sources)), bad)
     output = predictions.nll_N if predictions.output_NC is None else predictions.output_NC
     assert output is not None
     return np.asarray(np.isfinite(output).all(axis=tuple(range(1, output.ndim))))
@@ -139,10 +157,26 @@ def subset(predictions: Predictions, rows: np.ndarray) -> Predictions:
     """The predictions of some rows, by their numbers."""
     fields = ("output_NC", "gold", "nll_N", "count_N", "correct_N")
     kept = {name: getattr(predictions, name) for name in fields}
+    if predictions.element_S is not None:
+        return _subset_of_answers(predictions, rows)
     return type(predictions)(
         predictions.kind,
         [predictions.sources[i] for i in rows],
         **{name: value if value is None else value[rows] for name, value in kept.items()},
+    )
+
+
+def _subset_of_answers(predictions: Predictions, rows: np.ndarray) -> Predictions:
+    """Answers stand together with their prompt, whose number is its place among the rows."""
+    places = [np.flatnonzero(predictions.element_S == row) for row in rows]
+    chosen = np.concatenate([np.zeros(0, dtype=np.int64), *places])
+    fields = ("score_S", "length_S", "start_S", "good_S")
+    kept = {name: getattr(predictions, name) for name in fields}
+    return type(predictions)(
+        predictions.kind,
+        [predictions.sources[i] for i in rows],
+        element_S=np.repeat(np.arange(len(places)), [len(each) for each in places]),
+        **{name: value if value is None else value[chosen] for name, value in kept.items()},
     )
 
 

@@ -116,6 +116,7 @@ def forecast(prepared: Prepared, job: Job) -> Forecast:
     """
     loaded, room = peak_memory(job.device), available(job.device)
     step = ready(job, rehearsal=True)
+    prepared.adopt(job)
     prepared.notices.extend(step.notices)
     head = _head(job, room) if job.config.head_first else None
     found = Forecast(probe_steps(step, room), room=room)

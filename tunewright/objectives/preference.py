@@ -87,7 +87,7 @@ class Preference(Objective):
                 f"objective.loss: {self.loss} compares answers, and these rows hold one each. Use loss: kto."
             )
         if self.loss == "kto":
-            sets = {name: mismatched(found) for name, found in sets.items()}
+            sets = {name: mismatched(found, name) for name, found in sets.items()}
         if all(len(e.parts) > 1 for e in rows) and learner.shares:
             sets = {name: [sharing(e, learner.width) for e in found] for name, found in sets.items()}
         if self.loss in REFERENCED:
@@ -123,13 +123,14 @@ class Preference(Objective):
             (answers.mean[better], answers.mean[worse]),
         )
         loss_P = LOSSES[self.loss](self, pair)
-        reward_P = self.beta * ((pair.logp[0] - pair.logp[1]) - (pair.start[0] - pair.start[1] if pair.start else 0))
+        gap_P = _log_ratios(pair) if pair.start else pair.mean[0] - pair.mean[1]
+        reward_P = self.beta * gap_P.detach()
         terms = {
             "loss" if self.loss != "orpo" else "pairs": Term(
                 (share_P * loss_P).sum(), "rankings", self.beta if self.loss == "orpo" else 1.0
             ),
             "accuracy": Term((share_P * (reward_P > 0)).sum(), "rankings"),
-            "margin": Term((share_P * reward_P.detach()).sum(), "rankings"),
+            "margin": Term((share_P * reward_P).sum(), "rankings"),
         }
         if self.loss == "orpo":
             first_S = answers.element.diff(prepend=answers.element[:1] - 1) != 0
@@ -196,7 +197,8 @@ def orpo(o: Preference, pair: Pair) -> Tensor:
     """-log σ(log odds(better) - log odds(worse)), odds = p / (1 - p) of the likelihood p per token."""
     import torch.nn.functional as F  # noqa: N812
 
-    better_P, worse_P = (mean_P - (-mean_P.exp()).log1p() for mean_P in pair.mean)
+    certain = 1e-6  # nats per token: the odds of a likelihood that rounds to 1 have no end
+    better_P, worse_P = (mean_P - (-mean_P.clamp_max(-certain).expm1()).log() for mean_P in pair.mean)
     return -F.logsigmoid(better_P - worse_P)
 
 
@@ -240,14 +242,22 @@ def with_start(learner: Learner, examples: Sequence[Example]) -> list[Example]:
     return [replace(e, fixed={**e.fixed, "other_start": np.array(one)}) for e, one in zip(found, other_E, strict=True)]
 
 
-def mismatched(examples: Sequence[Example]) -> list[Example]:
-    """The elements, each with the answer of the next one under `other`. Raises RecipeError for a single row."""
-    if len(examples) == 1:
-        raise RecipeError("objective.loss: kto compares with the answers of other rows, and there is one row only.")
+def mismatched(examples: Sequence[Example], name: str) -> list[Example]:
+    """The elements, each with the answer of the next one that has another prompt under `other`.
+
+    Raises RecipeError where all rows of the set have one prompt.
+    """
+    asked = [e.parts[0].inputs["input_ids"][: _prompt(e.parts[0])].tobytes() for e in examples]
+    if examples and len(set(asked)) == 1:
+        raise RecipeError(f"objective.loss: kto needs rows with other prompts beside each, and {name} has one prompt.")
+    following = list(range(1, len(examples) + 1))
+    for i in reversed(range(2 * len(examples))):  # twice round, as what follows the last rows are the first
+        here, after = i % len(examples), (i + 1) % len(examples)
+        following[here] = after if asked[here] != asked[after] else following[after] % len(examples)
     found = []
-    for e, following in zip(examples, [*examples[1:], *examples[:1]], strict=True):
-        room = max(e.parts[0].length, following.parts[0].length) + 1 - _prompt(e.parts[0])
-        found.append(replace(e, fixed={**e.fixed, "other": _answer(following.parts[0])[:room]}))
+    for e, other in zip(examples, (examples[i] for i in following), strict=True):
+        room = max(e.parts[0].length, other.parts[0].length) + 1 - _prompt(e.parts[0])
+        found.append(replace(e, fixed={**e.fixed, "other": _answer(other.parts[0])[:room]}))
     return found
 
 

@@ -249,11 +249,13 @@ def preferences(examples: Sequence[Example], score_E: Sequence[np.ndarray]) -> P
     """The scores of each element's answers as predictions, with what was fixed of the answers at the run's start."""
     parts = [part for example in examples for part in example.parts]
     start = [part.fixed["start"] for part in parts if "start" in part.fixed]
+    compared = any(len(e.parts) > 1 for e in examples)
     return Predictions(
-        "preference",
+        "preference" if compared else "rated",
         [e.source for e in examples],
         score_S=np.concatenate(score_E),
         element_S=np.repeat(np.arange(len(examples)), [len(e.parts) for e in examples]),
         length_S=np.array([part.trained for part in parts], dtype=np.float64),
         start_S=np.array(start, dtype=np.float64) if start else None,
+        good_S=None if compared else np.array([part.fixed["good"] > 0 for part in parts]),
     )

@@ -71,6 +71,7 @@ class Predictions:
     likelihood: `nll_N` summed over a row's positions with weight, how many those are, how many the model got right.
     preference: `score_S` of each answer to N prompts, the best of a prompt first, `element_S` the number of its prompt,
         `length_S` its length; of a language model the score is a log-likelihood, and `start_S` that at the run's start.
+    rated: the same of one answer to each of N prompts, with `good_S`: whether it is good.
     """
 
     kind: str
@@ -84,6 +85,7 @@ class Predictions:
     element_S: np.ndarray | None = None
     length_S: np.ndarray | None = None
     start_S: np.ndarray | None = None
+    good_S: np.ndarray | None = None
 
 
 @dataclass(frozen=True)

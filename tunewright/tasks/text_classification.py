@@ -17,6 +17,7 @@ from tunewright.data.texts import check_texts
 from tunewright.errors import DataError
 from tunewright.tasks._classification import Classification
 from tunewright.tasks._judged import encode_rankings, reads_as_generated
+from tunewright.tasks._logits import in_full
 from tunewright.tasks._pretrained import load_tokenizer, max_length
 from tunewright.tasks.base import Batch, Encoded, Model, Predictions
 
@@ -98,7 +99,7 @@ class TextClassification(Classification):
         """[B, C], in fp32. A decoder reads its answer off the last position that holds no padding token."""
         ids_BT, mask_BT = batch.inputs["input_ids"], batch.inputs["attention_mask"]
         padded_BT = ids_BT.masked_fill(mask_BT == 0, module.config.pad_token_id)  # type: ignore[union-attr, arg-type]
-        return module(**{**batch.inputs, "input_ids": padded_BT}).logits.float()
+        return in_full(module(**{**batch.inputs, "input_ids": padded_BT}).logits)
 
     def shown(self, given: Any) -> dict[str, Any]:
         return {"text": given}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -27,7 +28,7 @@ from tunewright.tasks._answers import (
     preferences,
     shifted,
 )
-from tunewright.tasks._logits import entropy_of, only_at, router_balance
+from tunewright.tasks._logits import entropy_of, in_full, only_at, router_balance
 from tunewright.tasks._pretrained import (
     context_length,
     load_config,
@@ -46,6 +47,8 @@ if TYPE_CHECKING:
 
 SHARED = 1e-4
 """How far the likelihood of an answer may be off, relative to its size, where it shares its prompt with another."""
+SHARED_IN_HALF = 0.03
+"""The same where the weights, or what is computed of them, are in half precision."""
 
 
 class TextGeneration(Task):
@@ -155,7 +158,7 @@ class TextGeneration(Task):
             extra["attention_mask"] = branch_mask(module, batch.branch)
         with only_at(module, picked_BT):
             output = module(**batch.inputs, use_cache=False, **extra)
-        logits_NV = output.logits[0].float() / temperature
+        logits_NV = in_full(output.logits[0]) / temperature
         target_N = batch.target[picked_BT]
         nll_N = F.cross_entropy(logits_NV, target_N, reduction="none", label_smoothing=smoothing)
         correct_N = logits_NV.detach().argmax(-1) == target_N
@@ -176,13 +179,16 @@ class TextGeneration(Task):
 
         if not may_share(model.module, longest):
             return False
-        device = next(model.module.parameters()).device
-        with torch.no_grad():
+        weight = next(model.module.parameters())
+        with torch.no_grad(), suppress(RuntimeError, TypeError, ValueError, IndexError, AttributeError):
             apart, together = (
                 batch.per_sequence(self.nll(model.module, batch).nll_BT)
-                for batch in (self.collate(rows).to(device) for rows in (two, [sharing(e) for e in two]))
+                for batch in (self.collate(rows).to(weight.device) for rows in (two, [sharing(e) for e in two]))
             )
-        return bool(((apart - together).abs() <= SHARED * apart.abs().clamp_min(1)).all())
+            half = weight.dtype.itemsize < 4 or torch.is_autocast_enabled(weight.device.type)
+            rounding = SHARED_IN_HALF if half else SHARED
+            return bool(((apart - together).abs() <= rounding * apart.abs().clamp_min(1)).all())
+        return False  # the model takes no mask of this form
 
     def predict(self, model: Model, examples: Sequence[Example]) -> Predictions:
         import torch
