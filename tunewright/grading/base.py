@@ -22,6 +22,7 @@ class Sample:
         tokens: the length of the answer in tokens.
         ended: whether the answer ended by itself; else it was cut at the longest length allowed.
         messages: the prompt as messages and the tools that came with it, where it is a conversation.
+        source: where the row came from, "train.jsonl:17".
     """
 
     text: str
@@ -30,6 +31,7 @@ class Sample:
     tokens: int
     ended: bool
     messages: tuple[list[dict[str, Any]], Any] | None = None
+    source: str = ""
 
 
 Reward = Callable[[Sequence[Sample]], list[float]]
@@ -37,9 +39,10 @@ Reward = Callable[[Sequence[Sample]], list[float]]
 
 
 def place(index: int, sample: Sample) -> str:
-    """How errors call a sample: `sample 3 (prompt 'What is 2 + 2?')`."""
+    """How errors call a sample: `sample 3 (train.jsonl:17, prompt 'What is 2 + 2?')`."""
     start = " ".join(sample.prompt.split())
-    return f"sample {index + 1} (prompt {start if len(start) <= 60 else start[:59] + '…'!r})"
+    row = f"{sample.source}, " if sample.source else ""
+    return f"sample {index + 1} ({row}prompt {start if len(start) <= 60 else start[:59] + '…'!r})"
 
 
 def checked(name: str, reward: Reward, samples: Sequence[Sample]) -> list[float]:

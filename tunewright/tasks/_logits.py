@@ -61,3 +61,10 @@ def entropy_of(logits_NV: Tensor) -> Tensor:
     """-Σ p ln p of each row, in nats."""
     log_p_NV = logits_NV.log_softmax(-1)
     return -(log_p_NV.exp() * log_p_NV).sum(-1)
+
+
+def in_full(logits: Tensor) -> Tensor:
+    """In fp32 at least: softmax and its logarithm lose too much in half precision."""
+    import torch
+
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
