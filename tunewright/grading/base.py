@@ -59,7 +59,8 @@ def checked(name: str, reward: Reward, samples: Sequence[Sample]) -> list[float]
     except TunewrightError:
         raise
     except Exception as error:
-        raise DataError(f"The reward {name} fails with {type(error).__name__}: {error}") from error
+        where = _failing(reward, samples)
+        raise DataError(f"The reward {name} fails with {type(error).__name__}{where}: {error}") from error
     found = _listed(name, values, len(samples))
     faults = [
         f"{place(index, sample)}: {value!r:.80}"
@@ -69,6 +70,16 @@ def checked(name: str, reward: Reward, samples: Sequence[Sample]) -> list[float]
     if faults:
         raise DataError(f"The reward {name} must give a finite number for each sample, and it gives:", faults)
     return [float(value) for value in found]
+
+
+def _failing(reward: Reward, samples: Sequence[Sample]) -> str:
+    """The first sample that a reward fails on by itself, in words; nothing where it fails only on several."""
+    for index, sample in enumerate(samples):
+        try:
+            reward([sample])
+        except Exception:  # noqa: BLE001  it is the user's
+            return f" for {place(index, sample)}"
+    return ""
 
 
 def _listed(name: str, values: Any, wanted: int) -> list[Any]:

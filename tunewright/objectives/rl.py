@@ -37,6 +37,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
 }
 """Which algorithms an option is for."""
 
+BROKEN = "broken/"
 SHOWN = 2  # answers that a line of metrics.jsonl quotes
 
 
@@ -152,11 +153,17 @@ class RL(Objective):
     # Answers and their rewards
 
     def measure(self, learner: Learner, prompts: Sequence[Example]) -> tuple[dict[str, np.ndarray], list[str]]:
-        """Of an answer to each prompt: what it got, its KL from the start in nats, its length; and its text."""
+        """Of an answer to each prompt: what it got, its KL from the start in nats, its length; and its text.
+
+        An answer breaks a rule where that is likelier than not.
+        """
         found, sampled = self._drawn(learner, prompts, None)
         parts = [e.parts[0] for e in found]
-        names = [name for name in parts[0].fixed if name.startswith("reward") and name != "reward"]
-        values = {name: np.array([float(p.fixed[name]) for p in parts]) for name in ["reward", *names, "ended"]}
+        names = [f"reward/{grader.name}" for grader in self.rewards if len(self.rewards) > 1]
+        values = {name: np.array([float(p.fixed[name]) for p in parts]) for name in ["reward", *names]}
+        for name in (name for name in parts[0].fixed if name.startswith(BROKEN)):
+            values[f"violated/{name.split('/', 2)[2]}"] = np.array([p.fixed[name] > 0.5 for p in parts])
+        values["ended"] = np.array([p.fixed["ended"] > 0 for p in parts])
         if "start" in parts[0].fixed:
             now = learner.nll(found, self.temperature)
             values["kl"] = np.array([(of_tokens(p, "start") - own[0]).sum() for p, own in zip(parts, now, strict=True)])
@@ -175,10 +182,10 @@ class RL(Objective):
         sampled = learner.sample(
             prompts, copies=copies, max_new_tokens=self.max_new_tokens, temperature=self.temperature, step=step
         )
-        found, width = [], learner.width if learner.shares else None
+        found, width = [], learner.width if copies > 1 and learner.shares else None
         for prompt, answers in zip(prompts, sampled, strict=True):
             one = group([answered(prompt, a.answer.tokens) for a in answers], prompt.source, width)
-            scores = {f"reward/{name}": [a.rewards[name] for a in answers] for name in answers[0].rewards}
+            scores = {self._key(name): [a.rewards[name] for a in answers] for name in answers[0].rewards}
             ended = [float(a.answer.ended) for a in answers]
             total = [self._total(a.rewards) - self.missing_end * (not a.answer.ended) for a in answers]
             found.append(fixing(one, reward=total, ended=ended, sampler=[a.answer.nll for a in answers], **scores))
@@ -191,6 +198,10 @@ class RL(Objective):
         shown = zip(prompts[:SHOWN], sampled, found, strict=False)
         learner.note("samples", [_quoted(prompt, answers[0].answer.text, one) for prompt, answers, one in shown])
         return found, sampled
+
+    def _key(self, name: str) -> str:
+        """Under which name a reward is fixed, or how probable it is that a rule is broken (`rules/RULE`)."""
+        return f"reward/{name}" if any(grader.name == name for grader in self.rewards) else f"{BROKEN}{name}"
 
     def _total(self, rewards: Mapping[str, float]) -> float:
         return sum(grader.weight * rewards[grader.name] for grader in self.rewards)
@@ -309,6 +320,8 @@ class RL(Objective):
             name for name in fixed if name.split("/")[0] == "reward" and (len(self.rewards) > 1 or name == "reward")
         ]
         told = {name: Term((fixed[name] * own_S).sum(), "answers") for name in rewards}
+        for name in (name for name in fixed if name.startswith(BROKEN)):
+            told[name.removeprefix(BROKEN)] = Term((fixed[name] * own_S).sum(), "answers")
         if "start" in fixed:
             told["kl"] = Term(((fixed["start"] - old_BT) * drawn_BT).sum(), "answers")
         told["length"] = Term(drawn_BT.sum(), "answers")

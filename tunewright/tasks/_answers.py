@@ -149,7 +149,13 @@ def encode_prompts(renderer: Renderer, records: Sequence[Prompt], data: Any, lim
     if over and policy in ("split", "truncate"):
         raise DataError(f"data.overlength: {policy} is not for prompts. Choose drop or truncate_prompt.")
     if over and policy == "fail":
-        fit(found, limit, policy)
+        lengths = [f"{one.source}: {len(one.tokens)} tokens" for one in found if len(one.tokens) > limit]
+        raise DataError(
+            f"{len(over):,} of {counted(len(found), 'prompt')} {'is' if len(over) == 1 else 'are'} longer than the "
+            f"{limit} tokens that are left beside an answer: lower objective.max_new_tokens, or set data.overlength "
+            "to drop or truncate_prompt.",
+            lengths,
+        )
     if policy == "truncate_prompt":
         found = [_cut_in_front(one, limit) for one in found]
     kept = [one for one in found if len(one.tokens) <= limit]
