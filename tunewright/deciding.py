@@ -28,11 +28,8 @@ def refuse_idle_training(recipe: Recipe, task: Task, validation: bool) -> None:
             raise RecipeError(f"training.{option} needs validation rows. Give data.validation, or leave {option} out.")
     if training.packing and not task.packs:
         raise RecipeError(f"training.packing: {task.name} does not pack rows. Leave it out.")
-    if training.packing and not isinstance(recipe.objective, Supervised):
-        raise RecipeError(
-            f"training.packing is for objective: supervised. With {recipe.objective.type} answers share their prompt "
-            "where the model allows it. Leave it out."
-        )
+    if training.packing and not recipe.objective.packs:
+        raise RecipeError(f"training.packing does not go with objective: {recipe.objective.type}. Leave it out.")
     if training.packing and not recipe.method.packs():
         raise RecipeError(
             "training.packing does not go with virtual tokens, which would stand in front of the first row."

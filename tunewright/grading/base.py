@@ -77,7 +77,7 @@ def _failing(reward: Reward, samples: Sequence[Sample]) -> str:
     for index, sample in enumerate(samples):
         try:
             reward([sample])
-        except Exception:  # noqa: BLE001  it is the user's
+        except Exception:
             return f" for {place(index, sample)}"
     return ""
 

@@ -48,6 +48,7 @@ class Objective(BaseModel):
         reads: the kinds of rows that it learns from.
         tasks: the tasks that it is for; empty: all.
         rate: the automatic learning rate over that of supervised training.
+        packs: whether its rows may share one sequence, see `training.packing`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -55,6 +56,7 @@ class Objective(BaseModel):
     reads: ClassVar[tuple[str, ...]]
     tasks: ClassVar[tuple[str, ...]] = ()
     rate: ClassVar[float] = 1.0
+    packs: ClassVar[bool] = False
     type: str
 
     @property

@@ -43,6 +43,7 @@ class Supervised(Objective):
     reads: ClassVar[tuple[str, ...]] = (
         "chat", "prompt_completion", "text", "classification", "image", "captioned_image",
     )  # fmt: skip
+    packs: ClassVar[bool] = True
     type: Literal["supervised"] = "supervised"
     label_smoothing: float = Field(
         0.0, ge=0, lt=1, description="Share of the target given to all answers alike.", json_schema_extra=ANSWERING
