@@ -237,5 +237,43 @@ def test_the_start_of_a_run_that_goes_on_is_the_end_of_the_run_before(tiny_base:
             np.testing.assert_allclose(nll, -logp_T[part.weight > 0], atol=1e-4)
 
 
+VIRTUAL = {"num_virtual_tokens": 3}
+TAKEN: dict[str, dict[str, Any]] = {
+    "qwen3": {"base": "qwen3"},
+    "gpt2": {"base": "gpt2", "method": "full"},
+    "mistral": {"base": "mistral"},
+    "gemma3": {"base": "gemma3"},
+    "mixtral": {"base": "mixtral"},
+    "prompt tuning": {"method": {"type": "peft", "config": {"peft_type": "PROMPT_TUNING", **VIRTUAL}}},
+    "prefix tuning": {"method": {"type": "peft", "config": {"peft_type": "PREFIX_TUNING", **VIRTUAL}}},
+    "a frozen trunk, of which states would be kept": {"method": "head", "training": {"epochs": 3}},
+    "an average": {"training": {"ema": 0.9}},
+    "bf16": {"training": {"precision": "bf16"}},
+    "bf16, full": {"method": "full", "training": {"precision": "bf16"}},
+    "activation checkpointing": {"method": "full", "training": {"activation_checkpointing": True}},
+    "new tokens": {"data": {"special_tokens": ["<a>"]}},
+    "a batch of positions": {"training": {"batch": "auto", "batch_tokens": 40}},
+}
+
+
+@pytest.mark.parametrize("algorithm", ["ppo", "grpo"])
+@pytest.mark.parametrize("name", TAKEN)
+def test_whatever_trains_learns_from_a_reward(name: str, algorithm: str, tiny_base: Any, tmp_path: Path) -> None:
+    """The weights move, the sampler and the trainer agree, and what is saved answers."""
+    changes = dict(TAKEN[name])
+    base = tiny_base(changes.pop("base", "llama"))
+    data = {"train": LONG[:6], "validation": LONG[6:8], **changes.pop("data", {})}
+    training = {"learning_rate": 1e-2, "epochs": 1, **changes.pop("training", {})}
+    run = tw.train(
+        recipe(base, tmp_path / "run", data=data, training=training, objective=objective(tmp_path, samples=2,
+               algorithm=algorithm, kl_coefficient=0.1), **changes)
+    )  # fmt: skip
+    lines = [line for line in run.metrics if "loss" in line]
+    half = run.recipe.training.precision == "bf16"
+    assert all(line["grad_norm"] > 0 and line["sampler_gap"] < (0.05 if half else 1e-4) for line in lines)
+    assert len(run.metrics) > len(lines)
+    assert tw.chat(run.folder, LONG[0]["prompt"], max_new_tokens=2) is not None
+
+
 def _flat(values: list[list[np.ndarray]]) -> np.ndarray:
     return np.concatenate([one for own in values for one in own])

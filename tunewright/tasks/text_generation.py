@@ -155,8 +155,11 @@ class TextGeneration(Task):
             extra["attention_mask"] = branch_mask(module, batch.branch)
         with only_at(module, picked_BT):
             output = module(**batch.inputs, use_cache=False, **extra)
-        divisor = temperature if isinstance(temperature, float | int) else temperature[picked_BT][:, None]
-        logits_NV = in_full(output.logits[0]) / divisor
+        logits_NV = in_full(output.logits[0])
+        if not isinstance(temperature, float | int):
+            logits_NV = logits_NV / temperature[picked_BT][:, None]
+        elif temperature != 1:
+            logits_NV = logits_NV / temperature
         target_N = batch.target[picked_BT]
         nll_N = F.cross_entropy(logits_NV, target_N, reduction="none", label_smoothing=smoothing)
         correct_N = logits_NV.detach().argmax(-1) == target_N
