@@ -3,8 +3,6 @@
 Every test goes the way of a user: train a tiny random model of a real class, load what was saved, ask it, export it.
 What a pain is about is written once, as a check; the test makes it pass, and `…_would_be_caught` takes the cure out
 and sees the same check fail.
-
-Pain 15 (sampler against trainer) will be tested with the part that it is about.
 """
 
 from __future__ import annotations
@@ -56,7 +54,7 @@ from tunewright.errors import (
 from tunewright.methods import LoRA, _peft
 from tunewright.prepare import Prepared, prepare
 from tunewright.recipe import make_recipe
-from tunewright.tasks import text_classification, text_generation
+from tunewright.tasks import _sampling, text_classification, text_generation
 from tunewright.tasks.base import Batch, Likelihood, Model
 from tunewright.tasks.text_generation import TextGeneration
 
@@ -1321,3 +1319,38 @@ def test_pain_14_a_plain_install_trains(base: Any, tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.split()[-1] == "finished"
+
+
+# 15. The sampler and the trainer do not agree on how likely an answer is
+
+
+def gaps(base: str, folder: Path, kind: Any) -> list[float]:
+    """How far the two are apart in each step of a run from a reward, in nats a token."""
+    options = {"type": "rl", "rewards": [{"type": "length", "min": 2, "max": 6, "slack": 8}], "max_new_tokens": 12}
+    method = {"type": "lora", "rank": 4} if kind == "grpo" else "full"
+    data = {"train": [{"prompt": words(i, 1 + 5 * (i % 4)) + " "} for i in range(8)], "validation": 0}
+    made = recipe(base, folder, data=data, method=method, objective={**options, "algorithm": kind, "temperature": 0.7},
+                  training={"max_steps": 4, "batch": 4, "learning_rate": 0.02})  # fmt: skip
+    return [line["sampler_gap"] for line in tw.train(made).metrics if "loss" in line]
+
+
+def check_agrees(found: Sequence[float]) -> None:
+    assert len(found) == 4 and all(0 < gap < 1e-4 for gap in found), found
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "ppo"])
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "mistral", "gpt2"])
+def test_pain_15_sampler_and_trainer_agree(kind: str, algorithm: str, tiny_base: Any, tmp_path: Path) -> None:
+    """My run from rewards fell apart: the engine that sampled gave tokens other probabilities than the trainer."""
+    check_agrees(gaps(tiny_base(kind), tmp_path / "run", algorithm))
+
+
+@pytest.mark.parametrize("fault", ["temperature", "padding"])
+def test_pain_15_would_be_caught(fault: str, tiny_base: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if fault == "temperature":
+        real = _sampling.draw
+        monkeypatch.setattr(_sampling, "draw", lambda logits_BV, temperature, u_B: real(logits_BV, 0.9, u_B))
+    else:
+        monkeypatch.setattr(_sampling._Batch, "_padding", lambda *_: {})
+    with caught:
+        check_agrees(gaps(tiny_base("llama"), tmp_path / "run", "grpo"))

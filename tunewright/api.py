@@ -30,11 +30,12 @@ from tunewright.evaluation.config import EvaluationConfig
 from tunewright.evaluation.evaluate import evaluate as measure
 from tunewright.evaluation.evaluate import refuse_idle_evaluation
 from tunewright.evaluation.paired import is_finite
-from tunewright.folder import Run, new_folder, open_run, refuse_lost
+from tunewright.folder import INFO, Run, new_folder, open_run, refuse_lost
 from tunewright.launch import launch
 from tunewright.launch.stages import execute, is_chain, read_chain
 from tunewright.reading import read_rows
 from tunewright.recipe import Recipe, checked, read_document
+from tunewright.rewards import rewarded_by
 from tunewright.tasks.base import Model
 
 if TYPE_CHECKING:
@@ -232,6 +233,7 @@ def evaluate(
 
     Args:
         where: a run, an adapter, a model, or `RUN@0.5`: the point at α = 0.5 between a run's start and end.
+        data: prompts too, for a run with objective: rl, whose rewards then score its answers.
         max_length: the longest row in tokens; by default that of the run's recipe, else the model's context.
         on_bad_rows: `fail` where some cannot be used, or `skip` them; a notice then says how many they are.
     """
@@ -248,8 +250,13 @@ def evaluate(
     if hasattr(model.task, "prepare"):
         model.task.prepare(model, config, records.in_turns)
     refuse_idle_evaluation(asked, model)
+    objective = _rewarding(where) if records.kind == "prompt" else None
+    model.reserve = getattr(objective, "max_new_tokens", 0)
     encoded = model.task.encode(model, records.records, config)
-    scores, samples = measure(model, encoded.examples, records.records, asked)
+    if objective is None:
+        scores, samples = measure(model, encoded.examples, records.records, asked)
+    else:
+        scores, samples = rewarded_by(objective, model, encoded, records.records, asked, pick_device(device))
     skipped = [*records.bad_rows, *encoded.faults]
     notices = [*records.doubts, *model.notices, *encoded.overlength.notices()]
     if skipped:
@@ -257,6 +264,15 @@ def evaluate(
         notices.append(f"{unused}: {'; '.join(skipped[:3])}{' …' if len(skipped) > 3 else ''}")
     used = len(records.records) - len(encoded.faults)
     return {"scores": scores.to_dict(), "samples": samples, "rows": used, "notices": notices}
+
+
+def _rewarding(where: Any) -> Any:
+    """The objective whose rewards a run learned from. Raises DataError for any other, which prompts cannot measure."""
+    folder = None if isinstance(where, Model) else Path(parse_point(str(where))[0]).expanduser()
+    objective = open_run(folder).recipe.objective if folder and (folder / INFO).is_file() else None
+    if not hasattr(objective, "rewards"):
+        raise DataError("These rows are prompts without answers: give answers, or a run with objective: rl.")
+    return objective
 
 
 def export(

@@ -79,6 +79,13 @@ def hidden_size(model: Model) -> int:
     return int(model.task.width(model.module))
 
 
+def refuse_empty_parts(job: Job) -> None:
+    """Raises RecipeError where a step has fewer prompts than parts that their answers would be dealt out to."""
+    most, parts = max(len(rows) for _, rows in job.plan), getattr(job.objective, "parts", 1)
+    if parts > most:
+        raise RecipeError(f"objective.parts: {parts} is more than the {most} prompts of a step. Raise training.batch.")
+
+
 ENOUGH = 100
 """Steps. With fewer, images look as before: DreamBooth takes some 1,000 (Ruiz et al., arXiv 2208.12242, section 4)."""
 
@@ -97,12 +104,12 @@ def refuse_idle(recipe: Recipe, model: Model) -> None:
     """Options that would have no effect on this model and these rows."""
     refuse_idle_evaluation(recipe.evaluation, model)
     objective = recipe.objective
+    if getattr(objective, "prior_weight", 1) != 1 and not (recipe.data.prior or recipe.data.prior_prompt):
+        raise RecipeError("objective.prior_weight is for data.prior or data.prior_prompt. Leave it out, or give one.")
     if not isinstance(objective, Supervised):
         return
     if objective.router_loss and not model.task.routes(model.module):
         raise RecipeError("objective.router_loss is for language models that are mixtures of experts. Leave it out.")
-    if objective.prior_weight != 1 and not (recipe.data.prior or recipe.data.prior_prompt):
-        raise RecipeError("objective.prior_weight is for data.prior or data.prior_prompt. Leave it out, or give one.")
     predicts = model.task.predicts(model) if hasattr(model.task, "predicts") else ""
     if objective.label_smoothing and (predicts or getattr(model.task, "kind", "") == "regression"):
         raise RecipeError("objective.label_smoothing is for classes, and these rows have none. Leave it out.")

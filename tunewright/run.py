@@ -7,9 +7,12 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from tunewright.account import describe, place_of, refuse_changed, write_bad_rows, write_labeling
 from tunewright.artifacts.fingerprint import refuse_other_weights
@@ -20,9 +23,9 @@ from tunewright.artifacts.save import clear_drafts, save
 from tunewright.artifacts.start import Start, keep_adapter
 from tunewright.data.kinds import Prompt
 from tunewright.data.rows import absolute
-from tunewright.deciding import few_steps
+from tunewright.deciding import few_steps, refuse_empty_parts
 from tunewright.engine.device import computing
-from tunewright.engine.job import Job, Watcher
+from tunewright.engine.job import Job, Rewards, Watcher
 from tunewright.engine.learner import Learner
 from tunewright.engine.log import peak_memory
 from tunewright.engine.loop import Outcome, Step, ready
@@ -38,7 +41,7 @@ from tunewright.folder import INFO, LOCK, RECIPE, Record, Run, occupied, refuse_
 from tunewright.head_first import refuse_idle, train_head
 from tunewright.prepare import Prepared, prepare
 from tunewright.recipe import PLACES, Recipe, differences, lasting, located
-from tunewright.rewards import critic_of, rewards_of
+from tunewright.rewards import critic_of, rewards_of, try_out
 
 
 def execute(recipe: Recipe, folder: Path, watchers: Sequence[Watcher] = (), resume: bool = False) -> Run:
@@ -147,6 +150,7 @@ def _ready(prepared: Prepared, record: Record, processes: Processes, resume: boo
 
 def make_job(prepared: Prepared, folder: Path, processes: Processes) -> Job:
     """What the loop works on; a notice where it is little. Raises RecipeError where `training.head_first` is idle."""
+    rewards = _rewards(prepared)
     job = Job(
         model=prepared.model,
         method=prepared.recipe.method,
@@ -159,19 +163,39 @@ def make_job(prepared: Prepared, folder: Path, processes: Processes) -> Job:
         precision=prepared.precision,
         prior=prepared.examples("prior"),
         tests={name: prepared.examples(name) for name in prepared.rows.tests},
+        rewards=rewards,
         processes=processes,
     )
-    if graders := getattr(job.objective, "rewards", None):
-        asked = [r for rows in prepared.rows.sets().values() for r in rows.records if isinstance(r, Prompt)]
-        job.rewards = rewards_of(graders, asked, str(prepared.device))
     if getattr(job.objective, "algorithm", "") == "ppo":
-        job.critic = critic_of(graders or [], prepared.model).to(prepared.device)
+        job.critic = critic_of(getattr(job.objective, "rewards"), prepared.model).to(prepared.device)  # noqa: B009
         task: Any = prepared.model.task
         task.critic = job.critic
     if job.config.head_first:
         refuse_idle(job)
+    refuse_empty_parts(job)
     prepared.notices += few_steps(job)
     return job
+
+
+def _rewards(prepared: Prepared) -> Rewards | None:
+    """What scores answers to the prompts of all sets, which from now on know their places; None where there are none.
+
+    A source would not do: rows that are given as lists have the same in each set.
+    """
+    graders = getattr(prepared.recipe.objective, "rewards", None)
+    if not graders:
+        return None
+    asked: list[Prompt] = []
+    for name, rows in prepared.rows.sets().items():
+        prompts = {r.source: r for r in rows.records if isinstance(r, Prompt)}
+        places = {source: len(asked) + i for i, source in enumerate(prompts)}
+        asked += prompts.values()
+        found = prepared.encoded[name]
+        numbered = [replace(e, fixed={"row": np.array(places[e.source])}) for e in found.examples if places]
+        prepared.encoded[name] = replace(found, examples=numbered or found.examples)
+    rewards = rewards_of(graders, asked, str(prepared.device))
+    try_out(rewards)
+    return rewards
 
 
 def _train(prepared: Prepared, step: Step, record: Record, watchers: Sequence[Watcher]) -> None:
@@ -257,7 +281,8 @@ def measure(
         entry = result.setdefault(name, {})
         if isinstance(records[0], Prompt):
             assert learner is not None
-            _note(entry, when, *rewarded(prepared.recipe.objective, learner, prepared.examples(name), records, config))
+            prompts, objective = prepared.examples(name), prepared.recipe.objective
+            _note(entry, when, *rewarded(objective, learner.alone(), prompts, records, config))
             continue
         with computing(prepared.precision, prepared.device):
             predictions = model.task.predict(model, prepared.examples(name))

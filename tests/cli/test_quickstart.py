@@ -12,14 +12,15 @@ import pytest
 import tunewright as tw
 from tests.cli.conftest import Invoke
 from tunewright import example
+from tunewright.artifacts import sentences
 from tunewright.errors import MissingExtra
 from tunewright.recipe import make_recipe
 
-HERE = importlib.util.find_spec(example.PACKAGE) is not None
+HERE = importlib.util.find_spec(sentences.PACKAGE) is not None
 
 
 def test_a_missing_encoder_says_what_to_install(invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(example, "PACKAGE", "not_installed_anywhere")
+    monkeypatch.setattr(sentences, "PACKAGE", "not_installed_anywhere")
     with pytest.raises(MissingExtra):
         example.find_base()
     done = invoke("quickstart")

@@ -266,12 +266,14 @@ def test_what_names_code_or_folders_is_local_only() -> None:
 
 def test_rows_that_lack_a_column_are_found_before_training() -> None:
     graders = [GRADER.validate_python(document) for document in (MULTI, SCORE)]
-    check_items(graders, [{"answer": "a", "question": "q"}])
+    check_items(graders, [("rows.jsonl:1", {"answer": "a", "question": "q"})])
     with pytest.raises(DataError) as caught:
-        check_items(graders, [{"answer": "a", "question": "q"}, {"question": "q"}, {"answer": "a"}])
+        check_items(
+            graders, [("a:1", {"answer": "a", "question": "q"}), ("a:2", {"question": "q"}), ("b:1", {"answer": "a"})]
+        )
     assert [fault.split(";")[0] for fault in caught.value.faults] == [
-        "row 2: there is no item.answer",
-        "row 3: there is no item.question",
+        "a:2: there is no item.answer",
+        "b:1: there is no item.question",
     ]
 
 

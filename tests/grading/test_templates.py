@@ -94,11 +94,11 @@ def test_what_a_row_lacks_is_named(template: str, reason: str) -> None:
 
 def test_all_rows_that_lack_something_are_named_at_once() -> None:
     templates = ["{{ item.a }} {{ sample.output_json.q }}", "{{ item.b.c }}{{ item.a }}"]
-    check_items(templates, [{"a": 1, "b": {"c": 2}}])
+    check_items(templates, [("1", {"a": 1, "b": {"c": 2}})])
     with pytest.raises(DataError) as caught:
-        check_items(templates, [{"a": 1, "b": {"c": 2}}, {"b": {"c": 1}}, {"a": None, "b": 1}])
+        check_items(templates, [("1", {"a": 1, "b": {"c": 2}}), ("2", {"b": {"c": 1}}), ("3", {"a": None, "b": 1})])
     assert caught.value.faults == [
-        "row 2: there is no item.a; its columns are b",
-        "row 3: item.a is null",
-        "row 3: there is no item.b.c; it is 1",
+        "2: there is no item.a; its columns are b",
+        "3: item.a is null",
+        "3: there is no item.b.c; it is 1",
     ]

@@ -21,6 +21,7 @@ from tunewright.data.kinds import (
     Document,
     Labelled,
     LabelledImage,
+    Prompt,
     Ranking,
     Rated,
     Record,
@@ -116,7 +117,7 @@ def make_questions(model: Model, held_out: HeldOut | None) -> dict[str, Any]:
         )
     records = [replace(r, label=None) if isinstance(r, Labelled | LabelledImage) else r for r in held_out.records]
     records = records[: ROWS[model.task.name]]
-    config = DataConfig(train="-", overlength="truncate", on_bad_rows="skip")
+    config = DataConfig(train="-", overlength="truncate_prompt" if kind == "prompt" else "truncate", on_bad_rows="skip")
     examples = model.task.encode(model, records, config).examples
     if not examples:
         raise DataError(f"{held_out.source} holds no row that this model can read.")
@@ -201,6 +202,9 @@ def _question(record: Record) -> Conversation | str:
     """What is asked: a conversation without its last answer, a prompt, the first words of a text."""
     if isinstance(record, Conversation):
         return Conversation(record.messages[:-1], record.tools, record.source)
+    if isinstance(record, Prompt):
+        asked = record.prompt
+        return asked if isinstance(asked, str) else Conversation(asked, record.tools, record.source)
     return record.prompt if isinstance(record, Completion) else record.text[: len(record.text) // 2]  # type: ignore[union-attr]
 
 
@@ -214,7 +218,9 @@ def _served(model: Model, question: Conversation | str) -> dict[str, Any]:
 
 def _refuse_untrained(renderer: Renderer, record: Record, prompt: list[int]) -> None:
     """The tokens that `chat` feeds must be those that the trained answer follows."""
-    if isinstance(record, Document) or (isinstance(record, Conversation) and not weight_of(record.messages[-1])):
+    if isinstance(record, Document | Prompt) or (
+        isinstance(record, Conversation) and not weight_of(record.messages[-1])
+    ):
         return
     if not any(one.tokens[: len(prompt)] == prompt for one in renderer(record)):
         raise DataError(f"{record.source}: the prompt is served in other tokens than it was trained in.")

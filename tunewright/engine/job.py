@@ -17,8 +17,8 @@ from tunewright.methods.base import Method, moving_norms
 from tunewright.objectives.base import Objective
 from tunewright.tasks.base import Model
 
-Rewards = Callable[[Sequence[str], Sequence[Any]], Mapping[str, Sequence[float]]]
-"""(sources of the prompts, answers) → the numbers of each reward, by its name."""
+Rewards = Callable[[Sequence[int], Sequence[Any]], Mapping[str, Sequence[float]]]
+"""(places of the prompts among all, answers) → the numbers of each reward, by its name."""
 Watcher = Callable[[Mapping[str, Any]], None]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from tunewright.data.batches import Example, micro_batches
 from tunewright.data.groups import ends_of
 from tunewright.engine.device import computing
 from tunewright.engine.job import Job
+from tunewright.engine.processes import Processes
 from tunewright.errors import MethodError
 from tunewright.objectives._rollouts import answered, group
 from tunewright.objectives.base import Scored
@@ -64,6 +66,12 @@ class Learner:
     def knows_start(self) -> bool:
         return self.start is not None or _has_off(self.job)
 
+    def alone(self) -> Learner:
+        """For what only one of the processes asks."""
+        other = copy.copy(self)
+        other.job = replace(self.job, processes=Processes())
+        return other
+
     def hold_start(self) -> None:
         """Keep a copy of the model as it is now, unless switching the method off gives it back."""
         if not self.knows_start:
@@ -102,9 +110,10 @@ class Learner:
                 found = task.sample(  # type: ignore[attr-defined]
                     self.model, [prompts[i] for i in own], np.concatenate(uniform), copies, max_new_tokens, temperature
                 )
-        flat = [(prompts[i].source, answer) for i, answers in zip(own, found, strict=True) for answer in answers]
+        rows = [int(prompts[i].fixed["row"]) for i in own]
+        flat = [(row, answer) for row, answers in zip(rows, found, strict=True) for answer in answers]
         assert job.rewards is not None
-        scores = job.rewards([source for source, _ in flat], [answer for _, answer in flat])
+        scores = job.rewards([row for row, _ in flat], [answer for _, answer in flat]) if flat else {}
         drawn = [
             Scored(answer, {name: values[k] for name, values in scores.items()}) for k, (_, answer) in enumerate(flat)
         ]

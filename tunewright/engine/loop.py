@@ -209,12 +209,11 @@ def evaluate(step: Step) -> dict[str, float]:
     import torch
 
     job = step.job
-    world, lengths = job.processes, [e.length for e in job.validation]
-    sums = Sums()
+    world, sums = job.processes, Sums()
     budget = micro_batch_tokens(job.config, job.device)
     with step.state.judged_weights(), torch.no_grad(), computing(job.precision, job.device):
         rows = job.objective.prepare(step.learner, job.validation, None)
-        counts = _counts(job, rows)
+        counts, lengths = _counts(job, rows), [e.length for e in rows]
         job.model.module.eval()
         for group in micro_batches(range(len(lengths)), lengths, budget, world.rank, world.world):
             with feeding(step.cache, [rows[i] for i in group]) as fed:

@@ -78,6 +78,8 @@ def prefix_cache(job: Job) -> tuple[PrefixCache | None, list[str]]:
     frozen = frozen_blocks(job)
     if job.model.task.diffuses:  # where noise enters below all blocks, anew at each step
         return None, []
+    if job.rewards:  # rows are prompts, and their answers are new at each step
+        return None, []
     if not (frozen and job.config.prefix_cache and job.plan[-1][0] > 1):
         return None, []
     try:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from tunewright.evaluation.scores import Metric
+from tunewright.evaluation.scores import VIOLATED, Metric
 
 EN_DASH, MINUS = "\u2013", "\u2212"
 NO_BREAK = "\u00a0"
@@ -41,6 +41,7 @@ SHARES = frozenset(
         "macro_f1",
         "micro_f1",
         "calibration_error",
+        "ended",
         "pattern_match",
         "recall",
         "rouge_l",
@@ -51,7 +52,14 @@ SHARES = frozenset(
 """Metrics between 0 and 1 that are written in percent."""
 
 
+def is_share(name: str) -> bool:
+    """Whether a metric is written in percent: how often a rule is broken too, whose name has the rule in it."""
+    return name in SHARES or name.startswith(VIOLATED)
+
+
 def metric_name(name: str) -> str:
+    if name.startswith(VIOLATED):
+        return f"Violated: {name.removeprefix(VIOLATED)}"
     return METRIC_NAMES.get(name, spoken(name))
 
 
@@ -95,7 +103,7 @@ def exact(value: float) -> str:
 
 def ticks(name: str, values: Sequence[float]) -> list[str]:
     """The labels of one axis, all written in one way: percent for a share, powers of ten for a small scale."""
-    if name in SHARES:
+    if is_share(name):
         return [percent(value, 0) for value in values]
     if max(abs(value) for value in values) < 1e-3:
         return [_signed(_scientific(value)) if value else "0" for value in values]
@@ -110,14 +118,14 @@ def percent(share: Any, decimals: int = 1) -> str:
 
 def value_of(name: str, value: float) -> str:
     """`91.0 %`, or `0.412`."""
-    return percent(value) if name in SHARES else number(float(value))
+    return percent(value) if is_share(name) else number(float(value))
 
 
 def interval_of(name: str, metric: Metric) -> str:
     """The two ends with a dash between them, in the units and digits of the value; empty where there are none."""
     if not metric.has_interval:
         return ""
-    scale, decimals = (100, 1) if name in SHARES else (1, _decimals(metric.value))
+    scale, decimals = (100, 1) if is_share(name) else (1, _decimals(metric.value))
     low, high = (_fixed(scale * end, decimals) for end in (metric.low, metric.high))
     return f"{low} to {high}" if MINUS in low else low + EN_DASH + high
 
@@ -134,7 +142,7 @@ def difference_of(name: str, metric: Metric) -> str:
     """`+5.5 points [+1.2, +9.8]`: shares differ by points."""
     if not metric.is_defined:
         return ABSENT
-    scale, unit = (100, " points") if name in SHARES else (1, "")
+    scale, unit = (100, " points") if is_share(name) else (1, "")
     value, low, high = (
         _signed(f"{scale * number:+.3g}") if number else "0" for number in (metric.value, metric.low, metric.high)
     )

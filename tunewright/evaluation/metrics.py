@@ -171,9 +171,12 @@ def rewards(values: Mapping[str, npt.ArrayLike]) -> Scores:
     """The mean over prompts of what the policy's answers got, and of how long they are; the first is what counts.
 
     Args:
-        values: by name, each [N]: `reward` first, then its parts, `kl` from the start in nats, `length` in tokens.
+        values: by name, each [N]: `reward` first, then its parts, `kl` from the start in nats, `length` in tokens; of
+            truth values (whether an answer ended, whether it breaks a rule) the share that is true.
     """
-    return _scores({name: mean(_finite(value)) for name, value in values.items()}, primary=next(iter(values)))
+    found = {name: np.asarray(value) for name, value in values.items()}
+    metrics = {name: proportion(one) if one.dtype == bool else mean(_finite(one)) for name, one in found.items()}
+    return _scores(metrics, primary=next(iter(values)))
 
 
 def right_by_prompt(score_S: npt.NDArray[Any], element_S: npt.NDArray[Any]) -> Array:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tunewright.evaluation.formats import SHARES, metric_name
+from tunewright.evaluation.formats import is_share, metric_name
 
 
 def draw(found: Mapping[str, Any], path: Path) -> None:
@@ -15,7 +15,7 @@ def draw(found: Mapping[str, Any], path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    scale = 100 if found["metric"] in SHARES else 1
+    scale = 100 if is_share(found["metric"]) else 1
     unit = " (%)" if scale == 100 else ""
     metric, alphas = metric_name(found["metric"]), found["alphas"]
     x = _values(found["curve"][found["reference"]]["test"], scale)

@@ -25,6 +25,8 @@ SEED = 0
 Z_95 = 1.959963984540054
 """The normal distribution's quantile at 97.5 %."""
 
+VIOLATED = "violated/"
+"""In front of a rule: the metric is the share of answers that break it."""
 LOWER_IS_BETTER = frozenset({"loss", "perplexity", "mse", "mae"})
 
 

@@ -16,10 +16,10 @@ from typing import Any
 from tunewright.data.pictures import data_url
 from tunewright.evaluation.charts import Chart, Points, Scale, line_chart
 from tunewright.evaluation.formats import (
-    SHARES,
     duration,
     exact,
     interval_of,
+    is_share,
     metric_name,
     number,
     percent,
@@ -109,7 +109,7 @@ def _evaluation_row(compared: Comparison, name: str) -> EvaluationRow:
 
 def _bar_scale(name: str, metrics: Sequence[Metric]) -> Scale:
     """Shares lie between 0 and 1; for the rest, the intervals fill the line but for a margin."""
-    if name in SHARES or not metrics:
+    if is_share(name) or not metrics:
         return Scale(0, 1, 0, 100)
     low, high = min(metric.low for metric in metrics), max(metric.high for metric in metrics)
     return Scale(low, high, 6, 94) if low < high < math.inf else Scale(low - 1, low + 1, 0, 100)

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from tunewright.evaluation.formats import SHARES, metric_name, number, value_of
+from tunewright.evaluation.formats import is_share, metric_name, number, value_of
 from tunewright.evaluation.verdict import Comparison, comparisons
 
 Info = Mapping[str, Any]
@@ -88,7 +88,7 @@ def spread_of(metric: str, spread: Mapping[str, Any] | None) -> str:
 
 
 def _width(metric: str, sd: float) -> str:
-    return f"{100 * sd:.1f}" if metric in SHARES else number(sd)
+    return f"{100 * sd:.1f}" if is_share(metric) else number(sd)
 
 
 def table(info: Info) -> Iterator[tuple[str, str, str, str, tuple[str, ...]]]:

@@ -22,6 +22,7 @@ class Sample:
         tokens: the length of the answer in tokens.
         ended: whether the answer ended by itself; else it was cut at the longest length allowed.
         messages: the prompt as messages and the tools that came with it, where it is a conversation.
+        source: where the row came from, "train.jsonl:17".
     """
 
     text: str
@@ -30,6 +31,7 @@ class Sample:
     tokens: int
     ended: bool
     messages: tuple[list[dict[str, Any]], Any] | None = None
+    source: str = ""
 
 
 Reward = Callable[[Sequence[Sample]], list[float]]
@@ -37,9 +39,10 @@ Reward = Callable[[Sequence[Sample]], list[float]]
 
 
 def place(index: int, sample: Sample) -> str:
-    """How errors call a sample: `sample 3 (prompt 'What is 2 + 2?')`."""
+    """How errors call a sample: `sample 3 (train.jsonl:17, prompt 'What is 2 + 2?')`."""
     start = " ".join(sample.prompt.split())
-    return f"sample {index + 1} (prompt {start if len(start) <= 60 else start[:59] + '…'!r})"
+    row = f"{sample.source}, " if sample.source else ""
+    return f"sample {index + 1} ({row}prompt {start if len(start) <= 60 else start[:59] + '…'!r})"
 
 
 def checked(name: str, reward: Reward, samples: Sequence[Sample]) -> list[float]:
@@ -56,7 +59,8 @@ def checked(name: str, reward: Reward, samples: Sequence[Sample]) -> list[float]
     except TunewrightError:
         raise
     except Exception as error:
-        raise DataError(f"The reward {name} fails with {type(error).__name__}: {error}") from error
+        where = _failing(reward, samples)
+        raise DataError(f"The reward {name} fails with {type(error).__name__}{where}: {error}") from error
     found = _listed(name, values, len(samples))
     faults = [
         f"{place(index, sample)}: {value!r:.80}"
@@ -66,6 +70,16 @@ def checked(name: str, reward: Reward, samples: Sequence[Sample]) -> list[float]
     if faults:
         raise DataError(f"The reward {name} must give a finite number for each sample, and it gives:", faults)
     return [float(value) for value in found]
+
+
+def _failing(reward: Reward, samples: Sequence[Sample]) -> str:
+    """The first sample that a reward fails on by itself, in words; nothing where it fails only on several."""
+    for index, sample in enumerate(samples):
+        try:
+            reward([sample])
+        except Exception:
+            return f" for {place(index, sample)}"
+    return ""
 
 
 def _listed(name: str, values: Any, wanted: int) -> list[Any]:

@@ -356,8 +356,12 @@ Grader = Annotated[Single | Multi, Field(discriminator="type")]
 GRADER: TypeAdapter[Grader] = TypeAdapter(Grader)
 
 
-def check_items(graders: Iterable[GraderBase], items: Iterable[Mapping[str, Any]]) -> None:
-    """Raises DataError that names every row which lacks a column that the templates of these graders name."""
+def check_items(graders: Iterable[GraderBase], items: Iterable[tuple[str, Mapping[str, Any]]]) -> None:
+    """Raises DataError that names every row which lacks a column that the templates of these graders name.
+
+    Args:
+        items: the name of each row, and its columns.
+    """
     templates.check_items([text for grader in graders for text in grader.templates()], items)
 
 

@@ -42,19 +42,14 @@ def filled(template: str, index: int, sample: Sample) -> str:
         raise DataError(f"{place(index, sample)}: {error.args[0]}") from error
 
 
-def check_items(templates: Iterable[str], items: Iterable[Mapping[str, Any]]) -> None:
-    """Whether all rows have what the templates ask for, so that training need not stop for it midway.
+def check_items(templates: Iterable[str], items: Iterable[tuple[str, Mapping[str, Any]]]) -> None:
+    """Whether all rows, each with its name, have what the templates ask for: training is not to stop for it midway.
 
     Raises DataError that names every row that does not.
     """
     paths = dict.fromkeys(tuple(_path(found[1])) for template in templates for found in PLACE.finditer(template))
     asked = [path[1:] for path in paths if path[0] == "item"]
-    faults = [
-        f"row {number}: {fault}"
-        for number, item in enumerate(items, 1)
-        for path in asked
-        if (fault := _fault(item, path)) is not None
-    ]
+    faults = [f"{name}: {fault}" for name, item in items for path in asked if (fault := _fault(item, path)) is not None]
     if faults:
         raise DataError("The rewards ask for what these rows do not have. Mend the rows, or the rewards:", faults)
 

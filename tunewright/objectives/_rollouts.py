@@ -63,7 +63,7 @@ def as_arrays(examples: Sequence[Example]) -> Arrays:
     }
     for name, value in parts[0].fixed.items():
         values = [part.fixed[name] for part in parts]
-        kept[f"fixed/{name}"] = np.concatenate(values) if value.ndim else np.stack(values)
+        kept |= {f"position/{name}": np.concatenate(values)} if value.ndim else {f"number/{name}": np.stack(values)}
     return kept
 
 
@@ -75,9 +75,9 @@ def from_arrays(kept: Mapping[str, np.ndarray], sources: Sequence[str]) -> list[
     tokens = np.split(kept["tokens"], np.cumsum(lengths + 1)[:-1])
     weights = np.split(kept["weight"], ends)
     fixed = {
-        name.removeprefix("fixed/"): list(values) if len(values) == len(lengths) else np.split(values, ends)
+        name.split("/", 1)[1]: np.split(values, ends) if name.startswith("position/") else list(values)
         for name, values in kept.items()
-        if name.startswith("fixed/")
+        if name.startswith(("position/", "number/"))
     }
     parts: list[list[Example]] = [[] for _ in sizes]
     for i, owner in enumerate(owners):

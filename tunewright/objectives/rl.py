@@ -37,6 +37,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
 }
 """Which algorithms an option is for."""
 
+BROKEN = "broken/"
 SHOWN = 2  # answers that a line of metrics.jsonl quotes
 
 
@@ -106,6 +107,8 @@ class RL(Objective):
                 raise ValueError(f"{option} is for {', '.join(algorithms)}, not for {self.algorithm}: leave it out")
         if self.algorithm in ("grpo", "rloo") and self.samples < 2:
             raise ValueError(f"{self.algorithm} compares answers to one prompt: set samples to 2 or more")
+        if self.updates == 1 and (self.clip != 0.2 or self.clip_above):
+            raise ValueError("clip has no effect where answers are learned from in one step: raise passes or parts")
         if self.kl_target and not self.kl_coefficient:
             raise ValueError("kl_target adapts kl_coefficient, which is 0: set it to what β begins with")
         names = [grader.name for grader in self.rewards]
@@ -144,18 +147,26 @@ class RL(Objective):
             return list(examples)
         draw, update = divmod(step, self.updates)
         order = np.random.default_rng([seed, draw, update // self.parts]).permutation(len(examples))
-        return [examples[i] for i in order[update % self.parts :: self.parts]]
+        parts = min(self.parts, len(examples))  # of the few prompts that end an epoch some come again
+        return [examples[i] for i in order[update % self.parts % parts :: parts]]
 
     # Answers and their rewards
 
     def measure(self, learner: Learner, prompts: Sequence[Example]) -> tuple[dict[str, np.ndarray], list[str]]:
-        """Of an answer to each prompt: what it got, its KL from the start in nats, its length; and its text."""
+        """Of an answer to each prompt: what it got, its KL from the start in nats, its length; and its text.
+
+        An answer breaks a rule where that is likelier than not.
+        """
         found, sampled = self._drawn(learner, prompts, None)
         parts = [e.parts[0] for e in found]
-        names = [name for name in parts[0].fixed if name.startswith("reward") and name != "reward"]
-        values = {name: np.array([float(p.fixed[name]) for p in parts]) for name in ["reward", *names, "ended"]}
+        names = [f"reward/{grader.name}" for grader in self.rewards if len(self.rewards) > 1]
+        values = {name: np.array([float(p.fixed[name]) for p in parts]) for name in ["reward", *names]}
+        for name in (name for name in parts[0].fixed if name.startswith(BROKEN)):
+            values[f"violated/{name.split('/', 2)[2]}"] = np.array([p.fixed[name] > 0.5 for p in parts])
+        values["ended"] = np.array([p.fixed["ended"] > 0 for p in parts])
         if "start" in parts[0].fixed:
-            values["kl"] = np.array([(of_tokens(p, "start") - of_tokens(p, "old")).sum() for p in parts])
+            now = learner.nll(found, self.temperature)
+            values["kl"] = np.array([(of_tokens(p, "start") - own[0]).sum() for p, own in zip(parts, now, strict=True)])
         values["length"] = np.array([float(p.trained) for p in parts])
         return values, [answers[0].answer.text for answers in sampled]
 
@@ -171,22 +182,26 @@ class RL(Objective):
         sampled = learner.sample(
             prompts, copies=copies, max_new_tokens=self.max_new_tokens, temperature=self.temperature, step=step
         )
-        found, width = [], learner.width if learner.shares else None
+        found, width = [], learner.width if copies > 1 and learner.shares else None
         for prompt, answers in zip(prompts, sampled, strict=True):
             one = group([answered(prompt, a.answer.tokens) for a in answers], prompt.source, width)
-            scores = {f"reward/{name}": [a.rewards[name] for a in answers] for name in answers[0].rewards}
+            scores = {self._key(name): [a.rewards[name] for a in answers] for name in answers[0].rewards}
             ended = [float(a.answer.ended) for a in answers]
             total = [self._total(a.rewards) - self.missing_end * (not a.answer.ended) for a in answers]
             found.append(fixing(one, reward=total, ended=ended, sampler=[a.answer.nll for a in answers], **scores))
         if learner.knows_start and (step is None or self.kl_coefficient):
             found = _each(found, "start", learner.nll(found, self.temperature, start=True))
-        if step is None or self.updates > 1 or (self.kl_coefficient and self.algorithm != "grpo"):
-            found = _each(found, "old", learner.nll(found, self.temperature))
         if step is None:
             return [fixing(e, measured=[1.0] * len(e.parts)) for e in found], sampled
+        if self.updates > 1 or (self.kl_coefficient and self.algorithm != "grpo"):
+            found = _each(found, "old", learner.nll(found, self.temperature))
         shown = zip(prompts[:SHOWN], sampled, found, strict=False)
         learner.note("samples", [_quoted(prompt, answers[0].answer.text, one) for prompt, answers, one in shown])
         return found, sampled
+
+    def _key(self, name: str) -> str:
+        """Under which name a reward is fixed, or how probable it is that a rule is broken (`rules/RULE`)."""
+        return f"reward/{name}" if any(grader.name == name for grader in self.rewards) else f"{BROKEN}{name}"
 
     def _total(self, rewards: Mapping[str, float]) -> float:
         return sum(grader.weight * rewards[grader.name] for grader in self.rewards)
@@ -258,15 +273,16 @@ class RL(Objective):
         return {
             "answers": float(len(drawn)),
             "tokens": float(sum(part.trained for part in drawn)),
-            "prior": float(sum(part.trained for part in parts) - sum(part.trained for part in drawn)),
+            "prior": float(sum(part.weight.sum() for part in parts if part.fixed.get("prior"))),
         }
 
     def terms(self, task: Any, module: nn.Module, batch: Batch) -> dict[str, Term]:
-        found = task.nll(module, batch, temperature=self.temperature, entropy=True)
         fixed, picked_BT = batch.fixed, batch.weight != 0
-        if "measured" in fixed:
-            return {**self._measured(batch), "entropy": Term(found.entropy_BT.sum(), "tokens")}
         prior_BT = fixed["prior"][batch.sequence] * picked_BT if "prior" in fixed else None
+        temperature = self.temperature if prior_BT is None else 1 + (self.temperature - 1) * (1 - prior_BT)
+        found = task.nll(module, batch, temperature=temperature, entropy=True)
+        if "measured" in fixed:
+            return {**self._measured(batch, found.nll_BT), "entropy": Term(found.entropy_BT.sum(), "tokens")}
         drawn_BT = picked_BT.float() if prior_BT is None else picked_BT * (1 - prior_BT)
         old_BT = fixed.get("old", found.nll_BT.detach())
         ratio_BT = ((old_BT - found.nll_BT) * drawn_BT).exp()
@@ -282,7 +298,7 @@ class RL(Objective):
         if task.critic is not None:
             terms["value"] = Term(self._value_loss(task, batch, drawn_BT), "tokens", self.value_coefficient)
         if prior_BT is not None:
-            terms["prior_loss"] = Term((found.nll_BT * prior_BT).sum(), "prior", self.prior_weight)
+            terms["prior_loss"] = Term((found.nll_BT * prior_BT * batch.weight).sum(), "prior", self.prior_weight)
         outside_BT = (ratio_BT.detach() != clipped_BT.detach()) * drawn_BT
         terms["clip_fraction"] = Term(outside_BT.sum(), "tokens")
         terms["entropy"] = Term((found.entropy_BT * drawn_BT).sum(), "tokens")
@@ -304,15 +320,17 @@ class RL(Objective):
             name for name in fixed if name.split("/")[0] == "reward" and (len(self.rewards) > 1 or name == "reward")
         ]
         told = {name: Term((fixed[name] * own_S).sum(), "answers") for name in rewards}
+        for name in (name for name in fixed if name.startswith(BROKEN)):
+            told[name.removeprefix(BROKEN)] = Term((fixed[name] * own_S).sum(), "answers")
         if "start" in fixed:
             told["kl"] = Term(((fixed["start"] - old_BT) * drawn_BT).sum(), "answers")
         told["length"] = Term(drawn_BT.sum(), "answers")
         told["ended"] = Term((fixed["ended"] * own_S).sum(), "answers")
         return told
 
-    def _measured(self, batch: Batch) -> dict[str, Term]:
+    def _measured(self, batch: Batch, nll_BT: Tensor) -> dict[str, Term]:
         """Where the policy is only measured, the loss is what it is trained to raise, below 0."""
-        told = self._told(batch, (batch.weight != 0).float(), batch.fixed["old"])
+        told = self._told(batch, (batch.weight != 0).float(), nll_BT)
         kl = told["kl"].total if "kl" in told else 0.0
         return {"loss": Term(self.kl_coefficient * kl - told["reward"].total, "answers", 1.0), **told}
 

@@ -143,18 +143,32 @@ def encode_prompts(renderer: Renderer, records: Sequence[Prompt], data: Any, lim
     """Each row as the tokens that are fed before an answer; all of them fit into `limit`."""
     found = [Rendered(renderer.prompt(r.prompt, r.tools), [], r.source) for r in records]
     policy = data.overlength_for("prompt")
+    if limit < 1:
+        raise DataError("objective.max_new_tokens leaves no room for a prompt: lower it, or raise data.max_length.")
     over = [one.source for one in found if len(one.tokens) > limit]
     if over and policy in ("split", "truncate"):
         raise DataError(f"data.overlength: {policy} is not for prompts. Choose drop or truncate_prompt.")
     if over and policy == "fail":
-        fit(found, limit, policy)
+        lengths = [f"{one.source}: {len(one.tokens)} tokens" for one in found if len(one.tokens) > limit]
+        raise DataError(
+            f"{len(over):,} of {counted(len(found), 'prompt')} {'is' if len(over) == 1 else 'are'} longer than the "
+            f"{limit} tokens that are left beside an answer: lower objective.max_new_tokens, or set data.overlength "
+            "to drop or truncate_prompt.",
+            lengths,
+        )
     if policy == "truncate_prompt":
-        found = [Rendered([*one.tokens[:1], *one.tokens[1:][-(limit - 1) :]], [], one.source) for one in found]
+        found = [_cut_in_front(one, limit) for one in found]
     kept = [one for one in found if len(one.tokens) <= limit]
     if not kept:
         raise DataError(f"no prompt fits into {limit} tokens beside its answer: lower objective.max_new_tokens.")
     account = Fitted([], truncated=over) if policy == "truncate_prompt" else Fitted([], dropped=over)
     return Encoded([prompt_example(one.tokens, one.source) for one in kept], limit, account, [])
+
+
+def _cut_in_front(prompt: Rendered, limit: int) -> Rendered:
+    """The first token, which may begin every text, and of the others the last."""
+    first, others = prompt.tokens[:1], prompt.tokens[1:]
+    return Rendered([*first, *others[max(0, len(others) - limit + 1) :]], [], prompt.source)
 
 
 def prompt_example(tokens: Sequence[int], source: str) -> Example:

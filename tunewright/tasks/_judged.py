@@ -54,7 +54,7 @@ def _pairs(tokenizer: Any, texts: Sequence[tuple[str, str]]) -> list[Rendered]:
     encoded = tokenizer([a for a, _ in texts], [b for _, b in texts], truncation=False, verbose=False)
     found = []
     for i, ids in enumerate(encoded["input_ids"]):
-        start = encoded.sequence_ids(i).index(1)
+        start = [*encoded.sequence_ids(i), 1].index(1)  # the second text may be empty
         found.append(Rendered(ids, [0.0] * start + [1.0] * (len(ids) - start), ""))
     return found
 

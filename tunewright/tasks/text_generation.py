@@ -138,7 +138,7 @@ class TextGeneration(Task):
         *,
         smoothing: float = 0.0,
         router: bool = False,
-        temperature: float = 1.0,
+        temperature: float | Tensor = 1.0,
         entropy: bool = False,
     ) -> Likelihood:
         """Logits exist only at positions with weight: see `only_at`. Label smoothing mixes in the uniform distribution.
@@ -147,7 +147,7 @@ class TextGeneration(Task):
         for plain causal masks stay usable; only answers that share their prompt need one.
 
         Args:
-            temperature: what the logits are divided by.
+            temperature: what the logits are divided by: a number, or one for each position [B, T].
             entropy: whether that of each position's distribution is wanted too.
         """
         import torch.nn.functional as F  # noqa: N812
@@ -158,15 +158,20 @@ class TextGeneration(Task):
             extra["attention_mask"] = branch_mask(module, batch.branch)
         with only_at(module, picked_BT):
             output = module(**batch.inputs, use_cache=False, **extra)
-        logits_NV = in_full(output.logits[0]) / temperature
+        logits_NV = in_full(output.logits[0])
+        if not isinstance(temperature, float | int):
+            logits_NV = logits_NV / temperature[picked_BT][:, None]
+        elif temperature != 1:
+            logits_NV = logits_NV / temperature
         target_N = batch.target[picked_BT]
         nll_N = F.cross_entropy(logits_NV, target_N, reduction="none", label_smoothing=smoothing)
         correct_N = logits_NV.detach().argmax(-1) == target_N
+        entropy_N = entropy_of(logits_NV.detach()) if entropy else None
         return Likelihood(
             nll_N.new_zeros(picked_BT.shape).masked_scatter(picked_BT, nll_N),
             correct_N.new_zeros(picked_BT.shape).masked_scatter(picked_BT, correct_N),
             router_balance(module, output.router_logits, batch) if router else None,
-            nll_N.new_zeros(picked_BT.shape).masked_scatter(picked_BT, entropy_of(logits_NV)) if entropy else None,
+            nll_N.new_zeros(picked_BT.shape).masked_scatter(picked_BT, entropy_N) if entropy_N is not None else None,
         )
 
     def shares(self, model: Model, two: Sequence[Example], longest: int) -> bool:
