@@ -140,7 +140,7 @@ def measured(folder: Path | str, options: Any, per_prompt: int = 8) -> dict[str,
     for when, model in (("before", start), ("after", end)):
         drawn = answers_of(model, per_prompt, seed=1234)
         flat = [(source, answer) for source, answers in drawn.items() for answer in answers]
-        values = score([source for source, _ in flat], [answer for _, answer in flat])
+        values = score([int(source) for source, _ in flat], [answer for _, answer in flat])
         found[when] = {
             "reward": float(np.mean(values["sentiment"])),
             "sd": float(np.std(values["sentiment"])),
@@ -207,7 +207,7 @@ def ranked(options: Any, seed: int, folder: Path) -> dict[str, Any]:
     for turn in range(3):
         drawn = answers_of(start, COPIES, seed=100 * seed + turn)
         for source, answers in drawn.items():
-            values = score([source] * len(answers), answers)["sentiment"]
+            values = score([int(source)] * len(answers), answers)["sentiment"]
             best, worst = (answers[values.index(pick(values))].text for pick in (max, min))
             if best.strip() and worst.strip() and best != worst:
                 rows.append({"prompt": openings()[int(source)]["prompt"], "chosen": best, "rejected": worst})
