@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 import tunewright as tw
 from tests.runs import recipe
+from tests.tiny import pictures
 from tunewright.cli import app
 from tunewright.data.labeling.rules import read_rules
 from tunewright.errors import BaseModelError, DataError, OutputError, RecipeError
@@ -220,3 +221,39 @@ def test_a_run_with_rules_resumes_with_the_same_labels(files: Path, tiny_base: A
         tw.train(recipe_, watchers=[stop_at(2, stop)])
     run = tw.resume(files / "run")
     assert left_behind(run.folder)["model.safetensors"] == left_behind(whole.folder)["model.safetensors"]
+
+
+COLOURS = """
+import io
+import numpy
+from PIL import Image
+
+def colour(row):
+    image = row["image"]
+    pixels = numpy.asarray(Image.open(image if isinstance(image, str) else io.BytesIO(image)))
+    return f"class {pixels.reshape(-1, 3).mean(0).argmax()}"
+"""
+
+
+def test_images_without_classes_are_labelled(tiny_base: Any, tmp_path: Path) -> None:
+    """As bytes, and as the loose files of a folder; what is written can be read again and trained on."""
+    (tmp_path / "rules.py").write_text(COLOURS)
+    (tmp_path / "images").mkdir()
+    rows = pictures(12)
+    for i, row in enumerate(rows):
+        (tmp_path / "images" / f"{i:02}.png").write_bytes(row["image"])
+    for name, given in (("bytes", [{"image": row["image"]} for row in rows]), ("files", str(tmp_path / "images"))):
+        tw.label(tmp_path / "rules.py", given, tmp_path / f"{name}.jsonl")
+        written = [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
+        said = [max(row["label"], key=row["label"].get) for row in written]
+        assert said == [row["label"] for row in rows]
+        run = tw.train(
+            base=tiny_base("vit"), data={"train": str(tmp_path / f"{name}.jsonl"), "validation": 0}, method="head",
+            task="image-classification", training={"max_steps": 1}, output=str(tmp_path / f"run-{name}"),
+        )  # fmt: skip
+        assert run.info["data"]["train"]["label_counts"] == {f"class {i}": 4 for i in range(3)}
+    direct = {"train": str(tmp_path / "images"), "labeling": {"rules": str(tmp_path / "rules.py")}, "validation": 0}
+    run = tw.train(
+        base=tiny_base("vit"), data=direct, method="head", training={"max_steps": 1}, output=str(tmp_path / "direct")
+    )
+    assert run.info["data"]["train"]["rows"] == 12

@@ -23,6 +23,7 @@ from tunewright.data.config import Location
 from tunewright.data.labeling.config import Labeling
 from tunewright.data.labeling.label_model import Ballot, Fitted, Votes, em, majority
 from tunewright.data.labeling.rules import Classifier, Functions, Voter, names_of, read_rules
+from tunewright.data.pictures import as_text
 from tunewright.data.row import Fault, Row, Rows, renamed
 from tunewright.data.stream import stream_rows
 from tunewright.engine.device import pick_device
@@ -229,7 +230,7 @@ def label(
     fitted = fit(config, found)
     told = describe(config, found, fitted)
     if target is not None:
-        written = (json.dumps(row.values, ensure_ascii=False) for row in labelled(config, data, found, fitted))
+        written = (json.dumps(as_text(row.values), ensure_ascii=False) for row in labelled(config, data, found, fitted))
         told = {**told, "to": str(target), "written": _write(target, written)}
     return told
 

@@ -83,6 +83,13 @@ def read_images(tree: Tree, captioned: bool | None = None) -> Rows | None:
     return _captioned(tree, captions) if captioned else _classes(tree)
 
 
+def loose_images(folder: Path) -> list[Row]:
+    """The images of a folder in which nothing says what they show; none where something does."""
+    tree = walk(folder)
+    told = tree.folders or any(tree.captions().values()) or _has_table(tree)
+    return [] if told else [_row(path, {}) for path in tree.images]
+
+
 def walk(folder: Path) -> Tree:
     """All that a folder holds. Links are followed, each folder once."""
     found, seen = Tree(folder), set()

@@ -1,4 +1,7 @@
-"""Rows one after another, from files larger than memory: JSON lines and Parquet. Everything else is read whole."""
+"""Rows that may have no label, one after another, from files larger than memory: JSON lines and Parquet.
+
+Everything else is read whole. Of a folder of images without classes and captions each is a row with its `file_name`.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tunewright.data.config import Location
+from tunewright.data.image_folders import loose_images
 from tunewright.data.row import Fault, Row
 from tunewright.data.rows import jsonl_rows, parquet_rows, read_rows, readable
 from tunewright.errors import DataError
@@ -22,6 +26,9 @@ def stream_rows(location: Location, captioned: bool | None = None) -> Iterator[R
     Raises DataError where the location cannot be read, or holds nothing.
     """
     path = Path(location) if isinstance(location, str) else Path()
+    if isinstance(location, str) and path.is_dir() and (images := loose_images(path)):
+        yield from images
+        return
     reader = READERS.get(path.suffix.lower()) if path.is_file() else None
     if reader is None:
         read = read_rows(location, captioned)
