@@ -197,6 +197,18 @@ def test_rows_of_different_sets_with_one_name_have_their_own_columns() -> None:
     assert scores(document, twins, [0, 1, 1, 0])["string_check"] == [0.0, 1.0, 1.0, 0.0]
 
 
+def test_a_run_scores_the_rows_of_each_set_by_their_own_columns(tiny_base: Any, tmp_path: Path) -> None:
+    gold = {"type": "string_check", "input": "{{ item.gold }}", "reference": "here", "operation": "eq"}
+    sets = {name: [{"prompt": words(i, 3) + " ", "gold": word} for i in range(4)]
+            for name, word in (("train", "there"), ("validation", "here"))}  # fmt: skip
+    options = {"type": "rl", "rewards": [gold], "max_new_tokens": 4, "samples": 2}
+    run = tw.train(
+        recipe(tiny_base("llama"), tmp_path / "run", objective=options, data=sets, training={"max_steps": 1})
+    )
+    trained, judged = run.metrics[0], run.metrics[-1]["validation"]
+    assert trained["reward"] == 0 and judged["reward"] == 1
+
+
 @pytest.mark.parametrize("name", ["decoder", "decoder, full"])
 def test_the_value_net_begins_as_the_reward_model(name: str, models: dict[str, str], tiny_base: Any) -> None:
     graders = [GRADER.validate_python(one) for one in (LENGTH, {"type": "reward_model", "run": models[name]})]
