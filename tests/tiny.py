@@ -273,6 +273,11 @@ def rated(count: int = 12) -> list[dict[str, Any]]:
     return [{**row, "label": i % 3 != 0} for i, row in enumerate(completions(count))]
 
 
+def asked(count: int = 12) -> list[dict[str, Any]]:
+    """Prompts alone."""
+    return [{"prompt": row["prompt"]} for row in completions(count)]
+
+
 ROWS = {
     "text-generation": completions,
     "text-classification": labelled,
@@ -281,7 +286,9 @@ ROWS = {
 }
 
 
-OBJECTIVES: dict[str, Callable[[int], list[dict[str, Any]]]] = {"preference": preferences, "reward": preferences}
+OBJECTIVES: dict[str, Callable[[int], list[dict[str, Any]]]] = {
+    "preference": preferences, "reward": preferences, "rl": asked,
+}  # fmt: skip
 
 
 def rows_for(task: str, count: int = 12, objective: str = "supervised") -> list[dict[str, Any]]:
