@@ -281,7 +281,15 @@ ROWS = {
 }
 
 
-OBJECTIVES: dict[str, Callable[[int], list[dict[str, Any]]]] = {"preference": preferences, "reward": preferences}
+def prompts(count: int = 12) -> list[dict[str, Any]]:
+    return [{"prompt": words(i, 3) + " "} for i in range(count)]
+
+
+OBJECTIVES: dict[str, Callable[[int], list[dict[str, Any]]]] = {
+    "preference": preferences,
+    "reward": preferences,
+    "rl": prompts,
+}
 
 
 def rows_for(task: str, count: int = 12, objective: str = "supervised") -> list[dict[str, Any]]:
