@@ -17,7 +17,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -259,8 +259,9 @@ def _build_base(rows: list[dict[str, Any]], folder: Path) -> None:
     subprocess.run([sys.executable, "-c", BUILD, str(folder)], input=json.dumps(rows), text=True, check=True, cwd=ROOT)
 
 
-def page(lines: Sequence[dict[str, Any]], rounds: int, packages: Mapping[str, str]) -> list[str]:
-    versions = ", ".join(f"{name} {number}" for name, number in packages.items())
+def page(lines: Sequence[dict[str, Any]], rounds: int) -> list[str]:
+    names = ("tunewright", "trl", "torch", "transformers", "peft")
+    versions = ", ".join(f"{name} {version(name)}" for name in names)
     told = [
         "# DPO and GRPO beside TRL's\n",
         f"`python -m benchmarks.feedback_speed` · {datetime.now(UTC).date().isoformat()} · {versions} · one thread, "
@@ -308,9 +309,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         lines = [line for work in options.works for line in measured(work, options, Path(place))]
     (options.results / "feedback-speed.json").write_text(json.dumps(lines, indent=1) + "\n", encoding="utf-8")
-    packages = {name: version(name) for name in ("tunewright", "trl", "torch", "transformers", "peft")}
-    told = page(lines, options.rounds, packages)
-    (options.results / "feedback-speed.md").write_text("\n".join(told) + "\n", encoding="utf-8")
+    (options.results / "feedback-speed.md").write_text("\n".join(page(lines, options.rounds)) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

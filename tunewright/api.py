@@ -27,15 +27,14 @@ from tunewright.engine.device import pick_device
 from tunewright.engine.job import Watcher
 from tunewright.errors import DAMAGED, BaseModelError, DataError, TunewrightError, counted
 from tunewright.evaluation.config import EvaluationConfig
-from tunewright.evaluation.evaluate import evaluate as measure
-from tunewright.evaluation.evaluate import refuse_idle_evaluation
+from tunewright.evaluation.evaluate import described, refuse_idle_evaluation, refuse_idle_on_prompts
 from tunewright.evaluation.paired import is_finite
-from tunewright.folder import INFO, Run, new_folder, open_run, refuse_lost
+from tunewright.folder import Run, new_folder, open_run, refuse_lost
 from tunewright.launch import launch
 from tunewright.launch.stages import execute, is_chain, read_chain
+from tunewright.policies import Asking, kinds_of, run_of
 from tunewright.reading import read_rows
 from tunewright.recipe import Recipe, checked, read_document
-from tunewright.rewards import rewarded_by
 from tunewright.tasks.base import Model
 
 if TYPE_CHECKING:
@@ -107,7 +106,8 @@ def predict(where: str | PathLike[str] | Model, inputs: Any, device: str = "auto
     """Classify texts, pairs of texts or images with a run, an adapter, a model, or `RUN@0.5`: the point at α = 0.5.
 
     Args:
-        inputs: one or several. An image is the path of its file, its bytes, or an image of Pillow's.
+        inputs: one or several. An image is the path of its file, its bytes, or an image of Pillow's. A reward model
+            also reads a list of pairs: a prompt (a text, or messages) and an answer to it.
 
     Returns, for each one: {"text" or "image", "label", "probabilities"}, with "labels" for several labels and "value"
     for a regression in place of "label"; with "truncated": True where a text did not fit.
@@ -231,6 +231,9 @@ def evaluate(
 ) -> dict[str, Any]:
     """Measure a run or a model on labelled rows: {"scores", "samples", "rows", "notices"}.
 
+    A run of objective rl on prompts: it answers them, and its own rewards score the answers. A run of objective
+    preference on comparisons: also by what it became likelier than at its start.
+
     Args:
         where: a run, an adapter, a model, or `RUN@0.5`: the point at α = 0.5 between a run's start and end.
         data: prompts too, for a run with objective: rl, whose rewards then score its answers.
@@ -242,7 +245,7 @@ def evaluate(
     reading = {"format": format, "overlength": overlength, "max_length": max_length, "on_bad_rows": on_bad_rows}
     config = checked(DataConfig, {"train": data, "columns": columns or {}, **reading})
     asked = checked(EvaluationConfig, evaluation or {})
-    records = load_records(data, config, kinds=model.task.data_kinds)
+    records = load_records(data, config, kinds=kinds_of(run_of(where), model.task))
     if records.kind not in model.task.data_kinds:
         raise DataError(
             f"{records.location} holds {records.kind} rows; this model needs {' or '.join(model.task.data_kinds)} rows."
@@ -250,29 +253,19 @@ def evaluate(
     if hasattr(model.task, "prepare"):
         model.task.prepare(model, config, records.in_turns)
     refuse_idle_evaluation(asked, model)
-    objective = _rewarding(where) if records.kind == "prompt" else None
-    model.reserve = getattr(objective, "max_new_tokens", 0)
+    ask = Asking(where, records.records, device)
+    model.reserve = ask.reserve
+    if ask.prompts:
+        refuse_idle_on_prompts(asked)
     encoded = model.task.encode(model, records.records, config)
-    if objective is None:
-        scores, samples = measure(model, encoded.examples, records.records, asked)
-    else:
-        scores, samples = rewarded_by(objective, model, encoded, records.records, asked, pick_device(device))
+    scores, samples = described(ask(model, encoded.examples), model, encoded.examples, records.records, asked)
     skipped = [*records.bad_rows, *encoded.faults]
-    notices = [*records.doubts, *model.notices, *encoded.overlength.notices()]
+    notices = [*records.doubts, *model.notices, *ask.notices, *encoded.overlength.notices()]
     if skipped:
         unused = counted(len(skipped), "row cannot be used and is skipped", "rows cannot be used and are skipped")
         notices.append(f"{unused}: {'; '.join(skipped[:3])}{' …' if len(skipped) > 3 else ''}")
     used = len(records.records) - len(encoded.faults)
     return {"scores": scores.to_dict(), "samples": samples, "rows": used, "notices": notices}
-
-
-def _rewarding(where: Any) -> Any:
-    """The objective whose rewards a run learned from. Raises DataError for any other, which prompts cannot measure."""
-    folder = None if isinstance(where, Model) else Path(parse_point(str(where))[0]).expanduser()
-    objective = open_run(folder).recipe.objective if folder and (folder / INFO).is_file() else None
-    if not hasattr(objective, "rewards"):
-        raise DataError("These rows are prompts without answers: give answers, or a run with objective: rl.")
-    return objective
 
 
 def export(

@@ -1,4 +1,4 @@
-"""What there is to choose from: tasks, methods and objectives with their options, read off the code itself."""
+"""What there is to choose from: tasks, methods, objectives and rewards with their options, read off the code itself."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from tunewright.grading import GRADERS
 from tunewright.methods import METHODS
 from tunewright.objectives import OBJECTIVES
 from tunewright.tasks import MODULES, task_class
@@ -16,12 +17,13 @@ if TYPE_CHECKING:
 
 
 def catalogue() -> dict[str, dict[str, Any]]:
-    """All tasks {"what", "rows"}, methods and objectives {"what", "options"}, by their names in a recipe."""
+    """All tasks {"what", "rows"}, methods, objectives and rewards {"what", "options"}, by their names in a recipe."""
     tasks = {name: task_class(name) for name in MODULES}
     return {
         "tasks": {name: {"what": summary(each), "rows": list(each.data_kinds)} for name, each in tasks.items()},
         "methods": {name: _described(each) for name, each in METHODS.items()},
         "objectives": {name: _described(each) for name, each in OBJECTIVES.items()},
+        "rewards": {name: _described(each) for name, each in GRADERS.items()},
     }
 
 
@@ -52,12 +54,15 @@ def options(model: type[BaseModel]) -> list[dict[str, str]]:
 
 def type_of(field: Mapping[str, Any]) -> str:
     """A JSON schema as a user would say it: `int`, `zero | pissa`, `text | list of text`."""
+    if "discriminator" in field:
+        return " | ".join(field["discriminator"]["mapping"])
     if "anyOf" in field:
         return " | ".join(type_of(each) for each in field["anyOf"])
     if "enum" in field or "const" in field:
         return " | ".join(map(str, field.get("enum", [field.get("const")])))
     if field.get("type") == "array":
-        return f"list of {type_of(field['items'])}"
+        inner = field.get("items") or field.get("prefixItems", [{}])[0]
+        return f"list of {type_of(inner)}"
     if field.get("type") == "object":
         inner = field.get("additionalProperties")
         return f"mapping to {type_of(inner)}" if isinstance(inner, dict) else "mapping"

@@ -25,9 +25,10 @@ from tunewright.evaluation.contrast_page import write_comparison
 from tunewright.evaluation.evaluate import in_words
 from tunewright.folder import Run
 from tunewright.forgetting import on_general_text, on_own_answers, refuse_idle
+from tunewright.policies import kinds_of
 from tunewright.reading import wanted_kinds
 from tunewright.recipe import checked
-from tunewright.sides import Side, answer, refuse_different, refuse_other_rows, refuse_other_tasks
+from tunewright.sides import Side, answer, asking, refuse_different, refuse_other_rows, refuse_other_tasks
 
 REQUIREMENTS = ("better", "not-worse")
 MOST_VALUES = 50
@@ -83,6 +84,8 @@ def compare(
     refuse_other_tasks(*sides)
     reading = {"columns": columns or {}, "format": format, "overlength": overlength}
     sets, config = _sets(sides, plain(data), reading)
+    for records in sets.values():
+        asking(sides, records)
     cut = {name: _slices(wanted, records, config.test_sets()[name]) for name, records in sets.items()}
     _refuse_empty(wanted, cut)
     elsewhere = None if general is None else _general(plain(general))
@@ -140,7 +143,7 @@ def forgotten(
 def _sets(sides: tuple[Side, Side], data: Any, reading: Mapping[str, Any]) -> tuple[dict[str, Records], DataConfig]:
     """The rows by set, and how they are read."""
     if data is not None:
-        return _given_sets(sides[0], data, reading)
+        return _given_sets(sides, data, reading)
     idle = [name for name, value in reading.items() if value not in ("auto", {})]
     if idle:
         raise RecipeError(f"{', '.join(idle)} says how the rows of --data are read, and there are none: leave it out.")
@@ -169,12 +172,15 @@ def _hashes(run: Run) -> dict[str, str]:
     return {name: run.info["data"][name]["sha256"] for name in run.recipe.data.test_sets()}
 
 
-def _given_sets(side: Side, data: Any, reading: Mapping[str, Any]) -> tuple[dict[str, Records], DataConfig]:
+def _given_sets(
+    sides: tuple[Side, Side], data: Any, reading: Mapping[str, Any]
+) -> tuple[dict[str, Records], DataConfig]:
     config = checked(DataConfig, {"train": "-", "test": data, **reading})
     sets = config.test_sets()
     if not sets or not all(sets.values()):
         raise DataError("data is empty: name the rows to compare on, or leave it out where the runs share a test set.")
-    kinds = side.task.data_kinds
+    runs = [side.run for side in sides[::-1] if side.run]
+    kinds = min((kinds_of(run, sides[0].task) for run in (*runs, None)), key=len)  # prompts, where one wants them
     return {name: load_records(location, config, kinds=kinds) for name, location in sets.items()}, config
 
 

@@ -10,7 +10,7 @@ from tunewright.engine.config import TrainingConfig
 from tunewright.engine.device import auto_batch, auto_learning_rate
 from tunewright.engine.job import Job
 from tunewright.errors import RecipeError, counted
-from tunewright.evaluation.evaluate import refuse_idle_evaluation
+from tunewright.evaluation.evaluate import refuse_idle_evaluation, refuse_idle_on_prompts
 from tunewright.methods.base import Method, moving_norms
 from tunewright.objectives.supervised import NOISING, Supervised, class_weights
 from tunewright.recipe import Recipe
@@ -104,8 +104,11 @@ def refuse_idle(recipe: Recipe, model: Model) -> None:
     """Options that would have no effect on this model and these rows."""
     refuse_idle_evaluation(recipe.evaluation, model)
     objective = recipe.objective
-    if getattr(objective, "prior_weight", 1) != 1 and not (recipe.data.prior or recipe.data.prior_prompt):
+    prior = recipe.data.prior or recipe.data.prior_prompt
+    if getattr(objective, "prior_weight", 1) != 1 and not prior:
         raise RecipeError("objective.prior_weight is for data.prior or data.prior_prompt. Leave it out, or give one.")
+    if "prompt" in objective.reads:
+        refuse_idle_on_prompts(recipe.evaluation)
     if not isinstance(objective, Supervised):
         return
     if objective.router_loss and not model.task.routes(model.module):

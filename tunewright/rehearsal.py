@@ -23,7 +23,6 @@ from tunewright.recipe import Recipe
 from tunewright.run import make_job
 from tunewright.shapes import dry_run
 
-UNFORESEEN = "Time and memory are not foreseen: they follow from the answers that will be drawn, and from the rewards."
 KEPT = "What it takes to fill data.cache_latents and data.cache_captions before the first step is not foreseen."
 
 
@@ -85,9 +84,6 @@ def _with_probes(recipe: Recipe) -> dict[str, Any]:
         prepared = prepare(_kept_apart(recipe, folder), folder / "base", rehearsal=True, draw=stand_in)
         job = make_job(prepared, folder, Processes())
         prepared.notices += [KEPT] if recipe.data.cache_latents or recipe.data.cache_captions else []
-        if job.rewards:
-            prepared.notices.append(UNFORESEEN)
-            return {**_described(prepared), "steps": len(job.plan), "forecast": {}, "advice": []}
         said = _described(prepared)
         cost = forecast(prepared, job)
         longest = max(job.lengths)

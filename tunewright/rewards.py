@@ -6,7 +6,6 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,19 +15,13 @@ from tunewright.artifacts.sentences import sentence_encoder
 from tunewright.data.config import DataConfig
 from tunewright.data.kinds import Completion, Conversation, Prompt, Ranking
 from tunewright.data.messages import text_of
-from tunewright.engine.config import TrainingConfig
-from tunewright.engine.device import pick_device, pick_precision
-from tunewright.engine.job import Job, Rewards
-from tunewright.engine.learner import Learner
+from tunewright.engine.device import pick_device
+from tunewright.engine.job import Rewards
 from tunewright.errors import BaseModelError, DataError, RecipeError
-from tunewright.evaluation.config import EvaluationConfig
-from tunewright.evaluation.evaluate import rewarded
-from tunewright.evaluation.scores import Scores
 from tunewright.grading import GraderBase, Reward, Sample, check_items, checked
 from tunewright.labeling import classifier
-from tunewright.methods import Full
 from tunewright.tasks._values import new_critic
-from tunewright.tasks.base import Drawn, Encoded, Model
+from tunewright.tasks.base import Drawn, Model
 
 NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)")
 LONGEST_SCORE = 16
@@ -52,18 +45,6 @@ def rewards_of(graders: Sequence[GraderBase], prompts: Sequence[Prompt], device:
         return {key: values for name, reward in made.items() for key, values in _scored(name, reward, samples).items()}
 
     return rewards
-
-
-def rewarded_by(
-    objective: Any, model: Model, encoded: Encoded, records: Sequence[Any], config: EvaluationConfig, device: Any
-) -> tuple[Scores, list[dict[str, Any]]]:
-    """Rewards of the answers of a model that is not trained: see `evaluation.evaluate.rewarded`."""
-    places = {record.source: place for place, record in enumerate(records)}
-    prompts = [replace(e, fixed={"row": np.array(places[e.source])}) for e in encoded.examples]
-    precision, training = pick_precision("auto", device), TrainingConfig()
-    job = Job(model, Full(), objective, training, prompts, [], Path(), device, precision)
-    job.rewards = rewards_of(objective.rewards, records, str(device))
-    return rewarded(objective, Learner(job), prompts, records, config)
 
 
 def try_out(rewards: Rewards) -> None:

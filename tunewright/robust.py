@@ -30,6 +30,7 @@ from tunewright.evaluation.picture import draw
 from tunewright.evaluation.report import write_report
 from tunewright.evaluation.robustness import Curve, document, parse_rule
 from tunewright.folder import Run, open_run
+from tunewright.policies import Asking
 from tunewright.reading import Rows, read_rows
 from tunewright.tasks.base import Model
 
@@ -83,7 +84,9 @@ def interpolate(
     recipe = opened.recipe
     rows = read_rows(recipe)
     refuse_changed(rows.sets(), opened.info["data"], "Put them back, or train anew.")
-    measure = _Measure(_sets(rows, _reading(recipe.data, columns or {}, shifts or {}), shifts or {}), recipe.data)
+    sets = _sets(rows, _reading(recipe.data, columns or {}, shifts or {}), shifts or {})
+    asked = [record for parts in sets.values() for part in parts for record in part.rows.records]
+    measure = _Measure(sets, recipe.data, Asking(opened.folder, asked, device))
     settle = _settling(opened, rows, batch_norm)
     curve = Curve(
         alphas=points,
@@ -183,8 +186,8 @@ def _sets(rows: Rows, data: DataConfig, shifts: Mapping[str, Location]) -> dict[
 class _Measure:
     """What models of one run answer on the same sets. Rows are encoded once: all have the run's tokenizer."""
 
-    def __init__(self, sets: Mapping[str, Sequence[Set]], data: DataConfig) -> None:
-        self.sets, self.data = sets, data
+    def __init__(self, sets: Mapping[str, Sequence[Set]], data: DataConfig, ask: Asking) -> None:
+        self.sets, self.data, self.ask = sets, data, ask
         self.encoded: dict[str, list[list[Example]]] = {}
         for name, part in self._parts():
             if data.overlength_for(part.rows.kind) != "split":  # else one text may make several rows
@@ -193,6 +196,7 @@ class _Measure:
     def __call__(self, model: Model) -> dict[str, dict[str, Any]]:
         """By set and half."""
         if not self.encoded:
+            model.reserve = self.ask.reserve
             for name, part in self._parts():
                 examples = model.task.encode(model, part.rows.records, self.data).examples
                 part.refuse_few(name, len(examples))
@@ -215,7 +219,7 @@ class _Measure:
     def _halves(self, model: Model, name: str) -> dict[str, Any]:
         found: dict[str, Any] = {}
         for part, examples in zip(self.sets[name], self.encoded[name], strict=True):
-            predictions = model.task.predict(model, examples)
+            predictions = self.ask(model, examples)
             found |= {half: subset(predictions, rows) for half, rows in part.halves(len(examples))}
         return found
 

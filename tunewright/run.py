@@ -278,18 +278,17 @@ def measure(
     prepared.model.module.to(prepared.device)
     for name in prepared.evaluation_sets():
         records = prepared.rows.sets()[name].records
-        entry = result.setdefault(name, {})
-        if isinstance(records[0], Prompt):
-            assert learner is not None
-            prompts, objective = prepared.examples(name), prepared.recipe.objective
-            _note(entry, when, *rewarded(objective, learner.alone(), prompts, records, config))
-            continue
+        examples = prepared.examples(name)
         with computing(prepared.precision, prepared.device):
-            predictions = model.task.predict(model, prepared.examples(name))
-            scores, samples = described(predictions, model, prepared.examples(name), records, config)
+            if isinstance(records[0], Prompt):
+                assert learner is not None
+                predictions = rewarded(prepared.recipe.objective, learner.alone(), examples)
+            else:
+                predictions = model.task.predict(model, examples)
+            scores, samples = described(predictions, model, examples, records, config)
         if pictures is not None:
             pictures[name] = gallery(predictions, records, getattr(model.task, "labels", []), config.samples)
-        _note(entry, when, scores, samples)
+        _note(result.setdefault(name, {}), when, scores, samples)
     return result
 
 
@@ -301,7 +300,9 @@ def _note(entry: dict[str, Any], when: str, scores: Scores, samples: Sequence[Ma
 
 
 def _as(sample: Mapping[str, Any], when: str) -> dict[str, Any]:
-    return {**{key: value for key, value in sample.items() if key != "output"}, when: sample["output"]}
+    kept = {key: value for key, value in sample.items() if key not in ("output", "reward")}
+    got = {f"reward_{when}": sample["reward"]} if "reward" in sample else {}
+    return {**kept, when: sample["output"], **got}
 
 
 def _go_on(prepared: Prepared, record: Record, passed: Sequence[str]) -> None:

@@ -22,9 +22,13 @@ from tunewright.evaluation.contrast import Both
 from tunewright.evaluation.evaluate import in_words
 from tunewright.evaluation.paired import subset
 from tunewright.folder import INFO, Run
+from tunewright.policies import Asking
 from tunewright.tasks import task_class
 from tunewright.tasks._pretrained import max_length
 from tunewright.tasks.base import Model, Predictions, Task
+
+SAME = ("rewards", "max_new_tokens", "temperature", "missing_end")
+"""What two policies must share, so that what their answers get can be compared."""
 
 
 class Side:
@@ -45,17 +49,18 @@ class Side:
     def model(self) -> Model:
         return load(self.where, alpha=self.alpha)
 
-    def encode(self, records: Records, config: DataConfig) -> list[Any]:
+    def encode(self, records: Records, config: DataConfig, reserve: int = 0) -> list[Any]:
         """Rows as the model reads them, by its own chat template where it has one."""
         task, processor = self.model.task, self.model.processor
         if hasattr(task, "prepare"):
             own = {"chat_template": None} if processor.chat_template else {}
             task.prepare(self.model, config.model_copy(update=own), records.in_turns)
+        self.model.reserve = reserve
         return task.encode(self.model, records.records, config).examples
 
-    def predict(self, examples: Sequence[Any]) -> Predictions:
+    def predict(self, examples: Sequence[Any], ask: Asking | None = None) -> Predictions:
         self.model.module.to(self.device)
-        predictions = self.model.task.predict(self.model, examples)
+        predictions = ask(self.model, examples) if ask else self.model.task.predict(self.model, examples)
         self.model.module.to("cpu")
         return predictions
 
@@ -74,6 +79,24 @@ def refuse_other_rows(sides: Sequence[Side], records: Records) -> None:
         if records.kind not in side.task.data_kinds:
             kinds = " or ".join(side.task.data_kinds)
             raise DataError(f"{records.location} holds {records.kind} rows; {side.name} needs {kinds} rows.")
+
+
+def asking(sides: tuple[Side, Side], records: Records) -> Asking:
+    """How both are measured: prompts by the rewards of the run that has some.
+
+    Raises BaseModelError where both have, and they differ.
+    """
+    able = [side for side in sides[::-1] if side.run and "prompt" in side.run.recipe.objective.reads]
+    if records.kind != "prompt" or not able:
+        return Asking(sides[1].name, records.records, sides[1].device, likelihoods=True)
+    if len(able) > 1:
+        b, a = ({name: getattr(side.run.recipe.objective, name) for name in SAME} for side in able)  # type: ignore[union-attr]
+        if changed := [name for name in SAME if a[name] != b[name]]:
+            raise BaseModelError(
+                f"{able[1].name} and {able[0].name} were trained by other {', '.join(changed)}: what one answer gets "
+                "is not comparable with what the other gets. Compare each with its base."
+            )
+    return Asking(able[0].name, records.records, able[0].device, likelihoods=True)
 
 
 def refuse_other_tasks(a: Side, b: Side) -> None:
@@ -108,7 +131,8 @@ def answer(
     if all(hasattr(side.task, "generate") for side in sides):  # windows of one length: both read the same tokens
         limit = min(max_length(side.model, config.max_length) for side in sides)
         config = config.model_copy(update={"max_length": limit})
-    predicted = [side.predict(side.encode(records, config)) for side in sides]
+    ask = asking(sides, records)
+    predicted = [side.predict(side.encode(records, config, ask.reserve), ask) for side in sides]
     a, b = aligned(name, sides, predicted)
     rows = {label: np.flatnonzero([source in each for source in a.sources]) for label, each in slices.items()}
     words = {record.source: in_words(record) for record in records.records}

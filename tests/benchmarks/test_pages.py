@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from benchmarks import feedback, feedback_speed, forecast, robustness
+from benchmarks import forecast, robustness
 
 VERSIONS = {"tunewright": "0", "torch": "1"}
 
@@ -54,26 +54,3 @@ def test_the_error_of_forecasts() -> None:
     assert "| memory | 11 | 10.0% | 10.0% | 10.0% (9) | 10% |" in page
     assert "| time | 11 | 5.0% | 9.0% | 10.0% (10) | 15% |" in page
     assert "| 3 | 0 | 0 | +10.0% | 97.0 | 100.0 | -3.0% | 9.0 |" in page
-
-
-def test_a_gain_is_counted_in_deviations_of_the_start() -> None:
-    before = {"reward": 0.2, "sd": 0.3, "broken/dog": 0.1, "broken/park": 0.0}
-    lines = [
-        {"study": "rl", "name": "grpo", "seed": seed, "cpu_seconds": 100.0 + seed,
-         "found": {"before": before, "after": {**before, "reward": reward, "kl": 7.25}}}
-        for seed, reward in enumerate((0.5, 0.8))
-    ]  # fmt: skip
-    page = "\n".join(feedback.page(lines))
-    assert (
-        "| grpo | 0, 1 | 0.200 (0.300) | 0.500, 0.800 | 1.00, 2.00 (mean 1.50) | 7.2, 7.2 | 10.0 → 10.0, 10.0 |" in page
-    )
-
-
-def test_systems_are_compared_by_the_seconds_of_a_token() -> None:
-    lines = [
-        {"work": "grpo", "system": system, "turn": 0, "seconds": seconds, "tokens": tokens, "last": 0.5}
-        for system, seconds, tokens in (("tunewright", 10.0, 1000), ("trl", 20.0, 500))
-    ]
-    page = "\n".join(feedback_speed.page(lines, 1, {"tunewright": "0"}))
-    assert "| grpo | trl | 20.0 | 25 | mean reward of the last five steps 0.500 |" in page
-    assert "grpo: TRL takes 4.00 times the CPU seconds of Tunewright." in page

@@ -10,6 +10,7 @@ import pytest
 import tunewright as tw
 from tests.cli.conftest import Invoke
 from tunewright.choices import type_of
+from tunewright.grading import GRADERS
 from tunewright.methods import METHODS
 from tunewright.objectives import OBJECTIVES
 from tunewright.tasks import MODULES
@@ -19,10 +20,12 @@ def test_tasks(invoke: Invoke) -> None:
     listed = invoke("tasks").stdout
     document = json.loads(invoke("tasks", "--json").stdout)
     assert set(document["tasks"]) == set(MODULES) and all(name in listed for name in MODULES)
-    assert document["tasks"]["text-classification"]["rows"] == ["classification"]
+    assert document["tasks"]["text-classification"]["rows"] == ["classification", "preference"]
 
 
-@pytest.mark.parametrize(("command", "classes"), [("methods", METHODS), ("objectives", OBJECTIVES)])
+@pytest.mark.parametrize(
+    ("command", "classes"), [("methods", METHODS), ("objectives", OBJECTIVES), ("rewards", GRADERS)]
+)
 def test_options_are_the_fields(invoke: Invoke, command: str, classes: dict[str, Any]) -> None:
     listed = invoke(command).stdout
     document = json.loads(invoke(command, "--json").stdout)[command]
@@ -36,7 +39,7 @@ def test_options_are_the_fields(invoke: Invoke, command: str, classes: dict[str,
 
 def test_python_has_the_same_in_one_call(invoke: Invoke) -> None:
     found = tw.catalogue()
-    for kind in ("tasks", "methods", "objectives"):
+    for kind in ("tasks", "methods", "objectives", "rewards"):
         assert json.loads(invoke(kind, "--json").stdout) == {kind: found[kind]}
 
 
@@ -56,6 +59,7 @@ def test_an_option_says_its_type_and_default(invoke: Invoke) -> None:
         ({"anyOf": [{"type": "number"}, {"const": "auto"}, {"type": "null"}]}, "float | auto | null"),
         ({"type": "object", "additionalProperties": {"type": "number"}}, "mapping to float"),
         ({"type": "object", "additionalProperties": True}, "mapping"),
+        ({"type": "array", "items": {"discriminator": {"mapping": {"a": "#", "b": "#"}}}}, "list of a | b"),
     ],
 )
 def test_types_in_words(field: dict[str, object], words: str) -> None:

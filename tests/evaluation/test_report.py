@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tunewright.errors import OutputError
-from tunewright.evaluation import charts, formats, sections
+from tunewright.evaluation import charts, curves, formats, sections
 from tunewright.evaluation.loading import snippets
 from tunewright.evaluation.report import read_run, write_report
 from tunewright.evaluation.scores import Metric, Scores, mean
@@ -98,7 +98,7 @@ def write_run(folder: Path, run: dict[str, Any]) -> Path:
     (folder / "run.json").write_text(json.dumps(run))
     steps: list[dict[str, Any]] = [
         {"step": step, "epoch": step / 10, "loss": 2 / step, "accuracy": 1 - 1 / step, "learning_rate": 1e-4 / step,
-         "grad_norm": None if step == 5 else 1.0, "tokens": 64, "margin": 0.1 * step}
+         "grad_norm": None if step == 5 else 1.0, "tokens": 64, "router_balance": 0.1 * step}
         for step in range(1, 21)
     ]  # fmt: skip
     steps.append({"step": 20, "validation": {"loss": 0.3, "accuracy": 0.9}})
@@ -454,7 +454,7 @@ def test_a_long_line_becomes_a_mean_in_a_band_that_keeps_the_spikes() -> None:
 
 
 def test_a_step_that_was_repeated_after_a_resume_counts_once() -> None:
-    main, _ = sections.curves([{"step": 1, "loss": 9.0}, {"step": 2, "loss": 8.0}, {"step": 2, "loss": 3.0}])
+    main, _ = curves.curves([{"step": 1, "loss": 9.0}, {"step": 2, "loss": 8.0}, {"step": 2, "loss": 3.0}])
     assert main[0].lines[0].summary == "Training: 9.00 to 3.00, lowest 3.00 at step 2"
 
 

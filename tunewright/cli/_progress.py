@@ -13,6 +13,9 @@ from tunewright.cli._console import err, say, table
 
 SECONDS_BETWEEN_LINES = 10.0
 NAMES_SHOWN = 12
+OF_ANSWERS = ("reward", "kl", "length", "ended")
+"""What is said of a policy; its loss is 0 at every step, or nearly."""
+SAID = {"kl": "KL", "ended": "answers ended"}
 
 Line = Mapping[str, Any]
 
@@ -112,6 +115,9 @@ def unit(info: Line) -> str:
 def pace(line: Line, unit: str) -> str:
     from tunewright.evaluation.formats import duration, number
 
+    if "reward" in line:
+        told = [f"reward {number(float(line['reward']))}", *([f"KL {number(line['kl'])}"] if "kl" in line else [])]
+        return "  ".join([*told, f"length {number(line['length'])}", f"ETA {duration(line['eta'])}"])
     speed = line["tokens_per_second" if unit == "tokens" else "rows_per_second"]
     said = f"{speed:,.0f}" if speed >= 10 else f"{speed:.2g}"
     return f"loss {number(float(line['loss']))}  {said} {unit}/s  ETA {duration(line['eta'])}"
@@ -120,7 +126,9 @@ def pace(line: Line, unit: str) -> str:
 def validation(line: Line, epoch: float) -> str:
     from tunewright.evaluation.formats import value_of
 
-    terms = ", ".join(f"{name.replace('_', ' ')} {value_of(name, value)}" for name, value in line["validation"].items())
+    found = line["validation"]
+    names = [name for name in OF_ANSWERS if name in found] if "reward" in found else found
+    terms = ", ".join(f"{SAID.get(name, name.replace('_', ' '))} {value_of(name, found[name])}" for name in names)
     return f"Validation after {named(line).lower()} {line['step']} (epoch {epoch:.2f}): {terms}"
 
 

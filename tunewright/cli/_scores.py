@@ -9,6 +9,7 @@ from rich.table import Table
 
 from tunewright.cli._console import out, say, show, table
 
+DRAWN = 3
 INTERVALS = "In brackets: 95 % intervals."
 
 
@@ -23,6 +24,7 @@ def show_result(folder: str, info: Mapping[str, Any], report: str) -> None:
         out().print(before_after(info))
         show(INTERVALS, style="dim")
         _say_notes(info)
+        _show_drawn(info)
     show()
     show(f"Run      {folder}")
     show(f"Report   {report}")
@@ -100,6 +102,17 @@ def measured(name: str, metric: Any) -> str:
     from tunewright.evaluation.formats import with_interval
 
     return with_interval(name, metric)
+
+
+def _show_drawn(info: Mapping[str, Any]) -> None:
+    """A few of the answers that a policy drew before and after."""
+    samples = [
+        one for found in info["evaluation"].values() for one in found.get("samples", []) if "reward_after" in one
+    ]
+    if samples:
+        rows = [(one["input"], one.get("before", ""), one["after"]) for one in samples[:DRAWN]]
+        show()
+        out().print(table(("Prompt", "Before", "After"), rows, clip=("Prompt", "Before", "After")))
 
 
 def _say_notes(info: Mapping[str, Any]) -> None:

@@ -113,8 +113,6 @@ def _show_forecast(found: Document) -> None:
     from tunewright.evaluation.formats import duration, percent, size
 
     cost = found["forecast"]
-    if not cost:
-        return
     show()
     if "time" in cost:
         time = cost["time"]

@@ -1,4 +1,4 @@
-"""What there is to choose from: `tasks`, `methods`, `objectives`, `schema`. All of it is read off the code itself."""
+"""What there is to choose from: `tasks`, `methods`, `objectives`, `rewards`, `schema`; read off the code itself."""
 
 from __future__ import annotations
 
@@ -33,6 +33,12 @@ def methods(as_json: AsJson = False) -> Document:
 def objectives(as_json: AsJson = False) -> Document:
     """List the objectives (what the loss says) with their options."""
     return _listed("objectives", as_json)
+
+
+@app.command()
+def rewards(as_json: AsJson = False) -> Document:
+    """List the rewards (what scores the answers of objective rl) with their options."""
+    return _listed("rewards", as_json)
 
 
 @app.command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -61,10 +62,16 @@ def interpolate(
 
 def _show_curve(run: str, found: Mapping[str, Any]) -> None:
     from tunewright.evaluation.robustness import lines, sentence
+    from tunewright.evaluation.scores import Metric
 
     few = len(found["shifts"]) <= MOST_SHIFTS
+    far = [measured("kl", Metric.from_dict(one)) for one in found.get("kl", ())]
     titles = ("α", found["reference"], *(found["shifts"] if few else ("mean shift", "worst shift")))
     rows = [(_marked(found, line.name), *_figures(found, line, few)) for line in lines(found)]
+    if far:  # of a policy, at every α, not of the baselines behind them
+        titles = (*titles, "KL from the start")
+        kl = [one.replace(" [", "\n[") if len(titles) > MOST_SHIFTS + 1 else one for one in far]
+        rows = [(*row, one) for row, one in zip_longest(rows, kl, fillvalue="")]
     out().print(table(titles, rows, fixed=titles[:1]))
     show(f"{INTERVALS} α = 0 is the {found['start_is']}, α = 1 the tuned model.", style="dim")
     show(f"{CHOSEN} chosen, on validation rows; {ORACLE} oracle: the best on the test rows.", style="dim")

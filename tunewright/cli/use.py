@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.table import Table
 
 from tunewright.cli._app import AsJson, Device, Where, app
 from tunewright.cli._console import out, say, show, table
@@ -90,7 +91,7 @@ def evaluate(
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> Document:
-    """Measure a run or a model on labelled rows, with 95 % intervals."""
+    """Measure a run or a model on labelled rows (a run of objective rl on prompts), with 95 % intervals."""
     from tunewright import api
 
     found = api.evaluate(
@@ -127,10 +128,20 @@ def _show_evaluation(found: Mapping[str, Any]) -> None:
     show("In brackets: 95 % intervals.", style="dim")
     if found["samples"]:
         show()
-        rows = [(sample["input"], sample["reference"], sample["output"]) for sample in found["samples"]]
-        out().print(table(("Input", "Reference", "Answer"), rows, clip=("Input", "Reference", "Answer")))
+        out().print(_samples(found["samples"]))
     for notice in [*found["notices"], *found["scores"].get("notes", ())]:
         say(f"Note: {notice}")
+
+
+def _samples(samples: Sequence[Mapping[str, Any]]) -> Table:
+    """What was asked and answered, beside the right answer, or beside what the answer got."""
+    from tunewright.evaluation.formats import number
+
+    if "reward" in samples[0]:
+        drawn = [(one["input"], one["output"], number(one["reward"])) for one in samples]
+        return table(("Prompt", "Answer", "Reward"), drawn, clip=("Prompt", "Answer"), fixed=("Reward",))
+    rows = [(one["input"], one["reference"] or "", one["output"]) for one in samples]
+    return table(("Input", "Reference", "Answer"), rows, clip=("Input", "Reference", "Answer"))
 
 
 @app.command()

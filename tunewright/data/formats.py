@@ -39,15 +39,15 @@ class Format:
 def detect(columns: Iterable[str], kinds: Sequence[str] = ()) -> str | None:
     """The first format of `FORMATS` whose needed columns are all there.
 
-    Before others those only for these kinds; behind them where the same columns are wanted as what they are to
+    Before others those only for these kinds; behind them, where the same columns are wanted as what they are to
     everybody else.
     """
     present = set(columns)
     fitting = [name for name, format in FORMATS.items() if present.issuperset(format.needs)]
     plain = {"chat", "prompt_completion", "text"}.intersection(kinds)
     asked = [name for name in fitting if FORMATS[name].only_for in kinds]
-    open_to_all = [name for name in fitting if FORMATS[name].only_for is None]
-    return next(iter([*open_to_all, *asked] if plain else [*asked, *open_to_all]), None)
+    others = [name for name in fitting if FORMATS[name].only_for is None]
+    return next(iter([*others, *asked] if plain else [*asked, *others]), None)
 
 
 def _chat(values: Values, source: str) -> Conversation:

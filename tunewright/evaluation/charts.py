@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from tunewright.evaluation.formats import metric_name, spoken, ticks, value_of
+from tunewright.evaluation.formats import metric_name, number, spoken, ticks, value_of
 from tunewright.evaluation.scores import LOWER_IS_BETTER
 
 Floats = npt.NDArray[np.float64]
@@ -26,6 +26,11 @@ LEFT, RIGHT, TOP, BOTTOM = 56, 448, 10, 190
 
 MOST_POINTS = 120
 """A longer line is drawn as the mean of so many stretches, inside the band from their smallest to largest value."""
+
+ROUNDING = 1e-6  # of single precision
+
+MOST_DOTS = 400
+"""Of more steps, neighbours share a point."""
 
 FEW_POINTS = 30
 """Up to so many points are also marked one by one."""
@@ -71,13 +76,17 @@ class Scale:
         return round(self.start + share * (self.end - self.start), 1)
 
 
-def line_chart(metric: str, series: Mapping[str, Points]) -> Chart | None:
-    """A chart of a metric over steps, a line for each place where it is measured; None where no value is finite."""
+def line_chart(metric: str, series: Mapping[str, Points], level: tuple[str, float] | None = None) -> Chart | None:
+    """A chart of a metric over steps, a line for each place where it is measured; None where no value is finite.
+
+    Args:
+        level: a value to compare with, and what it is: a horizontal line.
+    """
     drawn = {label: points for label, points in series.items() if _finite(points)}
     if not drawn:
         return None
     steps = [step for points in drawn.values() for step in points]
-    values = [value for points in drawn.values() for value in _finite(points)]
+    values = [value for points in drawn.values() for value in _finite(points)] + ([level[1]] if level else [])
     x_low, x_high = _apart(min(steps), max(steps))
     y_low, y_high, y_values = _y_axis(min(values), max(values))
     x, y = Scale(x_low, x_high, LEFT, RIGHT), Scale(y_low, y_high, BOTTOM, TOP)
@@ -86,8 +95,46 @@ def line_chart(metric: str, series: Mapping[str, Points]) -> Chart | None:
         metric_name(metric),
         _ticks("step", x_values, x),
         _ticks(metric, y_values, y),
-        tuple(_line(metric, label, points, x, y) for label, points in drawn.items()),
+        (*(_line(metric, label, points, x, y) for label, points in drawn.items()), *(_level(metric, level, x, y))),
     )
+
+
+def _level(metric: str, level: tuple[str, float] | None, x: Scale, y: Scale) -> Iterator[Line]:
+    if level:
+        name, value = level
+        ends = np.array([x.low, x.high]), np.array([value, value])
+        yield Line(name, _segment(*ends, x, y), "", (), f"{spoken(name)}: {value_of(metric, value)}")
+
+
+def frontier_chart(series: Mapping[str, Sequence[tuple[float, float]]]) -> Chart | None:
+    """What answers got over how far the policy had gone from its start for that; None where nothing was measured.
+
+    Args:
+        series: by where it was measured (KL in nats, reward) of each step, in their order. Training steps are points
+            alone, since their KL goes to and fro; the rest is joined.
+    """
+    found = {label: np.array(points) for label, points in series.items() if len(points)}
+    if not found:
+        return None
+    every = np.concatenate(list(found.values()))
+    x_low, x_high, x_values = _y_axis(every[:, 0].min(), every[:, 0].max())
+    y_low, y_high, y_values = _y_axis(every[:, 1].min(), every[:, 1].max())
+    x, y = Scale(x_low, x_high, LEFT, RIGHT), Scale(y_low, y_high, BOTTOM, TOP)
+    lines = [_steps(label, points, x, y) for label, points in found.items()]
+    return Chart(
+        "Reward against KL", _ticks("kl", x_values[1:], x), _ticks("reward", y_values, y), tuple(lines), "nats"
+    )
+
+
+def _steps(label: str, points: Floats, x: Scale, y: Scale) -> Line:
+    shown = np.array([stretch.mean(0) for stretch in np.array_split(points, min(len(points), MOST_DOTS))])
+    path = "" if label == "training" else _segment(shown[:, 0], shown[:, 1], x, y)
+    (kl, reward), (last_kl, last_reward) = points[0], points[-1]
+    summary = (
+        f"{spoken(label)}: reward {number(float(reward))} at a KL of {number(float(kl))} nats, in the end "
+        f"{number(float(last_reward))} at {number(float(last_kl))}"
+    )
+    return Line(label, path, "", tuple((x(across), y(up)) for across, up in shown), summary)
 
 
 def reliability_chart(title: str, series: Mapping[str, tuple[Sequence[tuple[float, float]], str]]) -> Chart:
@@ -139,8 +186,12 @@ def _y_axis(low: float, high: float) -> tuple[float, float, list[float]]:
 
 
 def _apart(low: float, high: float) -> tuple[float, float]:
-    """A constant needs an axis too."""
-    return (low, high) if high > low else (low - abs(low) / 2, high + (abs(high) / 2 or 1.0))
+    """A constant needs an axis too, and so does what is one but for rounding."""
+    return (
+        (low, high)
+        if high - low > ROUNDING * max(abs(low), abs(high))
+        else (low - abs(low) / 2, high + (abs(high) / 2 or 1.0))
+    )
 
 
 def _line(metric: str, label: str, points: Points, x: Scale, y: Scale) -> Line:

@@ -154,8 +154,11 @@ def flipped(both: Both, samples: int) -> dict[str, Any]:
 def _loss(predictions: Predictions) -> Array:
     """What is wrong with each row [N]: 1 or 0 for classes, the loss per token of a text, the squared error.
 
-    Of several answers the share of their pairs that is the wrong way round; of a rated one how (un)likely it is.
+    Of several answers the share of their pairs that is the wrong way round; of a rated one how (un)likely it is; of one
+    that was drawn the reward that it did not get.
     """
+    if predictions.told is not None:
+        return -predictions.told["reward"]
     if predictions.kind == "likelihood":
         assert predictions.nll_N is not None and predictions.count_N is not None
         return predictions.nll_N / np.maximum(predictions.count_N, 1)
@@ -178,6 +181,9 @@ def _answers(predictions: Predictions, labels: Sequence[str]) -> Any:
     """A row's answer in words, by its number; of a language model its loss, since it was not asked to answer."""
     if predictions.score_S is not None:
         return lambda row: _scores_of(predictions, row)
+    if predictions.told is not None:
+        got_N = predictions.told["reward"]
+        return lambda row: f"{predictions.answers[row]} (reward {number(float(got_N[row]))})"
     if predictions.kind != "likelihood":
         return lambda row: answer(predictions, row, labels)
     loss_N = _loss(predictions)

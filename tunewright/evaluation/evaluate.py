@@ -9,15 +9,16 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from tunewright.data.batches import Example
-from tunewright.data.kinds import Classified, Completion, Conversation, Labelled, LabelledImage, Ranking, Rated
+from tunewright.data.kinds import Classified, Completion, Conversation, Labelled, LabelledImage, Prompt, Ranking, Rated
 from tunewright.data.messages import text_of
 from tunewright.errors import RecipeError, counted
 from tunewright.evaluation import metrics
 from tunewright.evaluation.config import EvaluationConfig
 from tunewright.evaluation.scores import Scores
+from tunewright.tasks.base import Predictions
 
 if TYPE_CHECKING:
-    from tunewright.tasks.base import Answer, Model, Predictions
+    from tunewright.tasks.base import Answer, Model
 
 
 def evaluate(
@@ -41,6 +42,8 @@ def described(
 ) -> tuple[Scores, list[dict[str, Any]]]:
     """What `evaluate` gives, of a model that has answered already."""
     scores = score(predictions, getattr(model.task, "labels", []))
+    if predictions.kind == "reward":
+        return scores, _drawn(predictions, records, config.samples)
     asked = list(rows_to_ask(model, examples, records, config.generate))
     generate = getattr(model.task, "generate", None)
     if not (asked and generate):
@@ -64,6 +67,16 @@ def refuse_idle_evaluation(config: EvaluationConfig, model: Model) -> None:
         )
 
 
+def refuse_idle_on_prompts(config: EvaluationConfig) -> None:
+    """Raise RecipeError for what says how rows with answers are measured, where the rows are prompts."""
+    for option in ("pattern", "max_new_tokens"):
+        if getattr(config, option) != EvaluationConfig.model_fields[option].default:
+            raise RecipeError(
+                f"evaluation.{option} is for rows with answers; prompts are answered and rewarded as objective says. "
+                "Leave it out."
+            )
+
+
 def refuse_idle_pattern(
     model: Model, examples: Sequence[Example], records: Sequence[Any], config: EvaluationConfig
 ) -> None:
@@ -85,6 +98,8 @@ def score(predictions: Predictions, labels: Sequence[str]) -> Scores:
             predictions.score_S, predictions.element_S, predictions.length_S, predictions.start_S,
             per_length=not labels,
         )  # fmt: skip
+    if predictions.told is not None:
+        return metrics.rewards(predictions.told)
     if predictions.kind == "likelihood":
         assert predictions.nll_N is not None and predictions.count_N is not None
         if predictions.correct_N is None:
@@ -167,6 +182,8 @@ def in_words(record: Any) -> tuple[str, str | None]:
     if isinstance(record, Completion | Conversation):
         question, reference = question_of(record)
         return _shown(question), reference
+    if isinstance(record, Prompt):
+        return in_plain_words(record.prompt), None
     return record.text, None
 
 
@@ -186,21 +203,25 @@ def _classified(predictions: Predictions, records: Sequence[Any], model: Model, 
     ]
 
 
-def rewarded(
-    objective: Any, learner: Any, examples: Sequence[Example], records: Sequence[Any], config: EvaluationConfig
-) -> tuple[Scores, list[dict[str, Any]]]:
-    """Rewards of the policy's own answers to prompts, one each, and the first few of these.
+def rewarded(objective: Any, learner: Any, examples: Sequence[Example]) -> Predictions:
+    """What a policy answers to prompts, once each, and what its answers get.
 
     Args:
-        objective: what the policy learns by; its `measure` answers and scores.
+        objective: what the policy learns by; its `measure` draws answers and scores them.
     """
     values, texts = objective.measure(learner, examples)
-    asked = {record.source: record.prompt for record in records}
-    samples = [
-        {"source": e.source, "input": in_plain_words(asked[e.source]), "reference": None, "output": text}
-        for e, text in list(zip(examples, texts, strict=True))[: config.samples]
+    return Predictions("reward", [e.source for e in examples], told=values, answers=tuple(texts))
+
+
+def _drawn(predictions: Predictions, records: Sequence[Any], count: int) -> list[dict[str, Any]]:
+    """The first prompts, each with its answer and what that got."""
+    assert predictions.told is not None
+    asked = {record.source: in_words(record)[0] for record in records}
+    got_N = predictions.told["reward"]
+    return [
+        {"source": source, "input": asked[source], "reference": None, "output": text, "reward": float(got)}
+        for source, text, got in list(zip(predictions.sources, predictions.answers, got_N, strict=True))[:count]
     ]
-    return metrics.rewards(values), samples
 
 
 def in_plain_words(prompt: str | list[dict[str, Any]]) -> str:

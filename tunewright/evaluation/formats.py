@@ -29,7 +29,13 @@ METRIC_NAMES = {
     "auc_of_length": "AUC of the length",
     "reward_auc": "AUC of the reward",
     "grad_norm": "Gradient norm",
+    "kl": "KL from the start",
+    "kl_loss": "KL in the loss",
+    "ended": "Answers ended",
+    "length": "Length, tokens",
 }
+PART = "reward/"
+"""What the names of a reward's parts begin with."""
 SHARES = frozenset(
     {
         "accuracy",
@@ -37,11 +43,12 @@ SHARES = frozenset(
         "reward_accuracy",
         "longer_is_better",
         "answers_ended",
+        "clip_fraction",
+        "ended",
         "exact_match",
         "macro_f1",
         "micro_f1",
         "calibration_error",
-        "ended",
         "pattern_match",
         "recall",
         "rouge_l",
@@ -60,6 +67,8 @@ def is_share(name: str) -> bool:
 def metric_name(name: str) -> str:
     if name.startswith(VIOLATED):
         return f"Violated: {name.removeprefix(VIOLATED)}"
+    if name.startswith(PART):
+        return f"Reward: {name.removeprefix(PART)}"
     return METRIC_NAMES.get(name, spoken(name))
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -26,6 +26,7 @@ PRIMARY = {
     "likelihood": "loss",
     "preference": "accuracy",
     "rated": "auc",
+    "reward": "reward",
 }
 """The metric that answers "is it better?", by the kind of predictions."""
 
@@ -105,6 +106,9 @@ def statistic(predictions: Predictions) -> Statistic:
     """The primary metric as a function of row numbers; NaN for all of them where the model's output is not finite."""
     if not is_finite(predictions):
         return lambda rows: math.nan
+    if predictions.told is not None:
+        reward_N = predictions.told["reward"]
+        return lambda rows: float(reward_N[rows].mean())
     if predictions.kind == "likelihood":
         nll_N, count_N = predictions.nll_N, predictions.count_N
         assert nll_N is not None and count_N is not None
@@ -140,6 +144,8 @@ def finite_rows(predictions: Predictions) -> np.ndarray:
     if predictions.score_S is not None and predictions.element_S is not None:
         bad = predictions.element_S[~np.isfinite(predictions.score_S)]
         return ~np.isin(np.arange(len(predictions.sources)), bad)
+    if predictions.told is not None:
+        return np.isfinite(predictions.told["reward"])
     output = predictions.nll_N if predictions.output_NC is None else predictions.output_NC
     assert output is not None
     return np.asarray(np.isfinite(output).all(axis=tuple(range(1, output.ndim))))
@@ -159,9 +165,12 @@ def subset(predictions: Predictions, rows: np.ndarray) -> Predictions:
     kept = {name: getattr(predictions, name) for name in fields}
     if predictions.element_S is not None:
         return _subset_of_answers(predictions, rows)
+    told = predictions.told
     return type(predictions)(
         predictions.kind,
         [predictions.sources[i] for i in rows],
+        told=None if told is None else {name: value[rows] for name, value in told.items()},
+        answers=tuple(predictions.answers[i] for i in rows) if predictions.answers else (),
         **{name: value if value is None else value[rows] for name, value in kept.items()},
     )
 
@@ -172,11 +181,12 @@ def _subset_of_answers(predictions: Predictions, rows: np.ndarray) -> Prediction
     chosen = np.concatenate([np.zeros(0, dtype=np.int64), *places])
     fields = ("score_S", "length_S", "start_S", "good_S")
     kept = {name: getattr(predictions, name) for name in fields}
+    taken: dict[str, Any] = {name: value if value is None else value[chosen] for name, value in kept.items()}
     return type(predictions)(
         predictions.kind,
         [predictions.sources[i] for i in rows],
         element_S=np.repeat(np.arange(len(places)), [len(each) for each in places]),
-        **{name: value if value is None else value[chosen] for name, value in kept.items()},
+        **taken,
     )
 
 

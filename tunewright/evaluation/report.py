@@ -17,7 +17,7 @@ from typing import Any
 import jinja2
 
 from tunewright.errors import OutputError
-from tunewright.evaluation import charts, formats, gallery, sections, seeds
+from tunewright.evaluation import charts, curves, formats, gallery, sections, seeds
 from tunewright.evaluation.loading import snippets
 from tunewright.evaluation.rules import table
 from tunewright.evaluation.verdict import comparisons, verdict
@@ -105,7 +105,7 @@ def _context(files: RunFiles) -> dict[str, Any]:
     pictures = gallery.cards(_read_json(files.folder / gallery.PICTURES))
     prompts = _read_texts(files.folder / "samples" / "prompts.json")
     last_step = max((row["step"] for row in files.steps), default=None)
-    main_curves, more_curves = sections.curves(files.steps)
+    main_curves, more_curves = curves.curves(files.steps, sets)
     return {
         "run": run,
         "name": run.get("name") or files.folder.resolve().name,
@@ -118,6 +118,7 @@ def _context(files: RunFiles) -> dict[str, Any]:
         "confusions": sections.confusions(sets),
         "pictures": pictures,
         "drawn": sections.drawn(prompts, files.folder / "samples"),
+        "answers": curves.drawn_answers(files.steps),
         "samples": [] if pictures else sections.samples(run),
         "parameters": run.get("parameters") or {},
         "saved_as": sections.saved_as(run),

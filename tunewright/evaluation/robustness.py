@@ -15,13 +15,13 @@ import numpy as np
 from tunewright.errors import DataError, RecipeError
 from tunewright.evaluation.formats import difference_of, metric_name
 from tunewright.evaluation.paired import PRIMARY, difference, ensemble, primary, statistic, value
-from tunewright.evaluation.scores import LOWER_IS_BETTER, Metric, resampled, within
+from tunewright.evaluation.scores import LOWER_IS_BETTER, Metric, mean, resampled, within
 
 if TYPE_CHECKING:
     from tunewright.tasks.base import Predictions
 
 HALF_A_POINT = 0.005
-"""How far from the best the `reference` rule may go: half a point of a share; for a loss, half a percent of it."""
+"""How far from the best the `reference` rule may go: half a point of a share; of a loss or a reward half a percent."""
 
 RULES = ("balanced", "reference")
 BASELINES = {
@@ -122,7 +122,7 @@ def best(curve: Curve, rule: str, half: str) -> float | None:
         told = [each for each in (score, shifts) if np.isfinite(each).any()]  # the other one, where one says nothing
         score = np.sum(told or [score], axis=0)
     else:
-        slack = HALF_A_POINT * (abs(score.max()) if curve.metric in LOWER_IS_BETTER else 1.0)
+        slack = HALF_A_POINT * (abs(score.max()) if curve.metric in (*LOWER_IS_BETTER, "reward") else 1.0)
     return curve.alphas[int(np.argmax(score >= score.max() - slack))] if np.isfinite(score.max()) else None
 
 
@@ -153,7 +153,14 @@ def document(curve: Curve, rule: str | float) -> dict[str, Any]:
         "baselines": {name: _measured(curve, found) for name, found in _baselines(curve).items()},
         "against_tuned": {name: _against(curve, name, end) for name in start},
         "against_start": {name: _against(curve, name, start) for name in start},
+        **_divergences(curve),
     }
+
+
+def _divergences(curve: Curve) -> dict[str, Any]:
+    """Of a policy its KL from the start at every α, on the test rows of the reference; else nothing."""
+    told = [point[curve.reference]["test"].told for point in curve.points]
+    return {"kl": [mean(one["kl"]).to_dict() for one in told if one and "kl" in one]} if all(told) else {}
 
 
 def _over_shifts(curve: Curve, point: Mapping[str, Halves]) -> dict[str, Any]:

@@ -28,6 +28,8 @@ Z_95 = 1.959963984540054
 VIOLATED = "violated/"
 """In front of a rule: the metric is the share of answers that break it."""
 LOWER_IS_BETTER = frozenset({"loss", "perplexity", "mse", "mae"})
+NEITHER_IS_BETTER = frozenset({"kl", "length", "ended", "longer_is_better"})
+"""Metrics that say how a model answers, or what the rows are like, and not how well."""
 
 
 @dataclass(frozen=True)

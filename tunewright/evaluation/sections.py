@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tunewright.data.pictures import data_url
-from tunewright.evaluation.charts import Chart, Points, Scale, line_chart
+from tunewright.evaluation.charts import Scale
 from tunewright.evaluation.formats import (
     duration,
     exact,
@@ -37,11 +37,6 @@ from tunewright.evaluation.verdict import Change, Comparison
 Row = Mapping[str, Any]
 
 MOST_COLUMNS = 6  # of sample pictures
-
-MAIN_CURVES = ("loss", "accuracy", "reward", "learning_rate", "grad_norm")
-"""Shown at once; every other recorded value is a click away."""
-NOT_CURVES = frozenset({"step", "epoch", "tokens", "trained_tokens", "examples", "rows"})
-"""What only counts up or describes the batch says nothing as a curve."""
 
 LONGEST_TEXT = 2_000
 MOST_SAMPLES = 12
@@ -120,30 +115,6 @@ def _measured(name: str, metric: Metric | None, scale: Scale) -> Measured | None
         return None
     bar = Bar(scale(metric.low), scale(metric.value), scale(metric.high)) if metric.has_interval else None
     return Measured(value_of(name, metric.value), interval_of(name, metric), bar)
-
-
-# ---- Curves --------------------------------------------------------------------------------------------------------
-
-
-def curves(steps: Iterable[Row]) -> tuple[list[Chart], list[Chart]]:
-    """The main charts and the others, from the lines of metrics.jsonl."""
-    recorded = _by_metric(steps)
-    names = [name for name in MAIN_CURVES if name in recorded]
-    others = sorted(recorded.keys() - set(names) - NOT_CURVES)
-    main, more = ([chart for name in some if (chart := line_chart(name, recorded[name]))] for some in (names, others))
-    return main, more
-
-
-def _by_metric(steps: Iterable[Row]) -> dict[str, dict[str, Points]]:
-    """Metric → where it was measured ("training", "validation", …) → step → value. After a resume, the later counts."""
-    recorded: dict[str, dict[str, dict[int, float | None]]] = {}
-    for row in steps:
-        places = {"training": row} | {name: value for name, value in row.items() if isinstance(value, Mapping)}
-        for place, values in places.items():
-            for name, value in values.items():
-                if value is None or (isinstance(value, (int, float)) and not isinstance(value, bool)):
-                    recorded.setdefault(name, {}).setdefault(place, {})[int(row["step"])] = value
-    return {name: dict(places) for name, places in recorded.items()}
 
 
 # ---- Confusion and samples -----------------------------------------------------------------------------------------
@@ -248,9 +219,14 @@ def samples(run: Row) -> list[Sample]:
 
 def _sample(name: str, row: Row) -> Sample:
     reference = plain(row["reference"]).strip() if row.get("reference") is not None else None
+    headings = {"input": "Input", "reference": "Reference", "before": "Before", "after": "After"}
     parts = tuple(
-        (heading, shortened(plain(row[key])), key in ("before", "after") and plain(row[key]).strip() == reference)
-        for key, heading in (("input", "Input"), ("reference", "Reference"), ("before", "Before"), ("after", "After"))
+        (
+            f"{heading}, reward {number(row[f'reward_{key}'])}" if f"reward_{key}" in row else heading,
+            shortened(plain(row[key])),
+            key in ("before", "after") and plain(row[key]).strip() == reference,
+        )
+        for key, heading in headings.items()
         if row.get(key) is not None
     )
     return Sample(f"{name}: {row_name(row['source'])}" if row.get("source") else name, parts)
@@ -278,6 +254,10 @@ def robustness(found: Row | None, folder: Path) -> Robustness | None:
     columns, points = robustness_table(found)
     metric = found["metric"]
     rows = tuple((name, tuple(with_interval(metric, m) for m in figures), role) for name, figures, role in points)
+    if "kl" in found:  # at every α, not of the baselines behind them
+        columns = [*columns, metric_name("kl")]
+        kl = [with_interval("kl", Metric.from_dict(one)) for one in found["kl"]] + [""] * (len(rows) - len(found["kl"]))
+        rows = tuple((name, (*cells, one), role) for (name, cells, role), one in zip(rows, kl, strict=True))
     return Robustness(sentence(found), tuple(columns), rows, data_url(picture.read_bytes(), "svg+xml"))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from tunewright.errors import counted
 from tunewright.evaluation.formats import interval_of, metric_name, value_of
-from tunewright.evaluation.scores import LOWER_IS_BETTER, Metric, Scores
+from tunewright.evaluation.scores import LOWER_IS_BETTER, NEITHER_IS_BETTER, Metric, Scores
 
 FIRST = {"test": 0, "validation": 1}
 """The evaluation sets that a verdict prefers, best first. Validation rows chose the checkpoint: they flatter it."""
@@ -20,6 +20,8 @@ class Change(StrEnum):
 
     BETTER = "Better"
     WORSE = "Worse"
+    HIGHER = "Higher"
+    LOWER = "Lower"
     UNCLEAR = "Cannot tell"
     UNMEASURED = "Not measured"
 
@@ -49,6 +51,8 @@ class Comparison:
             return Change.UNMEASURED
         if before.overlaps(after):
             return Change.UNCLEAR
+        if metric in NEITHER_IS_BETTER:
+            return Change.HIGHER if after.value > before.value else Change.LOWER
         return Change.BETTER if (after.value > before.value) == self._higher_is_better(metric) else Change.WORSE
 
     @staticmethod

@@ -16,6 +16,7 @@ from tunewright.engine.log import peak_memory
 from tunewright.engine.loop import Step, ready
 from tunewright.evaluation.evaluate import question_of, rows_to_ask
 from tunewright.forecast.costs import Passes, Rate, fit
+from tunewright.forecast.draws import probe_draws, probe_measuring
 from tunewright.forecast.meter import Cost, available
 from tunewright.forecast.probe import (
     Probe,
@@ -37,6 +38,8 @@ from tunewright.prepare import Prepared
 
 MEMORY_ERROR, TIME_ERROR = 0.10, 0.15
 """More than eight of ten recipes of benchmarks/results/forecast.md ended within these shares of what was forecast."""
+DRAWN_ERROR = 0.5
+"""The same for the time of a policy that draws answers, where it was seen on two recipes only."""
 ASKED = 32
 """Prompts that are answered together to see how long all of them will take."""
 
@@ -49,6 +52,7 @@ class Forecast:
         steps: what the steps were found to cost, for advice.
         disk: bytes of the checkpoints that are kept at the same time, and of the model.
         room: bytes that the process may hold on its device.
+        error: how far off the time may be.
     """
 
     steps: Steps
@@ -56,6 +60,7 @@ class Forecast:
     peaks: dict[str, int] = field(default_factory=dict)
     disk: int = 0
     room: int = 0
+    error: float = TIME_ERROR
 
     def spend(self, phase: str, seconds: float, cpu_seconds: float) -> None:
         before = self.seconds.get(phase, (0.0, 0.0))
@@ -78,7 +83,7 @@ class Forecast:
             "time": {
                 "seconds": clock,
                 "cpu_seconds": cpu,
-                "error": TIME_ERROR,
+                "error": self.error,
                 "phases": {name: spent[0] for name, spent in self.seconds.items()},
                 "probes": len(self.steps.probes),
             },
@@ -119,8 +124,13 @@ def forecast(prepared: Prepared, job: Job) -> Forecast:
     prepared.adopt(job)
     prepared.notices.extend(step.notices)
     head = _head(job, room) if job.config.head_first else None
-    found = Forecast(probe_steps(step, room), room=room)
-    answers = _answers(prepared, job)  # behind the steps, when as much is held as at the end of a run
+    if hasattr(job.objective, "measure"):  # it learns from what it answers
+        steps, notice = probe_draws(step)
+        prepared.notices.append(notice)
+        found = Forecast(steps, room=room, error=DRAWN_ERROR)
+    else:
+        found = Forecast(probe_steps(step, room), room=room)
+    answers = _answers(prepared, step)  # behind the steps, when as much is held as at the end of a run
     found.hold("loading", loaded)
     for before in (True, False) if prepared.recipe.evaluation.before else (False,):
         name = "answers before" if before else "answers after"
@@ -151,7 +161,10 @@ class Answers:
         return self.passes[0] + self.generated[before][0], self.passes[1] + self.generated[before][1]
 
 
-def _answers(prepared: Prepared, job: Job) -> Answers:
+def _answers(prepared: Prepared, step: Step) -> Answers:
+    job = step.job
+    if hasattr(job.objective, "measure"):
+        return _drawn(prepared, step)
     model, device, names = prepared.model, job.device, prepared.evaluation_sets()
     sets = [prepared.examples(name) for name in names] or [list(job.train[:64])]
     budget = micro_batch_tokens(job.config, device)
@@ -170,6 +183,16 @@ def _answers(prepared: Prepared, job: Job) -> Answers:
             costs.append(cost)
     total = sum(s for s, _ in seconds), sum(c for _, c in seconds)
     return Answers(rates, total, generated, max(cost.peak for cost in costs))
+
+
+def _drawn(prepared: Prepared, step: Step) -> Answers:
+    """What it costs to measure a policy: answers to the prompts, and what these get."""
+    sets = [prepared.examples(name) for name in prepared.evaluation_sets()]
+    probe, cost = probe_measuring(step, [e for one in sets for e in one] or step.job.train)
+    rates, nothing = Rates.of([probe]), (0.0, 0.0)
+    seconds = [rates.spend(evaluation_work(examples)) for examples in sets]
+    total = sum(s for s, _ in seconds), sum(c for _, c in seconds)
+    return Answers(rates, total, {True: nothing, False: nothing}, cost.peak)
 
 
 def _generated(prepared: Prepared, name: str, device: Any) -> Iterator[tuple[bool, tuple[float, float], Cost]]:

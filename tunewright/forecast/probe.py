@@ -102,7 +102,7 @@ def probe_steps(step: Step, room: int) -> Steps:
 
     take(order[0])  # pays for what all later steps use, as does what is filled for it
     small = take(order[0])
-    fixed = before + _state_bytes(step)
+    fixed = before + state_bytes(step)
     per_position = max(0.0, (small.cost.peak - fixed) / small.work.largest)
     largest = max(works, key=lambda work: work.largest).largest
     probes, began = [small], time.perf_counter()
@@ -155,7 +155,7 @@ def _answer_kept(step: Step, number: int) -> Probe:
     return Probe(work_of(job, rows, step.budget), 0, cost)
 
 
-def _state_bytes(step: Step) -> int:
+def state_bytes(step: Step) -> int:
     """Of gradients, and of what the optimizer and an average keep beside the weights."""
     weights = sum(p.nbytes for p in step.state.parameters.values())
     kept = sum(t.nbytes for name, t in step.state.tensors().items() if name.startswith(("optimizer/", "average/")))

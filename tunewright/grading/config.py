@@ -11,7 +11,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from keyword import iskeyword
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, TypeAdapter, field_validator, model_validator
 from pydantic.functional_validators import AfterValidator
@@ -25,6 +25,7 @@ Models = Mapping[str, Callable[..., Any]]
 """{"embed": texts → vectors, "score_model": its config → Reward, …}: only those that the graders need."""
 Template = Annotated[str, AfterValidator(templates.check)]
 Text = Annotated[str, Field(min_length=1)]
+NAMED = "what it is called in figures and curves"
 
 
 class GraderBase(BaseModel):
@@ -56,7 +57,7 @@ class StringCheck(GraderBase):
     """1 where a text and its reference agree, else 0. White space counts."""
 
     type: Literal["string_check"] = "string_check"
-    name: Text = "string_check"
+    name: Text = Field("string_check", description=NAMED)
     input: Template = Field(description="the text, often {{ sample.output_text }}")
     reference: Template = Field(description="what it is compared to, e.g. {{ item.answer }}")
     operation: Literal["eq", "ne", "like", "ilike"] = Field(
@@ -79,7 +80,7 @@ class TextSimilarity(GraderBase):
     """How alike a text and its reference are, from 0 to 1; see `similarity.py`."""
 
     type: Literal["text_similarity"] = "text_similarity"
-    name: Text = "text_similarity"
+    name: Text = Field("text_similarity", description=NAMED)
     input: Template = Field(description="the text, often {{ sample.output_text }}")
     reference: Template = Field(description="what it is compared to, e.g. {{ item.answer }}")
     evaluation_metric: similarity.Metric = Field(description="by what they are compared; cosine needs an embedder")
@@ -110,7 +111,7 @@ class Length(GraderBase):
     """1 where an answer has `min` to `max` tokens; beyond, it falls to 0 in a straight line over `slack` tokens."""
 
     type: Literal["length"] = "length"
-    name: Text = "length"
+    name: Text = Field("length", description=NAMED)
     min: int = Field(0, ge=0, description="fewest tokens of a full reward")
     max: int | None = Field(None, ge=0, description="most tokens of a full reward; none: as many as there are")
     slack: int = Field(0, ge=0, description="tokens too many or too few at which the reward is 0; 0: at the first")
@@ -136,7 +137,7 @@ class Pattern(GraderBase):
     """1 where a regular expression, as Python's `re` reads it, matches the answer, else 0; or the other way round."""
 
     type: Literal["pattern"] = "pattern"
-    name: Text = "pattern"
+    name: Text = Field("pattern", description=NAMED)
     pattern: Text = Field(description="a regular expression; with (?s) the dot matches line breaks too")
     match: Literal["full", "search"] = Field("search", description="the whole answer matches, or some part of it")
     forbidden: bool = Field(False, description="the reward is 1 where the answer does not match")
@@ -160,7 +161,7 @@ class Python(GraderBase):
     """A function of the user: it is given a list of samples, and returns a list with a number for each."""
 
     type: Literal["python"] = "python"
-    name: Text = "python"
+    name: Text = Field("python", description=NAMED)
     function: str = Field(description="path/to/file.py:name or package.module:name; it is run", json_schema_extra=LOCAL)
 
     @model_validator(mode="before")
@@ -229,7 +230,7 @@ class ScoreModel(Asking):
     """A language model answers messages about the sample with a number."""
 
     type: Literal["score_model"] = "score_model"
-    name: Text = "score_model"
+    name: Text = Field("score_model", description=NAMED)
     input: list[Message] = Field(min_length=1, description="what the model is asked")
     model: Text = Field(description="the model that grades")
     range: tuple[FiniteFloat, FiniteFloat] = Field((0.0, 1.0), description="smallest and largest score")
@@ -260,7 +261,7 @@ class RewardModel(Asking):
     """The number that a trained reward model gives."""
 
     type: Literal["reward_model"] = "reward_model"
-    name: Text = "reward_model"
+    name: Text = Field("reward_model", description=NAMED)
     run: Text = Field(description="a run or a model's folder", json_schema_extra=LOCAL)
 
 
@@ -268,7 +269,7 @@ class Classifier(Asking):
     """How probable a class is, as a classifier says."""
 
     type: Literal["classifier"] = "classifier"
-    name: Text = "classifier"
+    name: Text = Field("classifier", description=NAMED)
     run: Text = Field(description="a run or a model's folder", json_schema_extra=LOCAL)
     label: Text = Field(description="the class whose probability is the reward")
     input: Literal["answer", "both"] = Field("answer", description="what it reads: the answer, or prompt and answer")
@@ -281,7 +282,7 @@ class Rules(Asking):
     """
 
     type: Literal["rules"] = "rules"
-    name: Text = "rules"
+    name: Text = Field("rules", description=NAMED)
     run: Text = Field(description="a classifier that is told the rule", json_schema_extra=LOCAL)
     rules: list[Text] = Field(min_length=1, description="the rules, each a plain sentence")
     violated: Text = Field("yes", description="the class that says that the rule is broken")
@@ -297,7 +298,7 @@ class Multi(GraderBase):
     """A formula over the numbers that other graders give."""
 
     type: Literal["multi"] = "multi"
-    name: Text = "multi"
+    name: Text = Field("multi", description=NAMED)
     graders: dict[str, Single] = Field(min_length=1, description="graders by the names that the formula uses, or one")
     calculate_output: str = Field(description="the formula, e.g. 0.7 * exact + 0.3 * similar; see formula.py")
 
@@ -354,6 +355,10 @@ class Multi(GraderBase):
 
 Grader = Annotated[Single | Multi, Field(discriminator="type")]
 GRADER: TypeAdapter[Grader] = TypeAdapter(Grader)
+GRADERS: dict[str, type[GraderBase]] = {
+    each.model_fields["type"].default: each for each in (*get_args(get_args(Single)[0]), Multi)
+}
+"""By their types."""
 
 
 def check_items(graders: Iterable[GraderBase], items: Iterable[tuple[str, Mapping[str, Any]]]) -> None:

@@ -38,6 +38,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
 """Which algorithms an option is for."""
 
 BROKEN = "broken/"
+LONGEST_QUOTE = 300  # characters of a prompt, its last ones
 SHOWN = 2  # answers that a line of metrics.jsonl quotes
 
 
@@ -196,7 +197,8 @@ class RL(Objective):
         if self.updates > 1 or (self.kl_coefficient and self.algorithm != "grpo"):
             found = _each(found, "old", learner.nll(found, self.temperature))
         shown = zip(prompts[:SHOWN], sampled, found, strict=False)
-        learner.note("samples", [_quoted(prompt, answers[0].answer.text, one) for prompt, answers, one in shown])
+        quoted = [_quoted(learner, prompt, answers[0].answer.text, one) for prompt, answers, one in shown]
+        learner.note("samples", quoted)
         return found, sampled
 
     def _key(self, name: str) -> str:
@@ -340,8 +342,10 @@ def _each(examples: Sequence[Example], name: str, values: Sequence[Sequence[np.n
     return [fixing(e, **{name: own}) for e, own in zip(examples, values, strict=True)]
 
 
-def _quoted(prompt: Example, answer: str, one: Example) -> dict[str, Any]:
-    return {"prompt": prompt.source, "answer": answer, "reward": float(one.parts[0].fixed["reward"])}
+def _quoted(learner: Learner, prompt: Example, answer: str, one: Example) -> dict[str, Any]:
+    asked = learner.model.processor.decode(prompt.inputs["input_ids"], skip_special_tokens=True)[-LONGEST_QUOTE:]
+    reward = float(one.parts[0].fixed["reward"])
+    return {"prompt": prompt.source, "asked": asked, "answer": answer, "reward": reward}
 
 
 def _as_prior(row: Example, like: Example) -> Example:

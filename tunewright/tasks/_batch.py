@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -72,6 +73,8 @@ class Predictions:
     preference: `score_S` of each answer to N prompts, the best of a prompt first, `element_S` the number of its prompt,
         `length_S` its length; of a language model the score is a log-likelihood, and `start_S` that at the run's start.
     rated: the same of one answer to each of N prompts, with `good_S`: whether it is good.
+    reward: of an answer that was drawn to each of N prompts its text, and by name [N] each what it got: `reward`, the
+        parts of it, `kl` from the run's start in nats, `length` in tokens.
     """
 
     kind: str
@@ -86,6 +89,8 @@ class Predictions:
     length_S: np.ndarray | None = None
     start_S: np.ndarray | None = None
     good_S: np.ndarray | None = None
+    told: Mapping[str, np.ndarray] | None = None
+    answers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

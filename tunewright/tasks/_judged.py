@@ -15,11 +15,45 @@ import numpy as np
 from tunewright.data.batches import Example
 from tunewright.data.groups import element
 from tunewright.data.kinds import Completion, Conversation, Ranking
-from tunewright.data.messages import text_of
+from tunewright.data.messages import check_prompt, text_of
 from tunewright.data.render import Renderer
 from tunewright.data.rendered import Rendered
+from tunewright.data.texts import HALF, is_whole
+from tunewright.errors import DataError
 from tunewright.tasks._answers import answer_tokens, answers_of, fit_answers, judged
 from tunewright.tasks.base import Encoded, Model
+
+REWARD = ["reward"]
+"""The labels of a model that says one number, how good an answer is."""
+
+
+def rankings_of(given: Sequence[Any]) -> list[Ranking]:
+    """Pairs of a prompt (a text or messages) and an answer as rows. Raises DataError that names each that is none."""
+    faults = [f"texts[{i}] {fault}" for i, pair in enumerate(given) if (fault := _fault(pair))]
+    if faults:
+        raise DataError("Of answers to prompts a reward model says how good they are:", faults)
+    answers: list[Any] = [_answered(prompt, answer, f"texts[{i}]") for i, (prompt, answer) in enumerate(given)]
+    return [Ranking((answer,), answer.source) for answer in answers]
+
+
+def _fault(pair: Any) -> str:
+    if not (isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[1], str)):
+        return f"is {pair!r:.80}: give (prompt, answer) for each, or a text for each"
+    if not pair[1].strip():
+        return "has an empty answer"
+    if not isinstance(pair[0], str):
+        try:
+            check_prompt(pair[0])
+        except DataError as error:
+            return str(error)
+    return "" if is_whole(pair) else HALF
+
+
+def _answered(prompt: str | list[dict[str, Any]], answer: str, source: str) -> Completion | Conversation:
+    if isinstance(prompt, str):
+        return Completion(prompt, answer, source)
+    before = [{**message, **({"weight": 0} if message["role"] == "assistant" else {})} for message in prompt]
+    return Conversation([*before, {"role": "assistant", "content": answer}], None, source)
 
 
 def reads_as_generated(model: Model) -> bool:

@@ -16,7 +16,7 @@ from tunewright.data.templates import ensure_chat_template
 from tunewright.data.texts import check_texts
 from tunewright.errors import DataError
 from tunewright.tasks._classification import Classification
-from tunewright.tasks._judged import encode_rankings, reads_as_generated
+from tunewright.tasks._judged import REWARD, encode_rankings, rankings_of, reads_as_generated
 from tunewright.tasks._logits import in_full
 from tunewright.tasks._pretrained import load_tokenizer, max_length
 from tunewright.tasks.base import Batch, Encoded, Model, Predictions
@@ -105,12 +105,25 @@ class TextClassification(Classification):
         return {"text": given}
 
     def classify(self, model: Model, given: Sequence[str | tuple[str, str]]) -> tuple[Predictions, set[int]]:
+        if self.labels == REWARD and any(isinstance(one, tuple) for one in given):
+            return self._rewards(model, given), set()
         check_texts(given)
         pairs = [text if isinstance(text, tuple) else (text, None) for text in given]
         records = [Labelled(a, None, f"text {i}", text_pair=b) for i, (a, b) in enumerate(pairs, 1)]
         self.refuse_unreadable(model, records, "text")
         encoded = self.encode(model, records, DataConfig(train="-", overlength="truncate"))
         return self.predict(model, encoded.examples), {int(s.split()[-1]) - 1 for s in encoded.overlength.truncated}
+
+    def _rewards(self, model: Model, given: Sequence[Any]) -> Predictions:
+        """What a reward model says of answers to prompts, [N, 1]: fed as in training. Raises DataError."""
+        encoded = self.encode(model, rankings_of(given), DataConfig(train="-", overlength="truncate_prompt"))
+        if len(encoded.examples) < len(given):
+            fit = {e.source for e in encoded.examples}
+            lost = [f"texts[{i}] has an answer that is longer than the model can read" for i in range(len(given))]
+            raise DataError("These cannot be scored:", [s for s in lost if s.split()[0] not in fit])
+        score_S = self.predict(model, encoded.examples).score_S
+        assert score_S is not None
+        return Predictions("regression", [e.source for e in encoded.examples], output_NC=score_S[:, None])
 
 
 TASK = TextClassification
