@@ -51,7 +51,11 @@ class Rows:
 
 
 def read_rows(recipe: Recipe) -> Rows:
-    """Read every set. The faults of all files come in one DataError."""
+    """Read every set. The faults of all files come in one DataError.
+
+    Raises RecipeError before that, where the objective is not for the task.
+    """
+    _refuse_other_task(recipe)
     data, seed, kinds = recipe.data, recipe.training.seed, wanted_kinds(recipe)
     if data.labeling and "classification" not in recipe.objective.reads:
         raise RecipeError(
@@ -140,6 +144,13 @@ def _told_task(base: str) -> str | None:
         return None
 
 
+def _refuse_other_task(recipe: Recipe) -> None:
+    """Raises RecipeError where the objective is not for the task that the recipe names."""
+    objective, name = recipe.objective, recipe.task
+    if objective.tasks and name not in ("auto", *objective.tasks):
+        raise RecipeError(f"objective: {objective.type} is for {' and '.join(objective.tasks)}, not for {name}.")
+
+
 def _refuse_other_images(name: str, recipe: Recipe, rows: Records) -> None:
     """Classes for a base that makes images of captions, and captions for one that classifies. Raises RecipeError."""
     base, told = recipe.base, _told_task(recipe.base)
@@ -162,8 +173,6 @@ def choose_task(recipe: Recipe, rows: Records) -> tuple[Task, list[str]]:
         raise RecipeError(_other_objective(objective, rows.kind))
     if name == "auto" and len(objective.tasks) == 1:
         name = objective.tasks[0]
-    if objective.tasks and name not in objective.tasks:
-        raise RecipeError(f"objective: {objective.type} is for {' and '.join(objective.tasks)}, not for {name}.")
     if name == "auto":
         name = task_of_rows(rows.kind) or infer_task(recipe.base)
         notices.append(f"Task: {name} (the rows are {rows.kind} rows).")

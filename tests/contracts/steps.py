@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,12 @@ import torch
 from tunewright.engine.job import Job
 from tunewright.engine.learner import Learner, begin
 from tunewright.engine.loop import Step
+from tunewright.engine.processes import Processes
 from tunewright.engine.state import TrainState
 from tunewright.methods.base import enter_training
 from tunewright.prepare import Prepared, prepare
 from tunewright.recipe import make_recipe
+from tunewright.run import make_job
 
 ALL = 10**6  # positions: everything in one forward pass
 NOWHERE = Path("/nonexistent")  # a run from a plain base writes no start
@@ -48,10 +51,8 @@ def moved(ready: Prepared, by: float = 0.02, dtype: torch.dtype = torch.float64)
 def job_of(ready: Prepared, **training: Any) -> Job:
     recipe = ready.recipe
     config = recipe.training.model_copy(update=training)
-    return Job(
-        ready.model, recipe.method, recipe.objective, config, ready.examples("train"), ready.examples("validation"),
-        NOWHERE, ready.device, ready.precision,
-    )  # fmt: skip
+    decided = replace(ready, recipe=recipe.model_copy(update={"training": config}), notices=[])
+    return make_job(decided, NOWHERE, Processes())
 
 
 def gradient(ready: Prepared, budget: int = ALL, **training: Any) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
@@ -61,7 +62,7 @@ def gradient(ready: Prepared, budget: int = ALL, **training: Any) -> tuple[dict[
     step.budget = budget
     ready.model.module.to(dtype)  # a run trains in fp32; see `moved`
     ready.model.module.zero_grad(set_to_none=True)
-    examples = job.objective.prepare(step.learner, job.train)
+    examples = job.objective.prepare(step.learner, job.train, 0)
     enter_training(ready.model, ready.recipe.method)
     terms = step._accumulate(examples, job.objective.counts(examples))
     return terms, {n: p.grad.clone() for n, p in step.state.parameters.items() if p.grad is not None}

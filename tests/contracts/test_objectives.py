@@ -20,11 +20,13 @@ from tests.tiny import (
     labelled,
     pictures,
     preferences,
+    prompts,
     rankings,
     rated,
     rows_for,
     words,
 )
+from tests.tiny import objective as configured
 from tunewright.data.kinds import KINDS
 from tunewright.errors import RecipeError, TunewrightError
 from tunewright.objectives import OBJECTIVES
@@ -46,7 +48,7 @@ OF_KIND: dict[str, tuple[Callable[[int], list[dict[str, Any]]], str]] = {
     "captioned_image": (captioned, "sdxl"),
     "preference": (preferences, "llama"),
     "rated": (rated, "llama"),
-    "prompt": (lambda count: [{"prompt": words(i, 9)} for i in range(count)], "llama"),
+    "prompt": (prompts, "llama"),
 }
 
 
@@ -135,7 +137,9 @@ PAIRS = [(name, task) for name, objective in OBJECTIVES.items() for task in obje
 
 @pytest.mark.parametrize(("objective", "task"), PAIRS)
 def test_forward_passes_of_any_size_give_the_same_step(objective: str, task: str, tiny_base: Any) -> None:
-    ready = prepared(tiny_base(BASES[task]), rows_for(task, objective=objective), method=FULL, objective=objective)
+    ready = prepared(
+        tiny_base(BASES[task]), rows_for(task, objective=objective), method=FULL, objective=configured(objective)
+    )
     if objective != "supervised":
         moved(ready)
     assert_same(gradient(ready), gradient(ready, budget=20))
@@ -144,7 +148,9 @@ def test_forward_passes_of_any_size_give_the_same_step(objective: str, task: str
 @pytest.mark.parametrize(("objective", "task"), [(o, t) for o in OBJECTIVES for t in MODULES if (o, t) not in PAIRS])
 def test_another_task_is_refused(objective: str, task: str, tiny_base: Any) -> None:
     with pytest.raises(RecipeError, match=f"objective: {objective} is for {OBJECTIVES[objective].tasks[0]}, not"):
-        prepared(tiny_base(BASES[task]), rows_for(task, objective=objective), objective=objective, task=task)
+        prepared(
+            tiny_base(BASES[task]), rows_for(task, objective=objective), objective=configured(objective), task=task
+        )
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
@@ -152,13 +158,15 @@ def test_another_task_is_refused(objective: str, task: str, tiny_base: Any) -> N
 def test_rows_that_an_objective_cannot_learn_from_are_refused_with_the_one_that_can(
     objective: str, kind: str, tiny_base: Any
 ) -> None:
-    if kind in OBJECTIVES[objective].reads:
+    """Whoever wants prompts takes them from any row that has one; of conversations one that ends with a question."""
+    prompting = OBJECTIVES[objective].reads == ("prompt",)
+    if kind in OBJECTIVES[objective].reads or (prompting and "prompt" in OF_KIND[kind][0](1)[0]):
         return
     others = [name for name, one in OBJECTIVES.items() if kind in one.reads]
     rows, base = OF_KIND[kind]
     told = {"rated": "rated", "prompt": "prompt"}  # rows that are read so only where they are wanted
-    with pytest.raises(TunewrightError, match=f"Set objective: {' or '.join(others)}" if others else kind):
-        prepared(tiny_base(base), rows(6), objective=objective, data={"format": told.get(kind, "auto")})
+    with pytest.raises(TunewrightError, match=f"Set objective: {' or '.join(others)}|ends with an answer"):
+        prepared(tiny_base(base), rows(6), objective=configured(objective), data={"format": told.get(kind, "auto")})
 
 
 @pytest.mark.parametrize("case", SPECIAL_CASES.values(), ids=SPECIAL_CASES)

@@ -179,7 +179,7 @@ def test_gradients_are_finite_differences(loss: str, tiny_base: Any) -> None:
 
 def fixed(ready: Prepared) -> Sequence[Example]:
     """The rows of a step with all that is fixed of them."""
-    return ready.recipe.objective.prepare(Learner(job_of(ready)), ready.examples("train"))
+    return ready.recipe.objective.prepare(Learner(job_of(ready)), ready.examples("train"), 0)
 
 
 def assert_derived(ready: Prepared, examples: Sequence[Example], terms: Any, step: float = 1e-5) -> None:
@@ -272,7 +272,9 @@ def test_sharing_in_half_precision(kind: str, attention: str, weights: torch.dty
     exact = gradient(ready)[0]["loss"]
     ready.model.module.to(weights)
     task, module, rows = ready.model.task, ready.model.module, ready.examples("train")
-    assert task.shares(ready.model, apart(ready).examples("train"))  # type: ignore[attr-defined]
+    job = job_of(apart(ready))
+    job.precision = "bf16"
+    assert Learner(job).shares
     with computing("bf16", torch.device("cpu")):
         terms = ready.recipe.objective.terms(task, module, task.collate(rows))
     terms["loss"].total.backward()

@@ -13,11 +13,13 @@ from sklearn.utils.class_weight import compute_class_weight
 
 from tests.contracts.steps import gradient, likelihood, prepared
 from tests.tiny import completions, labelled
+from tests.tiny import objective as configured
 from tunewright.data.batches import Example
 from tunewright.data.groups import element
 from tunewright.errors import RecipeError
 from tunewright.objectives import OBJECTIVES, Supervised
 from tunewright.objectives.supervised import class_weights
+from tunewright.recipe import make_recipe
 
 
 def example(target: Any, weight: Any) -> Example:
@@ -43,9 +45,9 @@ def test_named_weights_and_a_name_that_nobody_has() -> None:
 )
 def test_counts_of_disjoint_rows_add_up(name: str, weights: list[list[float]]) -> None:
     """Or else a step could not be cut into forward passes."""
-    objective = OBJECTIVES[name]()
+    objective = make_recipe({"base": "-", "data": "-", "objective": configured(name)}).objective
     rows = [example([0] * len(w), w) for w in weights]
-    if "preference" in objective.reads:
+    if name != "supervised":
         rows = [element([row, row], "row") for row in rows]
     whole, first, rest = (objective.counts(part) for part in (rows, rows[:1], rows[1:]))
     assert whole == {key: first[key] + rest[key] for key in whole}

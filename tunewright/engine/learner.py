@@ -55,7 +55,8 @@ class Learner:
         rows = sorted(job.train, key=lambda e: e.length)[:2]
         two = [e if e.parts else _with_answers(e) for e in rows]
         with computing(job.precision, job.device):
-            shared: bool = task.shares(self.model, two, max(e.length for e in job.train) + free)
+            longest = max(part.length for e in job.train for part in (e.parts or (e,)))
+            shared: bool = task.shares(self.model, two, longest + free)
         return shared
 
     @property

@@ -32,6 +32,9 @@ __all__ = [
 SMALLEST_PROBABILITY = float(np.finfo(np.float32).tiny)
 """Stands for a probability that rounded to 0, so that one row cannot make the loss infinite: -ln of it is 87.3."""
 
+ROUNDING = 1e-6
+"""Likelihoods that differ by less, relative to their size, are the same in fp32: nothing was gained."""
+
 LARGEST_CONFUSION = 100
 """More labels than this have no confusion matrix: nobody reads 10,000 cells, but all who open run.json load them."""
 
@@ -159,7 +162,8 @@ def preference(
     if per_length:
         metrics["accuracy_per_token"] = right(score / length)
     if start_S is not None:
-        gain = score - _finite(start_S)
+        start = _finite(start_S)
+        gain = np.where(np.isclose(score, start, rtol=ROUNDING, atol=0), 0.0, score - start)
         metrics = {"reward_accuracy": right(gain), **metrics}
         metrics["reward_margin"] = mean(_by_prompt(gain[better] - gain[worse], prompt))
     metrics["longer_is_better"] = right(length)
@@ -216,7 +220,9 @@ def rated(
 
     metrics = {"auc": told(score), "auc_per_token": told(score / length)}
     if start_N is not None:
-        metrics = {"reward_auc": told(score - _finite(start_N)), **metrics}
+        start = _finite(start_N)
+        gain = np.where(np.isclose(score, start, rtol=ROUNDING, atol=0), 0.0, score - start)
+        metrics = {"reward_auc": told(gain), **metrics}
     return _scores({**metrics, "auc_of_length": told(length)}, primary=next(iter(metrics)))
 
 
