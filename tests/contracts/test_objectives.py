@@ -14,13 +14,13 @@ from tests.contracts.steps import assert_same, gradient, likelihood, moved, prep
 from tests.contracts.test_methods import KINDS_OF
 from tests.tiny import (
     DECODERS,
+    asked,
     captioned,
     chats,
     completions,
     labelled,
     pictures,
     preferences,
-    prompts,
     rankings,
     rated,
     rows_for,
@@ -48,7 +48,7 @@ OF_KIND: dict[str, tuple[Callable[[int], list[dict[str, Any]]], str]] = {
     "captioned_image": (captioned, "sdxl"),
     "preference": (preferences, "llama"),
     "rated": (rated, "llama"),
-    "prompt": (prompts, "llama"),
+    "prompt": (asked, "llama"),
 }
 
 
