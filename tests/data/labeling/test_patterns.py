@@ -65,6 +65,9 @@ def test_votes_are_those_of_re(written: list[tuple[str, int]], texts: list[str])
     "pattern, flags, text",
     [
         ("i", re.IGNORECASE, "\u0130"),
+        ("$\n", 0, "\n"),
+        ("(?:b|a$)\n", 0, "a\n"),
+        ("(?:b|a$)", 0, "a\n"),
         ("k", re.IGNORECASE, "\u212a"),
         ("s", re.IGNORECASE, "\u017f"),
         (r"\d", 0, "\u0660"),

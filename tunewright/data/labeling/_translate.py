@@ -38,7 +38,7 @@ def translate(pattern: re.Pattern[str], ascii_only: bool) -> Translated:
         ascii_only: whether the texts are of ASCII alone: then words and cases are what RE2 takes them for.
     """
     writer = _Writer(ascii_only)
-    written = writer.sequence(parser.parse(pattern.pattern, pattern.flags & ~re.DEBUG), pattern.flags)
+    written = writer.sequence(parser.parse(pattern.pattern, pattern.flags & ~re.DEBUG), pattern.flags, last=True)
     return Translated(written, writer.exact)
 
 
@@ -46,10 +46,13 @@ class _Writer:
     def __init__(self, ascii_only: bool) -> None:
         self.ascii_only, self.exact = ascii_only, True
 
-    def sequence(self, nodes: Iterable[Any], flags: int) -> str:
-        return "".join(self.node(name, value, flags) for name, value in nodes)
+    def sequence(self, nodes: Iterable[Any], flags: int, last: bool = False) -> str:
+        """Args: last: whether nothing comes behind these nodes."""
+        listed = list(nodes)
+        end = len(listed) - 1
+        return "".join(self.node(name, value, flags, last and i == end) for i, (name, value) in enumerate(listed))
 
-    def node(self, name: Any, value: Any, flags: int) -> str:
+    def node(self, name: Any, value: Any, flags: int, last: bool) -> str:
         if name is op.LITERAL:
             return self.characters([(name, value)], flags)
         if name is op.NOT_LITERAL:
@@ -59,15 +62,15 @@ class _Writer:
         if name is op.ANY:
             return "(?s:.)" if flags & re.DOTALL else r"[^\n]"
         if name is op.BRANCH:
-            return f"(?:{'|'.join(self.sequence(branch, flags) for branch in value[1])})"
+            return f"(?:{'|'.join(self.sequence(branch, flags, last) for branch in value[1])})"
         if name is op.SUBPATTERN:
             _, added, removed, inner = value
-            return f"(?:{self.sequence(inner, (flags | added) & ~removed)})"
+            return f"(?:{self.sequence(inner, (flags | added) & ~removed, last)})"
         if name in (op.MAX_REPEAT, op.MIN_REPEAT):
             low, high, inner = value
             return self.repeated(low, high, inner, flags)
         if name is op.AT:
-            return self.place(value, flags)
+            return self.place(value, flags, last)
         return self.wider(name, value, flags)
 
     def characters(self, items: Any, flags: int) -> str:
@@ -86,7 +89,7 @@ class _Writer:
             low, high = min(low, MOST), op.MAXREPEAT
         return f"{written}{{{low},{'' if high is op.MAXREPEAT else high}}}"
 
-    def place(self, where: Any, flags: int) -> str:
+    def place(self, where: Any, flags: int, last: bool) -> str:
         several = flags & re.MULTILINE
         if where is op.AT_BEGINNING_STRING or (where is op.AT_BEGINNING and not several):
             return r"\A"
@@ -96,8 +99,10 @@ class _Writer:
             return r"\z"
         if where is op.AT_END and several:
             return "(?m:$)"
-        if where is op.AT_END:  # or in front of a last line break, which `exact` leaves out
-            return r"\z" if self.ascii_only else r"(?:\n?\z)"
+        if where is op.AT_END and self.ascii_only:  # or in front of a last line break, which `exact` leaves out
+            return r"\z"
+        if where is op.AT_END and last:  # else what comes behind it could be that line break
+            return r"(?:\n?\z)"
         if self.ascii_only and where is op.AT_BOUNDARY:
             return r"\b"
         if self.ascii_only and where is op.AT_NON_BOUNDARY:
