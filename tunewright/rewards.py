@@ -14,7 +14,7 @@ from tunewright.artifacts.load import load
 from tunewright.artifacts.sentences import sentence_encoder
 from tunewright.data.config import DataConfig
 from tunewright.data.kinds import Completion, Conversation, Prompt, Ranking
-from tunewright.data.messages import text_of
+from tunewright.data.messages import text_of, untrained
 from tunewright.engine.device import pick_device
 from tunewright.engine.job import Rewards
 from tunewright.errors import BaseModelError, DataError, RecipeError
@@ -23,7 +23,7 @@ from tunewright.labeling import classifier
 from tunewright.tasks._values import new_critic
 from tunewright.tasks.base import Drawn, Model
 
-NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)")
+NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
 LONGEST_SCORE = 16
 """Tokens of a judge's answer, unless its sampling parameters say otherwise."""
 JUDGED = DataConfig(train="-", overlength="truncate_prompt")
@@ -55,9 +55,15 @@ def try_out(rewards: Rewards) -> None:
 def _scored(name: str, reward: Reward, samples: Sequence[Sample]) -> dict[str, list[float]]:
     if not isinstance(reward, Broken):
         return {name: checked(name, reward, samples)}
-    broken = reward.rules(samples)
+    broken: dict[str, np.ndarray] = {}
+
+    def total(given: Sequence[Sample]) -> list[float]:
+        broken.update(reward.rules(given))
+        return reward.total(broken)
+
+    scored = checked(name, total, samples)
     each = {f"{name}/{rule}": values.tolist() for rule, values in broken.items()}
-    return {name: checked(name, lambda _: reward.total(broken), samples), **each}
+    return {name: scored, **each}
 
 
 def _sample(row: Prompt, answer: Any) -> Sample:
@@ -104,7 +110,7 @@ def _judged(sample: Sample) -> tuple[Completion] | tuple[Conversation]:
     if sample.messages is None:
         return (Completion(sample.prompt, text, ""),)
     messages, tools = sample.messages
-    context = [{**message, **({"weight": 0} if message["role"] == "assistant" else {})} for message in messages]
+    context = [untrained(message) for message in messages]
     return (Conversation([*context, {"role": "assistant", "content": text}], tools, ""),)
 
 
@@ -125,12 +131,14 @@ class Broken:
     def rules(self, samples: Sequence[Sample]) -> dict[str, np.ndarray]:
         """How probable it is that each sample breaks a rule, [S] by rule."""
         config = self.config
-        asked = [(sample.text, rule) for rule in config.rules for sample in samples]
+        said = [f"{s.prompt}\n{s.text}" if config.input == "both" else s.text for s in samples]
+        asked = [(text, rule) for rule in config.rules for text in said]
         found = [_probability(one, config.violated, config.run) for one in self.ask(asked)]
         return dict(zip(config.rules, np.array(found).reshape(len(config.rules), -1), strict=True))
 
     def total(self, broken: Mapping[str, np.ndarray]) -> list[float]:
-        return [-float(one) for one in np.sum(list(broken.values()), axis=0)]
+        costs = [self.config.cost(rule) for rule in broken]
+        return [-float(one) for one in np.dot(costs, list(broken.values()))]
 
     def __call__(self, samples: Sequence[Sample]) -> list[float]:
         return self.total(self.rules(samples))

@@ -189,7 +189,7 @@ def test_code_runs_when_the_reward_is_made_and_not_when_a_recipe_is_read(tmp_pat
 def test_python_that_throws_is_named(tmp_path: Path) -> None:
     (tmp_path / "r.py").write_text(CODE)
     fails = reward({"type": "python", "function": f"{tmp_path / 'r.py'}:fails"})
-    with pytest.raises(DataError, match="The reward mine fails with ZeroDivisionError: division by zero") as caught:
+    with pytest.raises(DataError, match=r"The reward mine fails with ZeroDivisionError.*: division by zero") as caught:
         checked("mine", fails, [sample("x", zero=0)])
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
 

@@ -315,5 +315,5 @@ def test_rated_rows_are_for_kto(tiny_base: Any) -> None:
 
 def test_kto_needs_two_prompts(tiny_base: Any) -> None:
     rows = [{**row, "prompt": "a fox "} for row in rated(4)]
-    with pytest.raises(RecipeError, match="train has one prompt"):
+    with pytest.raises(RecipeError, match="all rows have one prompt"):
         ready_with(tiny_base("llama"), rows, "kto")

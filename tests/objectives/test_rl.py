@@ -209,7 +209,7 @@ LOSSES: dict[str, dict[str, Any]] = {
     "grpo": {"kl_coefficient": 0.3, **TWICE},
     "grpo, clipped on one side": {"clip": 0.004, "clip_above": 0.02, "normalization": "token", **TWICE},
     "grpo by total": {"normalization": "total", "clip": 0.01, "kl_coefficient": 0.1, "temperature": 0.6, **TWICE},
-    "ppo": {"algorithm": "ppo", "clip": 0.01, "value_clip": 0.03, "value_coefficient": 0.4},
+    "ppo": {"algorithm": "ppo", "clip": 0.01, "value_clip": 0.03},
     "ppo by answers": {"algorithm": "ppo", "clip": 0.01, "normalization": "sequence", "samples": 3},
     "rloo": {"algorithm": "rloo", **TWICE, "clip": 0.01},
     "reinforce": {"algorithm": "reinforce", **TWICE, "temperature": 1.3},
@@ -238,7 +238,7 @@ def expected_terms(at: Scene, options: dict[str, Any]) -> dict[str, float]:
             kl.append(np.exp(apart) - apart - 1)
         if algorithm == "ppo":
             v, before, wanted = at.values(at.job.critic, part), of(part, "value"), of(part, "wanted")
-            near = np.clip(v, before - options.get("value_clip", 0.2), before + options.get("value_clip", 0.2))
+            near = np.clip(v, before - options.get("value_clip", np.inf), before + options.get("value_clip", np.inf))
             value.append(0.5 * np.maximum((v - wanted) ** 2, (near - wanted) ** 2))
 
     def mean(each: list[ARRAY]) -> float:
@@ -251,7 +251,7 @@ def expected_terms(at: Scene, options: dict[str, Any]) -> dict[str, float]:
         terms |= {"kl_loss": mean(kl), "loss": terms["loss"] + options["kl_coefficient"] * mean(kl)}
     if value:
         terms["value"] = float(np.concatenate(value).mean())
-        terms["loss"] += options.get("value_coefficient", 0.1) * terms["value"]
+        terms["loss"] += terms["value"]
     if options.get("prior"):
         rows = [p for e in at.found for p in e.parts if p.fixed.get("prior")]
         weights = np.concatenate([p.weight[p.weight > 0] for p in rows])

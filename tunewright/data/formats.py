@@ -139,7 +139,7 @@ FORMATS: dict[str, Format] = {
     "chat": Format(("messages",), ("tools", "functions"), _chat),
     "sharegpt": Format(("conversations",), ("system", "tools", "functions"), _sharegpt),
     "preference": Format(("chosen", "rejected"), ("prompt", "tools", "functions", "margin"), preference),
-    "ranking": Format(("prompt", "answers"), ("tools", "functions"), ranking),
+    "ranking": Format(("prompt", "answers"), ("tools", "functions", "margin"), ranking),
     "openai_preference": Format(("input", "preferred_output", "non_preferred_output"), (), openai_preference),
     "rated": Format(("prompt", "completion", "label"), ("tools", "functions"), rated, only_for="rated"),
     "prompt": Format(("prompt",), ("tools", "functions"), prompt, only_for="prompt"),

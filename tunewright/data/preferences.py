@@ -21,8 +21,7 @@ def preference(values: Values, source: str) -> Ranking:
     chosen, rejected, prompt = values["chosen"], values["rejected"], values.get("prompt")
     if isinstance(chosen, list) and isinstance(rejected, list) and not isinstance(prompt, list):
         prompt, chosen, rejected = _apart(prompt, chosen, rejected)
-    margin = 0.0 if values.get("margin") is None else check_weight(values["margin"], "margin")
-    return _ranked(values, prompt, {"chosen": chosen, "rejected": rejected}, source, margin)
+    return _ranked(values, prompt, {"chosen": chosen, "rejected": rejected}, source, _margin(values))
 
 
 def openai_preference(values: Values, source: str) -> Ranking:
@@ -39,7 +38,8 @@ def ranking(values: Values, source: str) -> Ranking:
     answers = values["answers"]
     if not isinstance(answers, list) or len(answers) < 2:
         raise DataError("answers must be a list of two or more, the best first")
-    return _ranked(values, values["prompt"], {f"answers[{i}]": one for i, one in enumerate(answers)}, source)
+    named = {f"answers[{i}]": one for i, one in enumerate(answers)}
+    return _ranked(values, values["prompt"], named, source, _margin(values))
 
 
 def rated(values: Values, source: str) -> Rated:
@@ -77,6 +77,10 @@ def _asked(messages: Any, values: Values, source: str) -> Prompt:
 
 def _item(values: Values) -> dict[str, Any]:
     return {name: value for name, value in values.items() if not isinstance(value, Picture)}
+
+
+def _margin(values: Values) -> float:
+    return 0.0 if values.get("margin") is None else check_weight(values["margin"], "margin")
 
 
 def _ranked(

@@ -1,4 +1,7 @@
-"""Ctrl-C and SIGTERM end a run after the step in progress, with a checkpoint; a second one ends it at once."""
+"""Ctrl-C and SIGTERM end a run after the step in progress, with a checkpoint; a second one ends it at once.
+
+So does a reward that cannot score an answer, with a checkpoint of the step before.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,14 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from tunewright.engine import checkpoint
+from tunewright.errors import DataError
+
+if TYPE_CHECKING:
+    from tunewright.engine.job import Job
+    from tunewright.engine.state import TrainState
 
 
 @contextmanager
@@ -28,3 +38,15 @@ def until_interrupted() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def kept_if_refused(job: Job, state: TrainState) -> Iterator[None]:
+    """Inside a step is taken. Where a reward cannot score its answers, the steps before it are kept by a checkpoint."""
+    try:
+        yield
+    except DataError:
+        state.step -= 1  # the weights have not moved yet
+        if job.processes.first and state.step:
+            checkpoint.write(job.folder / "checkpoints", state.step, state.tensors(), state.numbers())
+        raise

@@ -16,7 +16,7 @@ from tunewright.data.groups import ends_of
 from tunewright.engine.device import computing
 from tunewright.engine.job import Job
 from tunewright.engine.processes import Processes
-from tunewright.errors import MethodError
+from tunewright.errors import MethodError, RecipeError
 from tunewright.objectives._rollouts import answered, group
 from tunewright.objectives.base import Scored
 from tunewright.tasks.base import PASS, Batch, Model
@@ -160,6 +160,8 @@ class Learner:
 
 def begin(job: Job, learner: Learner) -> None:
     """Let the objective fix what the start of the run says of the rows, in place."""
+    if not job.objective.drops_out:
+        silence(job)
     if job.objective.needs_start:
         learner.hold_start()
     sets = job.objective.begin(learner, {"train": job.train, "validation": job.validation, **job.tests})
@@ -173,6 +175,23 @@ def _with_answers(prompt: Example) -> Example:
     """A prompt with two answers: its own last tokens, and the same the other way round."""
     tokens = prompt.inputs["input_ids"][-8:]
     return group([answered(prompt, tokens), answered(prompt, tokens[::-1])], prompt.source)
+
+
+def silence(job: Job) -> None:
+    """Switch off all dropout of the model. Raises RecipeError where the method was asked to add some."""
+    from torch.nn.modules.dropout import _DropoutNd
+
+    if getattr(job.method, "dropout", 0):
+        raise RecipeError(
+            f"method.dropout: objective {job.objective.type} compares likelihoods, and takes none of them with "
+            "dropout. Leave it out."
+        )
+    for module in job.model.module.modules():
+        if isinstance(module, _DropoutNd):
+            module.p = 0.0
+        for name in ("attention_dropout", "dropout", "activation_dropout"):  # chances that attention itself looks up
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
 
 
 def _has_off(job: Job) -> bool:

@@ -20,7 +20,7 @@ from tunewright.engine import checkpoint
 from tunewright.engine.config import TrainingConfig
 from tunewright.engine.depth import unfreezing
 from tunewright.engine.device import computing, micro_batch_tokens
-from tunewright.engine.interrupt import until_interrupted
+from tunewright.engine.interrupt import kept_if_refused, until_interrupted
 from tunewright.engine.job import Job
 from tunewright.engine.learner import Learner, begin
 from tunewright.engine.log import Log
@@ -84,7 +84,8 @@ def train(step: Step) -> Outcome:
     every, last = job.evaluate_every, len(job.plan)
     with Log(job, state.step, last) as log, until_interrupted() as stopped:
         while state.step < last and not _impatient(state, job.config):
-            log.step(step.take())
+            with kept_if_refused(job, state):
+                log.step(step.take())
             evaluated = bool(job.validation) and (state.step % every == 0 or state.step == last)
             best = evaluated and state.judge(log.evaluation(evaluate(step)))
             due = state.step % (job.config.checkpoint_every or every) == 0
@@ -134,7 +135,7 @@ class Step:
             parameter.grad = parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
         job.processes.add([p.grad for p in training])
         state.scaler.unscale_(state.optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(training, job.config.gradient_clip or math.inf).item()
+        norm = state.clip(job.config.gradient_clip or math.inf)
         if not math.isfinite(norm) and not state.scaler.is_enabled():
             raise TrainingDiverged(self._diverged("gradient", [e.source for e in examples]))
         rate = learning_rate(state.step, len(job.plan), job.config)

@@ -58,6 +58,19 @@ class TrainState:
         for name, parameter in self.parameters.items():
             self.average[name].lerp_(parameter.detach(), 1 - d)
 
+    def clip(self, largest: float) -> float:
+        """Scale gradients down to this norm, those of a value net apart from the model's; the norm of the model's.
+
+        It is not finite where either is not.
+        """
+        import torch
+
+        found = []
+        for critic in (False, True):
+            group = [p for n, p in self.parameters.items() if p.grad is not None and n.startswith(CRITIC) == critic]
+            found.append(torch.nn.utils.clip_grad_norm_(group, largest).item() if group else 0.0)
+        return found[0] if math.isfinite(found[1]) else found[1]
+
     @contextmanager
     def judged_weights(self) -> Iterator[None]:
         """Inside, the model has the weights that are evaluated and saved: the average, where there is one."""

@@ -284,8 +284,15 @@ class Rules(Asking):
     type: Literal["rules"] = "rules"
     name: Text = Field("rules", description=NAMED)
     run: Text = Field(description="a classifier that is told the rule", json_schema_extra=LOCAL)
-    rules: list[Text] = Field(min_length=1, description="the rules, each a plain sentence")
+    rules: Annotated[list[Text] | dict[Text, FiniteFloat], Field(min_length=1)] = Field(
+        description="the rules, each a plain sentence; or {sentence: what a violation of it costs}"
+    )
+    input: Literal["answer", "both"] = Field("answer", description="what it reads: the answer, or prompt and answer")
     violated: Text = Field("yes", description="the class that says that the rule is broken")
+
+    def cost(self, rule: str) -> float:
+        """What a violation costs, before `weight`."""
+        return self.rules[rule] if isinstance(self.rules, dict) else 1.0
 
 
 Single = Annotated[

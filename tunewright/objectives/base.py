@@ -48,6 +48,7 @@ class Objective(BaseModel):
         reads: the kinds of rows that it learns from.
         tasks: the tasks that it is for; empty: all.
         rate: the automatic learning rate over that of supervised training.
+        drops_out: whether dropout is on: not where likelihoods are compared with others that were taken without.
         packs: whether its rows may share one sequence, see `training.packing`.
     """
 
@@ -57,6 +58,7 @@ class Objective(BaseModel):
     tasks: ClassVar[tuple[str, ...]] = ()
     rate: ClassVar[float] = 1.0
     packs: ClassVar[bool] = False
+    drops_out: ClassVar[bool] = True
     type: str
 
     @property

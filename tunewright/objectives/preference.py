@@ -52,6 +52,7 @@ class Preference(Objective):
     reads: ClassVar[tuple[str, ...]] = ("preference", "rated")
     tasks: ClassVar[tuple[str, ...]] = ("text-generation",)
     rate: ClassVar[float] = 0.1
+    drops_out: ClassVar[bool] = False
     type: Literal["preference"] = "preference"
     loss: Literal["dpo", "ipo", "kto", "orpo", "simpo"] = Field("dpo", description="Which loss; see the papers.")
     beta: float = Field(
@@ -82,12 +83,12 @@ class Preference(Objective):
     def begin(self, learner: Learner, sets: Sets) -> Sets:
         """Prompts shared where the model allows it, and the likelihoods under π₀; for kto also another row's answer."""
         rows = sets["train"]
-        if self.loss != "kto" and any(len(e.parts) < 2 for e in rows):
+        if self.loss != "kto" and any(len(e.parts) < 2 for found in sets.values() for e in found):
             raise RecipeError(
                 f"objective.loss: {self.loss} compares answers, and these rows hold one each. Use loss: kto."
             )
         if self.loss == "kto":
-            sets = {name: mismatched(found, name) for name, found in sets.items()}
+            sets = {name: mismatched(found, rows) for name, found in sets.items()}
         if all(len(e.parts) > 1 for e in rows) and learner.shares:
             sets = {name: [sharing(e, learner.width) for e in found] for name, found in sets.items()}
         if self.loss in REFERENCED:
@@ -242,23 +243,31 @@ def with_start(learner: Learner, examples: Sequence[Example]) -> list[Example]:
     return [replace(e, fixed={**e.fixed, "other_start": np.array(one)}) for e, one in zip(found, other_E, strict=True)]
 
 
-def mismatched(examples: Sequence[Example], name: str) -> list[Example]:
+def mismatched(examples: Sequence[Example], train: Sequence[Example]) -> list[Example]:
     """The elements, each with the answer of the next one that has another prompt under `other`.
 
-    Raises RecipeError where all rows of the set have one prompt.
+    Where all of a set have one prompt, as in a small one that was held out, it is an answer of a training row.
+    Raises RecipeError where these have the same prompt.
     """
-    asked = [e.parts[0].inputs["input_ids"][: _prompt(e.parts[0])].tobytes() for e in examples]
-    if examples and len(set(asked)) == 1:
-        raise RecipeError(f"objective.loss: kto needs rows with other prompts beside each, and {name} has one prompt.")
-    following = list(range(1, len(examples) + 1))
-    for i in reversed(range(2 * len(examples))):  # twice round, as what follows the last rows are the first
-        here, after = i % len(examples), (i + 1) % len(examples)
-        following[here] = after if asked[here] != asked[after] else following[after] % len(examples)
+    others = list(examples) if len({_asked(e) for e in examples}) > 1 else [*examples, *train]
+    prompts = [_asked(e) for e in others]
+    if examples and len(set(prompts)) == 1:
+        raise RecipeError("objective.loss: kto needs answers to other prompts too, and all rows have one prompt.")
+    following = list(range(1, len(others) + 1))
+    for i in reversed(range(2 * len(others))):  # twice round, as what follows the last rows are the first
+        here, after = i % len(others), (i + 1) % len(others)
+        following[here] = after if prompts[here] != prompts[after] else following[after] % len(others)
     found = []
-    for e, other in zip(examples, (examples[i] for i in following), strict=True):
+    for e, other in zip(examples, (others[i] for i in following), strict=False):
         room = max(e.parts[0].length, other.parts[0].length) + 1 - _prompt(e.parts[0])
         found.append(replace(e, fixed={**e.fixed, "other": _answer(other.parts[0])[:room]}))
     return found
+
+
+def _asked(example: Example) -> bytes:
+    """The tokens of the prompt."""
+    first = example.parts[0]
+    return first.inputs["input_ids"][: _prompt(first)].tobytes()
 
 
 def others_of(example: Example) -> Example:

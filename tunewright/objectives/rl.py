@@ -10,6 +10,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from tunewright.data.batches import Example
+from tunewright.errors import RecipeError
 from tunewright.grading import Grader
 from tunewright.objectives._advantages import adapted, generalized, grouped, leave_one_out, whitened
 from tunewright.objectives._rollouts import answered, as_arrays, fixing, from_arrays, group, of_tokens
@@ -30,7 +31,6 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 OPTIONS: dict[str, tuple[str, ...]] = {
     "gamma": ("ppo",),
     "gae_lambda": ("ppo",),
-    "value_coefficient": ("ppo",),
     "value_clip": ("ppo",),
     "scale_groups": ("grpo",),
     "kl_target": ("ppo", "rloo", "reinforce"),
@@ -60,6 +60,7 @@ class RL(Objective):
     reads: ClassVar[tuple[str, ...]] = ("prompt",)
     tasks: ClassVar[tuple[str, ...]] = ("text-generation",)
     rate: ClassVar[float] = 0.1
+    drops_out: ClassVar[bool] = False
     type: Literal["rl"] = "rl"
     algorithm: Literal["ppo", "grpo", "rloo", "reinforce"] = Field(
         "grpo", description="Which algorithm; see the papers."
@@ -90,8 +91,11 @@ class RL(Objective):
     missing_end: float = Field(0.0, ge=0, description="What is taken off the reward of an answer that did not end.")
     gamma: float = Field(1.0, gt=0, le=1, description="Discount of later rewards.")
     gae_lambda: float = Field(0.95, ge=0, le=1, description="λ of generalized advantage estimation.")
-    value_coefficient: float = Field(0.1, gt=0, description="Weight of the value net's loss.")
-    value_clip: float = Field(0.2, gt=0, description="How far a value may move from that of the last draw.")
+    value_clip: float | None = Field(
+        None,
+        gt=0,
+        description="How far a value may move from that of the last draw (0.2 in InstructGPT, for normalized rewards).",
+    )
     prior_weight: float = Field(1.0, ge=0, description="γ: weight of the loss on the rows of data.prior.")
 
     @model_validator(mode="before")
@@ -193,13 +197,23 @@ class RL(Objective):
         if learner.knows_start and (step is None or self.kl_coefficient):
             found = _each(found, "start", learner.nll(found, self.temperature, start=True))
         if step is None:
-            return [fixing(e, measured=[1.0] * len(e.parts)) for e in found], sampled
+            beta = learner.number("kl_coefficient", self.kl_coefficient)
+            return [fixing(e, measured=[beta] * len(e.parts)) for e in found], sampled
         if self.updates > 1 or (self.kl_coefficient and self.algorithm != "grpo"):
             found = _each(found, "old", learner.nll(found, self.temperature))
+        if learner.knows_start and not self.kl_coefficient:
+            learner.note("kl", self._glimpse(learner, found))
         shown = zip(prompts[:SHOWN], sampled, found, strict=False)
         quoted = [_quoted(learner, prompt, answers[0].answer.text, one) for prompt, answers, one in shown]
         learner.note("samples", quoted)
         return found, sampled
+
+    def _glimpse(self, learner: Learner, found: Sequence[Example]) -> float:
+        """KL from the start where the loss has no use for it: by one answer to each prompt, which costs little."""
+        first = [group(e.parts[:1], e.source) for e in found]
+        start = learner.nll(first, self.temperature, start=True)
+        own = [of_tokens(e.parts[0], "sampler") for e in first]
+        return float(np.mean([(at_start[0] - now).sum() for at_start, now in zip(start, own, strict=True)]))
 
     def _key(self, name: str) -> str:
         """Under which name a reward is fixed, or how probable it is that a rule is broken (`rules/RULE`)."""
@@ -215,6 +229,8 @@ class RL(Objective):
         known = {"start", "old"} <= parts[0].fixed.keys()
         kl = [of_tokens(part, "start") - of_tokens(part, "old") for part in parts] if known else None
         found = self._with_advantages(learner, examples, kl, beta)
+        if self.kl_target:
+            learner.note("kl_coefficient", beta)
         if self.kl_target and kl is not None:
             mean = float(np.mean([one.sum() for one in kl]))
             learner.set_number("kl_coefficient", adapted(beta, mean, self.kl_target, len(parts)))
@@ -234,6 +250,11 @@ class RL(Objective):
         if self.algorithm == "grpo":
             advantages = grouped(reward_S.reshape(len(examples), -1), self.scale_groups).ravel()
         else:
+            if self.algorithm == "reinforce" and len(parts) == 1:
+                raise RecipeError(
+                    "objective.algorithm: reinforce compares an answer with the mean of its step, and this one has a "
+                    "single answer. Set training.batch or objective.samples to 2 or more."
+                )
             net_S = reward_S if kl is None else reward_S - beta * np.array([one.sum() for one in kl])
             others = leave_one_out(net_S.reshape(len(examples), -1)).ravel() if self.algorithm == "rloo" else None
             advantages = net_S - net_S.mean() if others is None else others
@@ -298,7 +319,7 @@ class RL(Objective):
             log_BT = (found.nll_BT - fixed["start"]) * drawn_BT
             terms["kl_loss"] = Term((share_BT * (log_BT.exp() - log_BT - 1)).sum(), per, self.kl_coefficient)
         if task.critic is not None:
-            terms["value"] = Term(self._value_loss(task, batch, drawn_BT), "tokens", self.value_coefficient)
+            terms["value"] = Term(self._value_loss(task, batch, drawn_BT), "tokens", 1.0)
         if prior_BT is not None:
             terms["prior_loss"] = Term((found.nll_BT * prior_BT * batch.weight).sum(), "prior", self.prior_weight)
         outside_BT = (ratio_BT.detach() != clipped_BT.detach()) * drawn_BT
@@ -308,10 +329,12 @@ class RL(Objective):
         return {**terms, **self._told(batch, drawn_BT, old_BT)}
 
     def _value_loss(self, task: Any, batch: Batch, drawn_BT: Tensor) -> Tensor:
-        """½ max((V - R)², (clip(V, V_old ± ε) - R)²), summed over tokens."""
+        """½ max((V - R)², (clip(V, V_old ± ε) - R)²), or ½ (V - R)² where nothing is clipped; summed over tokens."""
         value_BT, old_BT, wanted_BT = task.values(batch), batch.fixed["value"], batch.fixed["wanted"]
-        near_BT = old_BT + (value_BT - old_BT).clamp(-self.value_clip, self.value_clip)
-        error_BT = (value_BT - wanted_BT).square().maximum((near_BT - wanted_BT).square())
+        error_BT = (value_BT - wanted_BT).square()
+        if self.value_clip:
+            near_BT = old_BT + (value_BT - old_BT).clamp(-self.value_clip, self.value_clip)
+            error_BT = error_BT.maximum((near_BT - wanted_BT).square())
         return 0.5 * (error_BT * drawn_BT).sum()
 
     def _told(self, batch: Batch, drawn_BT: Tensor, old_BT: Tensor) -> dict[str, Term]:
@@ -334,7 +357,7 @@ class RL(Objective):
         """Where the policy is only measured, the loss is what it is trained to raise, below 0."""
         told = self._told(batch, (batch.weight != 0).float(), nll_BT)
         kl = told["kl"].total if "kl" in told else 0.0
-        return {"loss": Term(self.kl_coefficient * kl - told["reward"].total, "answers", 1.0), **told}
+        return {"loss": Term(batch.fixed["measured"][0] * kl - told["reward"].total, "answers", 1.0), **told}
 
 
 def _each(examples: Sequence[Example], name: str, values: Sequence[Sequence[np.ndarray]]) -> list[Example]:

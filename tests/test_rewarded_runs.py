@@ -1,0 +1,118 @@
+"""Small things that a run which learns from a reward must not get wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tunewright as tw
+from tests.tiny import preferences, words
+from tunewright.engine import checkpoint
+from tunewright.errors import DataError, RecipeError
+from tunewright.grading import GRADER
+from tunewright.rewards import Broken
+
+PROMPTS = [{"prompt": words(i, 3) + " "} for i in range(8)]
+LENGTH = {"type": "length", "max": 3, "slack": 4}
+
+
+def learned(base: str, folder: Path, **objective: Any) -> tw.Run:
+    training = objective.pop("training", {})
+    method = objective.pop("method", "full")
+    return tw.train(
+        base=base, data={"train": PROMPTS, "validation": 0}, method=method,
+        objective={"type": "rl", "max_new_tokens": 6, "rewards": [LENGTH], **objective},
+        training={"max_steps": 4, "batch": 4, "learning_rate": 1e-3, **training}, output=str(folder),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "chances"), [("llama", {"attention_dropout": 0.3}), ("gpt_neox", {"hidden_dropout": 0.3})]
+)
+def test_likelihoods_of_a_draw_are_those_of_its_first_step_whatever_the_base_drops_out(
+    kind: str, chances: dict[str, float], tiny_base: Any, tmp_path: Path
+) -> None:
+    """Some bases drop out by themselves: ρ would not be 1 where the answers are new, and clipping would bite."""
+    base = tiny_base(kind, **chances)
+    run = learned(base, tmp_path / "run", algorithm="ppo", passes=2, clip=0.01)
+    first = run.metrics[0]
+    assert first["clip_fraction"] == 0 and first["sampler_gap"] < 1e-4
+    with pytest.raises(RecipeError, match=r"method.dropout: objective rl .* Leave it out"):
+        learned(base, tmp_path / "drops", method={"type": "lora", "dropout": 0.1})
+
+
+def test_a_single_answer_has_nothing_to_be_compared_with(tiny_base: Any, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"reinforce compares .* Set training.batch or objective.samples to 2"):
+        learned(tiny_base("llama"), tmp_path / "run", algorithm="reinforce", training={"batch": 1})
+
+
+def test_what_kl_is_and_costs_is_in_each_line(tiny_base: Any, tmp_path: Path) -> None:
+    """With a target the coefficient that was used; without a coefficient an estimate by some of the answers."""
+    base = tiny_base("llama")
+    aimed = learned(base, tmp_path / "aimed", algorithm="rloo", samples=2, kl_target=0.001, kl_coefficient=0.1)
+    used = [line["kl_coefficient"] for line in aimed.metrics]
+    assert used[0] == 0.1 and len(set(used)) == 4
+    some = {"type": "pattern", "pattern": "a"}
+    free = learned(base, tmp_path / "free", method="lora", samples=4, rewards=[some], training={"learning_rate": 0.01})
+    assert free.metrics[0]["kl"] == pytest.approx(0, abs=1e-5) and abs(free.metrics[-1]["kl"]) > 1e-5
+
+
+FAILING = """
+calls = 0
+
+def score(samples):
+    global calls
+    calls += 1
+    return [float("nan") if calls > 4 else 1.0 * len(sample.text) for sample in samples]
+"""
+
+
+def test_a_reward_that_fails_on_the_way_keeps_the_steps_before(tiny_base: Any, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(FAILING)
+    grader = {"type": "python", "name": "mine", "function": f"{tmp_path / 'mine.py'}:score"}
+    with pytest.raises(DataError, match="mine"):
+        learned(tiny_base("llama"), tmp_path / "run", samples=2, rewards=[grader], training={"max_steps": 9})
+    assert checkpoint.steps(tmp_path / "run" / "checkpoints")[-1] == 3
+    (tmp_path / "mine.py").write_text(FAILING.replace("calls > 4", "calls < 0"))
+    assert tw.resume(tmp_path / "run").metrics[-1]["step"] == 9
+
+
+def test_each_rule_has_its_price_and_may_be_asked_of_the_whole_dialogue() -> None:
+    asked: list[Any] = []
+
+    def ask(pairs: list[Any]) -> list[dict[str, float]]:
+        asked.extend(pairs)
+        return [{"yes": 0.5 if rule == "a" else 0.25, "no": 0.5} for _, rule in pairs]
+
+    from tunewright.grading import Sample
+
+    config = GRADER.validate_python({"type": "rules", "run": "r", "rules": {"a": 2.0, "b": 4.0}, "input": "both"})
+    assert Broken(ask, config)([Sample("said", {}, "asked", 1, True)]) == [-(2 * 0.5 + 4 * 0.25)]
+    assert asked[0] == ("asked\nsaid", "a")
+
+
+def test_the_margin_of_a_ranking_counts_for_each_place_between(tiny_base: Any, tmp_path: Path) -> None:
+    rows = [{"prompt": words(i, 3), "answers": [words(i + j, 2) + f" {j}" for j in range(3)]} for i in range(6)]
+    losses = []
+    for margin in (0, 3):
+        run = tw.train(
+            base=tiny_base("bert"), data={"train": [{**row, "margin": margin} for row in rows], "validation": 0},
+            objective="reward", method="full", training={"max_steps": 1, "batch": 6},
+            output=str(tmp_path / str(margin)),
+        )  # fmt: skip
+        losses.append(run.metrics[0]["loss"])
+    assert losses[1] - losses[0] > 2.5
+
+
+def test_kto_holds_out_rows_of_one_prompt(tiny_base: Any, tmp_path: Path) -> None:
+    rows = [
+        {"prompt": row["prompt"], "completion": row["chosen"], "label": i % 2} for i, row in enumerate(preferences(8))
+    ]
+    data = {"train": rows[:6], "validation": [rows[7]]}
+    run = tw.train(
+        base=tiny_base("llama"), data=data, objective={"type": "preference", "loss": "kto"},
+        training={"max_steps": 1}, evaluation={"before": False}, output=str(tmp_path / "run"),
+    )  # fmt: skip
+    assert run.info["status"] == "finished"
