@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from sklearn import metrics as sklearn_metrics
 
 from tunewright.errors import RecipeError, TunewrightError
-from tunewright.evaluation import metrics
+from tunewright.evaluation import judged, metrics
 from tunewright.evaluation.scores import Metric, Scores, bootstrap, mean, proportion
 
 LABELS = ["no", "maybe", "yes"]
@@ -291,7 +291,7 @@ def test_preferences_by_hand() -> None:
     score = [-3.0, -5.0, -4.0, -4.0, -1.0, -6.0, -2.0]
     element = [0, 0, 1, 1, 2, 2, 2]
     length = [1, 5, 3, 2, 4, 2, 1]
-    found = metrics.preference(score, element, length, per_length=True).metrics
+    found = judged.preference(score, element, length, per_length=True).metrics
     assert found["accuracy"].value == pytest.approx((1 + 0.5 + 2 / 3) / 3)
     assert found["accuracy"].n == 3
     # per token: -3 < -1; -1.33 > -2; -.25, -3, -2
@@ -301,7 +301,7 @@ def test_preferences_by_hand() -> None:
 
 
 def test_the_reward_is_what_was_gained_since_the_start() -> None:
-    found = metrics.preference([-3.0, -5.0, -4.0, -4.0], [0, 0, 1, 1], [1, 1, 1, 1], [-2.0, -9.0, -5.0, -5.5])
+    found = judged.preference([-3.0, -5.0, -4.0, -4.0], [0, 0, 1, 1], [1, 1, 1, 1], [-2.0, -9.0, -5.0, -5.5])
     assert found.primary == "reward_accuracy"
     assert found.metrics["reward_accuracy"].value == 0.0  # gains -1 and 4; 1 and 1.5
     assert found.metrics["reward_margin"].value == pytest.approx((-5 - 0.5) / 2)
@@ -309,13 +309,13 @@ def test_the_reward_is_what_was_gained_since_the_start() -> None:
 
 def test_without_a_pair_nothing_is_compared() -> None:
     with pytest.raises(TunewrightError, match="no two answers"):
-        metrics.preference([1.0, 2.0], [0, 1], [1, 1])
+        judged.preference([1.0, 2.0], [0, 1], [1, 1])
 
 
 @given(st.lists(st.tuples(st.integers(-3, 3), st.booleans()), min_size=2, max_size=30))
 def test_auc_is_that_of_scikit_learn(rows: list[tuple[int, bool]]) -> None:
     score, good = (np.array(column) for column in zip(*rows, strict=True))
-    found = metrics.auc(score.astype(float), good)
+    found = judged.auc(score.astype(float), good)
     if good.all() or not good.any():
         assert math.isnan(found)
     else:
@@ -323,6 +323,6 @@ def test_auc_is_that_of_scikit_learn(rows: list[tuple[int, bool]]) -> None:
 
 
 def test_rated_answers_by_hand() -> None:
-    found = metrics.rated([-4.0, -3.0, -2.0], [True, False, True], [8, 1, 4], [-6.0, -2.0, -2.0])
+    found = judged.rated([-4.0, -3.0, -2.0], [True, False, True], [8, 1, 4], [-6.0, -2.0, -2.0])
     assert found.primary == "reward_auc"
     assert values(found) == {"reward_auc": 1.0, "auc": 0.5, "auc_per_token": 1.0, "auc_of_length": 1.0}

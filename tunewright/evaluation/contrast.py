@@ -17,7 +17,7 @@ from tunewright.errors import TunewrightError, counted
 from tunewright.evaluation.calibration import calibration
 from tunewright.evaluation.evaluate import answer
 from tunewright.evaluation.formats import difference_of, metric_name, number, value_of, with_interval
-from tunewright.evaluation.metrics import right_by_prompt
+from tunewright.evaluation.judged import right_by_prompt
 from tunewright.evaluation.paired import (
     PRIMARY,
     chance,

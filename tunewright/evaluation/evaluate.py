@@ -12,7 +12,7 @@ from tunewright.data.batches import Example
 from tunewright.data.kinds import Classified, Completion, Conversation, Labelled, LabelledImage, Prompt, Ranking, Rated
 from tunewright.data.messages import text_of
 from tunewright.errors import RecipeError, counted
-from tunewright.evaluation import metrics
+from tunewright.evaluation import judged, metrics
 from tunewright.evaluation.config import EvaluationConfig
 from tunewright.evaluation.scores import Scores
 from tunewright.tasks.base import Predictions
@@ -90,16 +90,16 @@ def score(predictions: Predictions, labels: Sequence[str]) -> Scores:
     """The scores that fit the kind of predictions."""
     if predictions.kind == "rated":
         assert predictions.score_S is not None and predictions.good_S is not None and predictions.length_S is not None
-        return metrics.rated(predictions.score_S, predictions.good_S, predictions.length_S, predictions.start_S)
+        return judged.rated(predictions.score_S, predictions.good_S, predictions.length_S, predictions.start_S)
     if predictions.kind == "preference":
         assert predictions.score_S is not None and predictions.element_S is not None
         assert predictions.length_S is not None
-        return metrics.preference(
+        return judged.preference(
             predictions.score_S, predictions.element_S, predictions.length_S, predictions.start_S,
             per_length=not labels,
         )  # fmt: skip
     if predictions.told is not None:
-        return metrics.rewards(predictions.told)
+        return judged.rewards(predictions.told)
     if predictions.kind == "likelihood":
         assert predictions.nll_N is not None and predictions.count_N is not None
         if predictions.correct_N is None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from tunewright.data.words import Words
 from tunewright.errors import RecipeError, TunewrightError, counted
-from tunewright.evaluation.scores import LOWER_IS_BETTER, Array, Metric, Scores, bootstrap, mean, proportion
+from tunewright.evaluation.scores import Array, Metric, Scores, bootstrap, finite, mean, proportion, scored
 
 __all__ = [
     "Metric",
@@ -24,16 +24,11 @@ __all__ = [
     "generation",
     "likelihood",
     "multi_label",
-    "preference",
-    "rated",
     "regression",
 ]
 
 SMALLEST_PROBABILITY = float(np.finfo(np.float32).tiny)
 """Stands for a probability that rounded to 0, so that one row cannot make the loss infinite: -ln of it is 87.3."""
-
-ROUNDING = 1e-6
-"""Likelihoods that differ by less, relative to their size, are the same in fp32: nothing was gained."""
 
 LARGEST_CONFUSION = 100
 """More labels than this have no confusion matrix: nobody reads 10,000 cells, but all who open run.json load them."""
@@ -53,12 +48,12 @@ def classification(probabilities_NC: npt.ArrayLike, gold: npt.ArrayLike, labels:
     Raises:
         TunewrightError: there are no rows, or probabilities are not finite.
     """
-    probabilities = _finite(probabilities_NC)
+    probabilities = finite(probabilities_NC)
     gold_array = np.asarray(gold)
     assert probabilities.shape == (len(gold_array), len(labels)), (probabilities.shape, gold_array.shape, len(labels))
     gold_N = gold_array.argmax(axis=1) if gold_array.ndim == 2 else gold_array.astype(np.int64)
     predicted_N = probabilities.argmax(axis=1)
-    return _scores(
+    return scored(
         {
             "accuracy": proportion(predicted_N == gold_N),
             "macro_f1": _macro_f1_single_label(predicted_N, gold_N, len(labels)),
@@ -84,14 +79,14 @@ def multi_label(probabilities_NC: npt.ArrayLike, gold_NC: npt.ArrayLike, labels:
     Raises:
         TunewrightError: there are no rows, or probabilities are not finite.
     """
-    probabilities, gold = _finite(probabilities_NC), np.asarray(gold_NC, dtype=np.float64)
+    probabilities, gold = finite(probabilities_NC), np.asarray(gold_NC, dtype=np.float64)
     assert probabilities.shape == gold.shape == (len(gold), len(labels)), (probabilities.shape, gold.shape)
     predicted_NC, holds_NC = probabilities > 0.5, gold > 0.5
     hits_NC = predicted_NC & holds_NC
     # 2·TP + FP + FN is the number of predictions plus the number of gold labels.
     claims_NC = predicted_NC.astype(np.int64) + holds_NC
     cross_entropy_NC = -(gold * _log(probabilities) + (1 - gold) * _log(1 - probabilities))
-    return _scores(
+    return scored(
         {
             "micro_f1": bootstrap(lambda rows: f1(hits_NC[rows].sum(), claims_NC[rows].sum()), len(gold)),
             "macro_f1": bootstrap(lambda rows: f1(hits_NC[rows].sum(axis=0), claims_NC[rows].sum(axis=0)), len(gold)),
@@ -112,10 +107,10 @@ def regression(predicted_N: npt.ArrayLike, gold_N: npt.ArrayLike) -> Scores:
     """
     from scipy.stats import rankdata
 
-    predicted, gold = _finite(predicted_N), np.asarray(gold_N, dtype=np.float64)
+    predicted, gold = finite(predicted_N), np.asarray(gold_N, dtype=np.float64)
     assert predicted.shape == gold.shape == (len(gold),), (predicted.shape, gold.shape)
     error = predicted - gold
-    return _scores(
+    return scored(
         {
             "r2": bootstrap(lambda rows: r2(error[rows], gold[rows]), len(gold)),
             "mse": mean(error**2),
@@ -127,132 +122,6 @@ def regression(predicted_N: npt.ArrayLike, gold_N: npt.ArrayLike) -> Scores:
         },
         primary="r2",
     )
-
-
-def preference(
-    score_S: npt.ArrayLike,
-    element_S: npt.ArrayLike,
-    length_S: npt.ArrayLike,
-    start_S: npt.ArrayLike | None = None,
-    per_length: bool = False,
-) -> Scores:
-    """How often the better of two answers to a prompt has the higher score, beside what their lengths alone tell.
-
-    A prompt with more than two answers counts as the mean of its pairs, and a tie as half right. Intervals are the
-    bootstrap's over prompts.
-
-    Args:
-        score_S: of each answer; those to one prompt stand together, the best first (S).
-        element_S: the number of the prompt (S).
-        length_S: the length of each answer (S).
-        start_S: the scores at the run's start; the accuracy is then also that of the gain over these, which is what
-            DPO and its family learn as a reward.
-        per_length: whether the scores are likelihoods, which fall with the length, so that they count per token too.
-
-    Raises:
-        TunewrightError: there are no pairs, or scores are not finite.
-    """
-    score, length = _finite(score_S), np.asarray(length_S, dtype=np.float64)
-    better, worse, prompt = _pairs(np.asarray(element_S))
-
-    def right(values: Array) -> Metric:
-        return mean(_by_prompt(_right(values[better], values[worse]), prompt))
-
-    metrics = {"accuracy": right(score)}
-    if per_length:
-        metrics["accuracy_per_token"] = right(score / length)
-    if start_S is not None:
-        start = _finite(start_S)
-        gain = np.where(np.isclose(score, start, rtol=ROUNDING, atol=0), 0.0, score - start)
-        metrics = {"reward_accuracy": right(gain), **metrics}
-        metrics["reward_margin"] = mean(_by_prompt(gain[better] - gain[worse], prompt))
-    metrics["longer_is_better"] = right(length)
-    metrics["margin"] = mean(_by_prompt(score[better] - score[worse], prompt))
-    return _scores(metrics, primary=next(iter(metrics)))
-
-
-def rewards(values: Mapping[str, npt.ArrayLike]) -> Scores:
-    """The mean over prompts of what the policy's answers got, and of how long they are; the first is what counts.
-
-    Args:
-        values: by name, each [N]: `reward` first, then its parts, `kl` from the start in nats, `length` in tokens; of
-            truth values (whether an answer ended, whether it breaks a rule) the share that is true.
-    """
-    found = {name: np.asarray(value) for name, value in values.items()}
-    metrics = {name: proportion(one) if one.dtype == bool else mean(_finite(one)) for name, one in found.items()}
-    return _scores(metrics, primary=next(iter(values)))
-
-
-def right_by_prompt(score_S: npt.NDArray[Any], element_S: npt.NDArray[Any]) -> Array:
-    """Of each prompt the share of its pairs whose better answer has the higher score [N]; a tie is half right."""
-    better, worse, prompt = _pairs(element_S)
-    return _by_prompt(_right(score_S[better], score_S[worse]), prompt)
-
-
-def _right(better_P: Array, worse_P: Array) -> Array:
-    return np.where(better_P == worse_P, 0.5, better_P > worse_P)
-
-
-def rated(
-    score_N: npt.ArrayLike,
-    good_N: npt.ArrayLike,
-    length_N: npt.ArrayLike,
-    start_N: npt.ArrayLike | None = None,
-) -> Scores:
-    """How well a language model's likelihoods tell good answers from bad ones, each to a prompt of its own.
-
-    AUC is the chance that a good answer has the higher score than a bad one (ties count half); NaN without either.
-    Intervals are the bootstrap's over answers.
-
-    Args:
-        score_N: the log-likelihood of each answer.
-        good_N: whether it is good.
-        length_N: how many tokens it has.
-        start_N: the log-likelihoods at the run's start; what was gained over them is what KTO learns as a reward.
-
-    Raises:
-        TunewrightError: there are no rows, or scores are not finite.
-    """
-    score, good, length = _finite(score_N), np.asarray(good_N), np.asarray(length_N, dtype=np.float64)
-
-    def told(values: Array) -> Metric:
-        return bootstrap(lambda rows: auc(values[rows], good[rows]), len(good))
-
-    metrics = {"auc": told(score), "auc_per_token": told(score / length)}
-    if start_N is not None:
-        start = _finite(start_N)
-        gain = np.where(np.isclose(score, start, rtol=ROUNDING, atol=0), 0.0, score - start)
-        metrics = {"reward_auc": told(gain), **metrics}
-    return _scores({**metrics, "auc_of_length": told(length)}, primary=next(iter(metrics)))
-
-
-def auc(score_N: Array, good_N: npt.NDArray[Any]) -> float:
-    """The area under the ROC curve, by ranks (Mann and Whitney); NaN where all are good, or none is."""
-    from scipy.stats import rankdata
-
-    good, bad = int(good_N.sum()), int((~good_N).sum())
-    if not good or not bad:
-        return math.nan
-    return float((rankdata(score_N)[good_N].sum() - good * (good + 1) / 2) / (good * bad))
-
-
-def _pairs(element_S: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]:
-    """Of each pair of answers to one prompt: which is better, which worse, and the prompt's number."""
-    found = [
-        (i, j, element_S[i])
-        for i in range(len(element_S))
-        for j in range(i + 1, int(np.searchsorted(element_S, element_S[i], side="right")))
-    ]
-    if not found:
-        raise TunewrightError("there are no two answers to one prompt, so nothing can be compared")
-    better, worse, prompt = np.array(found).T
-    return better, worse, prompt
-
-
-def _by_prompt(value_P: npt.NDArray[Any], prompt_P: npt.NDArray[Any]) -> Array:
-    """The mean over the pairs of each prompt."""
-    _, number_P = np.unique(prompt_P, return_inverse=True)
-    return np.bincount(number_P, value_P) / np.bincount(number_P)
 
 
 def likelihood(
@@ -271,7 +140,7 @@ def likelihood(
     Raises:
         TunewrightError: there are no rows or no tokens, or the sums are not finite.
     """
-    sums, counts = _finite(nll_sums), np.asarray(token_counts, dtype=np.float64)
+    sums, counts = finite(nll_sums), np.asarray(token_counts, dtype=np.float64)
     assert sums.shape == counts.shape == (len(counts),), (sums.shape, counts.shape)
     if not counts.sum():
         raise TunewrightError("there are no trained tokens to evaluate on; check which tokens of the rows are trained")
@@ -279,7 +148,7 @@ def likelihood(
     metrics = {"loss": loss, "perplexity": Metric(_exp(loss.value), _exp(loss.low), _exp(loss.high), loss.n)}
     if correct_counts is not None:
         metrics["token_accuracy"] = _ratio(np.asarray(correct_counts, dtype=np.float64), counts)
-    return _scores(metrics, primary="loss")
+    return scored(metrics, primary="loss")
 
 
 def errors(errors_N: npt.ArrayLike) -> Scores:
@@ -287,7 +156,7 @@ def errors(errors_N: npt.ArrayLike) -> Scores:
 
     Raises TunewrightError: there are no rows, or an error is not finite.
     """
-    return _scores({"loss": mean(_finite(errors_N))}, primary="loss")
+    return scored({"loss": mean(finite(errors_N))}, primary="loss")
 
 
 def generation(
@@ -320,26 +189,9 @@ def generation(
         "answers_ended": proportion(ended),
     }
     if pattern is None:
-        return _scores(metrics, primary="rouge_l")
+        return scored(metrics, primary="rouge_l")
     match, notes = _pattern_match(outputs, references, pattern)
-    return _scores({"pattern_match": match, **metrics}, primary="pattern_match", notes=notes)
-
-
-def _scores(metrics: dict[str, Metric], primary: str, **more: Any) -> Scores:
-    return Scores(metrics, primary, higher_is_better=primary not in LOWER_IS_BETTER, **more)
-
-
-def _finite(numbers: npt.ArrayLike) -> Array:
-    """The model's numbers as float64. NaN must not pass: `argmax` takes it for the largest probability."""
-    array = np.asarray(numbers, dtype=np.float64)
-    finite_N = np.isfinite(array).all(axis=tuple(range(1, array.ndim)))
-    bad = np.flatnonzero(~finite_N)
-    if len(bad):
-        raise TunewrightError(
-            f"the model's output is not finite for {len(bad):,} of {counted(len(array), 'row')}, first row "
-            f"{bad[0] + 1}; lower the learning rate, or compute in a wider number format"
-        )
-    return array
+    return scored({"pattern_match": match, **metrics}, primary="pattern_match", notes=notes)
 
 
 def _log(probabilities: Array) -> Array:

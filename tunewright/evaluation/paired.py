@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tunewright.evaluation.metrics import auc, f1, r2, right_by_prompt
+from tunewright.evaluation.judged import auc, right_by_prompt
+from tunewright.evaluation.metrics import f1, r2
 from tunewright.evaluation.scores import Metric, Statistic, bootstrap, proportion, resampled
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tunewright.errors import TunewrightError
+from tunewright.errors import TunewrightError, counted
 
 Array = npt.NDArray[Any]
 Statistic = Callable[[Array], float]
@@ -196,3 +196,21 @@ def _require_rows(n: int) -> int:
 
 def _finite_or_none(number: float) -> float | None:
     return float(number) if math.isfinite(number) else None
+
+
+def scored(metrics: dict[str, Metric], primary: str, **more: Any) -> Scores:
+    """Metrics with the one that counts, and whether it is better high or low."""
+    return Scores(metrics, primary, higher_is_better=primary not in LOWER_IS_BETTER, **more)
+
+
+def finite(numbers: npt.ArrayLike) -> Array:
+    """The model's numbers as float64. NaN must not pass: `argmax` takes it for the largest probability."""
+    array = np.asarray(numbers, dtype=np.float64)
+    finite_N = np.isfinite(array).all(axis=tuple(range(1, array.ndim)))
+    bad = np.flatnonzero(~finite_N)
+    if len(bad):
+        raise TunewrightError(
+            f"the model's output is not finite for {len(bad):,} of {counted(len(array), 'row')}, first row "
+            f"{bad[0] + 1}; lower the learning rate, or compute in a wider number format"
+        )
+    return array
