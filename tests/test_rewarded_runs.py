@@ -116,3 +116,14 @@ def test_kto_holds_out_rows_of_one_prompt(tiny_base: Any, tmp_path: Path) -> Non
         training={"max_steps": 1}, evaluation={"before": False}, output=str(tmp_path / "run"),
     )  # fmt: skip
     assert run.info["status"] == "finished"
+
+
+@pytest.mark.parametrize("kind", ["bert", "llama"])
+def test_a_reward_model_stands_beside_the_lengths_of_the_answers(kind: str, tiny_base: Any, tmp_path: Path) -> None:
+    """Of four pairs the chosen answer is the longer one in three."""
+    rows = [{"prompt": words(i, 4), "chosen": words(i, 6 if i else 1), "rejected": words(i + 1, 3)} for i in range(4)]
+    run = tw.train(
+        base=tiny_base(kind), data={"train": rows, "validation": 0, "test": rows}, objective="reward", method="full",
+        training={"max_steps": 1}, evaluation={"before": False}, output=str(tmp_path / "run"),
+    )  # fmt: skip
+    assert run.info["evaluation"]["test"]["after"]["metrics"]["longer_is_better"]["value"] == 0.75

@@ -269,7 +269,7 @@ def preferences(examples: Sequence[Example], score_E: Sequence[np.ndarray]) -> P
         [e.source for e in examples],
         score_S=np.concatenate(score_E),
         element_S=np.repeat(np.arange(len(examples)), [len(e.parts) for e in examples]),
-        length_S=np.array([part.trained for part in parts], dtype=np.float64),
+        length_S=np.array([part.fixed.get("length", part.trained) for part in parts], dtype=np.float64),
         start_S=np.array(start, dtype=np.float64) if start else None,
         good_S=None if compared else np.array([part.fixed["good"] > 0 for part in parts]),
     )

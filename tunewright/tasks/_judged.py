@@ -70,8 +70,10 @@ def encode_rankings(task: Any, model: Model, records: Sequence[Ranking], data: A
     for i, answers in fitted:
         record = rows[i][0]
         parts = [_example(task, model, one) for one in answers]
-        known = zip(parts, judged(record), strict=True)
-        examples.append(element([replace(part, fixed=fixed) for part, fixed in known], record.source))
+        lengths = [np.array(sum(weight > 0 for weight in one.weights), dtype=np.float32) for one in answers]
+        known = zip(parts, judged(record), lengths, strict=True)
+        made = [replace(part, fixed={**fixed, "length": length}) for part, fixed, length in known]
+        examples.append(element(made, record.source))
     return Encoded(examples, limit, cut, faults)
 
 
