@@ -288,7 +288,7 @@ def test_sharing_in_half_precision(kind: str, attention: str, weights: torch.dty
 @pytest.mark.parametrize(
     "objective, said",
     [
-        ({"loss": "ipo", "label_smoothing": 0.1}, "label_smoothing is for dpo, and the loss is ipo"),
+        ({"loss": "ipo", "label_smoothing": 0.1}, "label_smoothing is for dpo, not for ipo"),
         ({"loss": "dpo", "target_margin": 0.5}, "target_margin is for simpo"),
         ({"loss": "simpo", "length_normalized": True}, "length_normalized is for dpo and ipo"),
         ({"loss": "orpo", "good_weight": 2}, "good_weight is for kto"),

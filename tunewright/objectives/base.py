@@ -61,6 +61,17 @@ class Objective(BaseModel):
     drops_out: ClassVar[bool] = True
     type: str
 
+    def refuse_others(self, chosen: str, options: Mapping[str, Sequence[str]]) -> None:
+        """Raise ValueError for an option that was set, and is not for what was chosen.
+
+        Args:
+            options: what each option is for.
+        """
+        for option, fitting in options.items():
+            changed = getattr(self, option) != type(self).model_fields[option].default
+            if changed and chosen not in fitting:
+                raise ValueError(f"{option} is for {' and '.join(fitting)}, not for {chosen}: leave it out")
+
     @property
     def needs_start(self) -> bool:
         """Whether likelihoods under the model that the run started from are asked for during the training."""

@@ -74,10 +74,7 @@ class Preference(Objective):
 
     @model_validator(mode="after")
     def _no_idle_option(self) -> Preference:
-        for option, losses in OPTIONS.items():
-            changed = getattr(self, option) != type(self).model_fields[option].default
-            if changed and self.loss not in losses:
-                raise ValueError(f"{option} is for {' and '.join(losses)}, and the loss is {self.loss}: leave it out")
+        self.refuse_others(self.loss, OPTIONS)
         return self
 
     def begin(self, learner: Learner, sets: Sets) -> Sets:

@@ -106,10 +106,7 @@ class RL(Objective):
 
     @model_validator(mode="after")
     def _fits_together(self) -> RL:
-        for option, algorithms in OPTIONS.items():
-            changed = getattr(self, option) != type(self).model_fields[option].default
-            if changed and self.algorithm not in algorithms:
-                raise ValueError(f"{option} is for {', '.join(algorithms)}, not for {self.algorithm}: leave it out")
+        self.refuse_others(self.algorithm, OPTIONS)
         if self.algorithm in ("grpo", "rloo") and self.samples < 2:
             raise ValueError(f"{self.algorithm} compares answers to one prompt: set samples to 2 or more")
         if self.updates == 1 and (self.clip != 0.2 or self.clip_above):
