@@ -287,7 +287,7 @@ def _told_of_pairs(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
             _each(own, "after", "accuracy") + f" [{100 * interval['low']:.1f}, {100 * interval['high']:.1f}]",
             _each(own, "after", "reward_accuracy") if "reward_accuracy" in first else "",
             _each(own, "after", "reward_margin", 1) if "reward_margin" in first else "",
-            f"{100 * first['longer_is_better']['value']:.1f}",
+            f"{100 * first['longer_is_better']['value']:.1f}" if "longer_is_better" in first else "not measured",
         ]
         yield f"| {name} | {' | '.join(cells)} |"
 
