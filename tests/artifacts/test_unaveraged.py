@@ -92,9 +92,13 @@ def test_the_row_is_of_the_step_that_the_run_ended_with(keep: str, tiny_base: An
 def _loss(model: Any, run: tw.Run) -> float:
     """On the half of the validation rows that is measured."""
     from tunewright.evaluation.paired import primary
+    from tunewright.policies import Asking
     from tunewright.reading import read_rows
     from tunewright.robust import Set, _Measure
 
     rows = read_rows(run.recipe)
     assert rows.validation is not None
-    return primary(_Measure({"validation": [Set(rows.validation)]}, run.recipe.data)(model)["validation"]["test"]).value
+    measure = _Measure(
+        {"validation": [Set(rows.validation)]}, run.recipe.data, Asking(run.folder, rows.validation.records, "cpu")
+    )
+    return primary(measure(model)["validation"]["test"]).value
