@@ -13,8 +13,6 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from tunewright.artifacts.interpolate import load
 from tunewright.artifacts.start import parse_point
 from tunewright.data.batches import Example
@@ -27,7 +25,7 @@ from tunewright.evaluation.evaluate import rewarded
 from tunewright.folder import INFO, Run
 from tunewright.methods import Full
 from tunewright.objectives.preference import REFERENCED
-from tunewright.rewards import rewards_of
+from tunewright.rewards import placed, rewards_of
 from tunewright.tasks.base import Model, Predictions, Task
 
 
@@ -63,8 +61,7 @@ class Asking:
 
     def __call__(self, model: Model, examples: Sequence[Example]) -> Predictions:
         if self.prompts:
-            places = {record.source: place for place, record in enumerate(self.records)}
-            prompts = [replace(e, fixed={"row": np.array(places[e.source])}) for e in examples]
+            prompts = placed(examples, self.records)
             return rewarded(self.objective, self._learner(model, prompts), prompts)
         found = model.task.predict(model, examples)
         if (

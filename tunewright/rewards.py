@@ -12,14 +12,16 @@ import numpy as np
 
 from tunewright.artifacts.load import load
 from tunewright.artifacts.sentences import sentence_encoder
+from tunewright.data.batches import Example
 from tunewright.data.config import DataConfig
 from tunewright.data.kinds import Completion, Conversation, Prompt, Ranking
-from tunewright.data.messages import text_of, untrained
+from tunewright.data.messages import dialogue
 from tunewright.engine.device import pick_device
 from tunewright.engine.job import Rewards
 from tunewright.errors import BaseModelError, DataError, RecipeError
 from tunewright.grading import GraderBase, Reward, Sample, check_items, checked
 from tunewright.labeling import classifier
+from tunewright.tasks._judged import answered
 from tunewright.tasks._values import new_critic
 from tunewright.tasks.base import Drawn, Model
 
@@ -47,6 +49,12 @@ def rewards_of(graders: Sequence[GraderBase], prompts: Sequence[Prompt], device:
     return rewards
 
 
+def placed(examples: Sequence[Example], prompts: Sequence[Prompt], first: int = 0) -> list[Example]:
+    """Encoded prompts that know their places: `first` is that of the first of these prompts."""
+    places = {prompt.source: first + i for i, prompt in enumerate(prompts)}
+    return [replace(e, fixed={"row": np.array(places[e.source])}) for e in examples]
+
+
 def try_out(rewards: Rewards) -> None:
     """Score an answer without a word to the first prompt, so that what cannot be scored is known before training."""
     rewards([0], [Drawn([], np.zeros(0), False, "")])
@@ -70,8 +78,7 @@ def _sample(row: Prompt, answer: Any) -> Sample:
     known = Sample(answer.text, row.item, "", len(answer.tokens), answer.ended, source=row.source)
     if isinstance(row.prompt, str):
         return replace(known, prompt=row.prompt)
-    asked = "\n".join(f"{message['role']}: {text_of(message)}" for message in row.prompt)
-    return replace(known, prompt=asked, messages=(row.prompt, row.tools))
+    return replace(known, prompt=dialogue(row.prompt), messages=(row.prompt, row.tools))
 
 
 def _models(device: str) -> dict[str, Callable[..., Any]]:
@@ -94,7 +101,7 @@ def _reward_model(model: Model, run: str) -> Reward:
         raise BaseModelError(f"{run} is no reward model: train one with objective: reward, and name its run.")
 
     def reward(samples: Sequence[Sample]) -> list[float]:
-        rows = [Ranking(_judged(sample), f"answer {i}") for i, sample in enumerate(samples)]  # type: ignore[arg-type]
+        rows = [Ranking((_judged(sample),), f"answer {i}") for i, sample in enumerate(samples)]  # type: ignore[arg-type]
         encoded = task.encode(model, rows, JUDGED)
         if len(encoded.examples) < len(samples):
             raise DataError(f"{len(samples) - len(encoded.examples)} answers do not fit into {run}'s context.")
@@ -104,14 +111,11 @@ def _reward_model(model: Model, run: str) -> Reward:
     return reward
 
 
-def _judged(sample: Sample) -> tuple[Completion] | tuple[Conversation]:
+def _judged(sample: Sample) -> Completion | Conversation:
     """A sample as a row that a reward model reads. An answer without a word is a full stop: templates drop spaces."""
     text = sample.text if sample.text.strip() else "."
-    if sample.messages is None:
-        return (Completion(sample.prompt, text, ""),)
-    messages, tools = sample.messages
-    context = [untrained(message) for message in messages]
-    return (Conversation([*context, {"role": "assistant", "content": text}], tools, ""),)
+    prompt, tools = sample.messages or (sample.prompt, None)
+    return answered(prompt, text, "", tools)
 
 
 def _classifier(ask: Any, config: Any) -> Reward:

@@ -12,8 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from tunewright.account import describe, place_of, refuse_changed, write_bad_rows, write_labeling
 from tunewright.artifacts.fingerprint import refuse_other_weights
 from tunewright.artifacts.load import allow_code
@@ -41,7 +39,7 @@ from tunewright.folder import INFO, LOCK, RECIPE, Record, Run, occupied, refuse_
 from tunewright.head_first import refuse_idle, train_head
 from tunewright.prepare import Prepared, prepare
 from tunewright.recipe import PLACES, Recipe, differences, lasting, located
-from tunewright.rewards import critic_of, rewards_of, try_out
+from tunewright.rewards import critic_of, placed, rewards_of, try_out
 
 
 def execute(recipe: Recipe, folder: Path, watchers: Sequence[Watcher] = (), resume: bool = False) -> Run:
@@ -187,12 +185,11 @@ def _rewards(prepared: Prepared) -> Rewards | None:
         return None
     asked: list[Prompt] = []
     for name, rows in prepared.rows.sets().items():
-        prompts = {r.source: r for r in rows.records if isinstance(r, Prompt)}
-        places = {source: len(asked) + i for i, source in enumerate(prompts)}
-        asked += prompts.values()
-        found = prepared.encoded[name]
-        numbered = [replace(e, fixed={"row": np.array(places[e.source])}) for e in found.examples if places]
-        prepared.encoded[name] = replace(found, examples=numbered or found.examples)
+        prompts = list({r.source: r for r in rows.records if isinstance(r, Prompt)}.values())
+        if prompts:
+            found = prepared.encoded[name]
+            prepared.encoded[name] = replace(found, examples=placed(found.examples, prompts, len(asked)))
+        asked += prompts
     rewards = rewards_of(graders, asked, str(prepared.device))
     try_out(rewards)
     return rewards

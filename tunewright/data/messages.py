@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable
 from typing import Any
 
 from tunewright.data.functions import with_tool_calls
@@ -76,6 +77,11 @@ def text_of(message: Message) -> str:
     """The content as one string."""
     content = message.get("content") or ""
     return content if isinstance(content, str) else "".join(part["text"] for part in content)
+
+
+def dialogue(messages: Iterable[Message]) -> str:
+    """Messages in plain words, a line each: who says what."""
+    return "\n".join(f"{message['role']}: {text_of(message)}" for message in messages)
 
 
 def _with_argument_object(call: dict[str, Any]) -> dict[str, Any]:

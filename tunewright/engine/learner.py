@@ -65,7 +65,16 @@ class Learner:
 
     @property
     def knows_start(self) -> bool:
-        return self.start is not None or _has_off(self.job)
+        return self.start is not None or self._has_off
+
+    @cached_property
+    def _has_off(self) -> bool:
+        """Whether switching the method off gives the start: asked once, as it goes through all layers."""
+        try:
+            with self.job.method.off(self.model):
+                return True
+        except MethodError:
+            return False
 
     def alone(self) -> Learner:
         """For what only one of the processes asks."""
@@ -81,7 +90,7 @@ class Learner:
     def answer_scores(self, examples: Sequence[Example], start: bool = False) -> np.ndarray:
         if self.stand_in:
             return np.zeros(sum(len(e.parts) for e in examples))
-        off = start and _has_off(self.job)  # what was added does nothing yet: without it the same comes sooner
+        off = start and self._has_off  # what was added does nothing yet: without it the same comes sooner
         with self.job.method.off(self.model) if off else nullcontext():
             found = self._of_tokens(examples, lambda batch: self.model.task.nll(self.model.module, batch).nll_BT)
         return np.array([-values.sum() for own in found for values in own])
@@ -192,14 +201,6 @@ def silence(job: Job) -> None:
         for name in ("attention_dropout", "dropout", "activation_dropout"):  # chances that attention itself looks up
             if isinstance(getattr(module, name, None), float):
                 setattr(module, name, 0.0)
-
-
-def _has_off(job: Job) -> bool:
-    try:
-        with job.method.off(job.model):
-            return True
-    except MethodError:
-        return False
 
 
 def _by_sequence(batch: Batch, values_BT: Tensor) -> list[np.ndarray]:

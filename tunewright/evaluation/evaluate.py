@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tunewright.data.batches import Example
 from tunewright.data.kinds import Classified, Completion, Conversation, Labelled, LabelledImage, Prompt, Ranking, Rated
-from tunewright.data.messages import text_of
+from tunewright.data.messages import dialogue, text_of
 from tunewright.errors import RecipeError, counted
 from tunewright.evaluation import judged, metrics
 from tunewright.evaluation.config import EvaluationConfig
@@ -168,7 +168,7 @@ def question_of(record: Any) -> tuple[Any, str]:
 def _shown(question: Any) -> str:
     if isinstance(question, str):
         return question
-    return "\n".join(f"{message['role']}: {text_of(message)}" for message in question.messages)
+    return dialogue(question.messages)
 
 
 def in_words(record: Any) -> tuple[str, str | None]:
@@ -225,7 +225,7 @@ def _drawn(predictions: Predictions, records: Sequence[Any], count: int) -> list
 
 
 def in_plain_words(prompt: str | list[dict[str, Any]]) -> str:
-    return prompt if isinstance(prompt, str) else "\n".join(f"{m['role']}: {text_of(m)}" for m in prompt)
+    return prompt if isinstance(prompt, str) else dialogue(prompt)
 
 
 def _judged(predictions: Predictions, records: Sequence[Any], count: int) -> list[dict[str, Any]]:

@@ -53,13 +53,21 @@ class GraderBase(BaseModel):
         return []
 
 
-class StringCheck(GraderBase):
+class Comparing(GraderBase):
+    """A grader that compares a text to a reference."""
+
+    input: Template = Field(description="the text, often {{ sample.output_text }}")
+    reference: Template = Field(description="what it is compared to, e.g. {{ item.answer }}")
+
+    def templates(self) -> list[str]:
+        return [self.input, self.reference]
+
+
+class StringCheck(Comparing):
     """1 where a text and its reference agree, else 0. White space counts."""
 
     type: Literal["string_check"] = "string_check"
     name: Text = Field("string_check", description=NAMED)
-    input: Template = Field(description="the text, often {{ sample.output_text }}")
-    reference: Template = Field(description="what it is compared to, e.g. {{ item.answer }}")
     operation: Literal["eq", "ne", "like", "ilike"] = Field(
         description="equal; not equal; contains the reference; contains it in either case"
     )
@@ -72,17 +80,12 @@ class StringCheck(GraderBase):
             return (text == reference) == (self.operation == "eq")
         return reference in text if self.operation == "like" else reference.casefold() in text.casefold()
 
-    def templates(self) -> list[str]:
-        return [self.input, self.reference]
 
-
-class TextSimilarity(GraderBase):
+class TextSimilarity(Comparing):
     """How alike a text and its reference are, from 0 to 1; see `similarity.py`."""
 
     type: Literal["text_similarity"] = "text_similarity"
     name: Text = Field("text_similarity", description=NAMED)
-    input: Template = Field(description="the text, often {{ sample.output_text }}")
-    reference: Template = Field(description="what it is compared to, e.g. {{ item.answer }}")
     evaluation_metric: similarity.Metric = Field(description="by what they are compared; cosine needs an embedder")
 
     @field_validator("evaluation_metric", mode="before")
@@ -102,9 +105,6 @@ class TextSimilarity(GraderBase):
         if embed is not None:
             return similarity.cosines(embed, texts, references) if pairs else []
         return similarity.similarities(self.evaluation_metric, texts, references)
-
-    def templates(self) -> list[str]:
-        return [self.input, self.reference]
 
 
 class Length(GraderBase):
@@ -377,7 +377,7 @@ def check_items(graders: Iterable[GraderBase], items: Iterable[tuple[str, Mappin
     templates.check_items([text for grader in graders for text in grader.templates()], items)
 
 
-def _pairs(grader: StringCheck | TextSimilarity, samples: Sequence[Sample]) -> list[tuple[str, str]]:
+def _pairs(grader: Comparing, samples: Sequence[Sample]) -> list[tuple[str, str]]:
     """The text and the reference of each sample."""
     return [
         (templates.filled(grader.input, index, sample), templates.filled(grader.reference, index, sample))

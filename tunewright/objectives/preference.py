@@ -13,6 +13,7 @@ from tunewright.data.batches import Example
 from tunewright.data.groups import element, ends_of, sharing
 from tunewright.errors import RecipeError
 from tunewright.objectives._pairs import pairs
+from tunewright.objectives._rollouts import fixing
 from tunewright.objectives.base import Learner, Objective, Sets, Term
 from tunewright.tasks.base import Batch, Task
 
@@ -98,10 +99,8 @@ class Preference(Objective):
             return examples
         others = [others_of(e) for e in examples]
         start = np.array([float(e.fixed["other_start"]) for e in examples])
-        z0 = np.array(max(0.0, float((learner.answer_scores(others) - start).mean())), dtype=np.float32)
-        return [
-            replace(e, parts=tuple(replace(part, fixed={**part.fixed, "z0": z0}) for part in e.parts)) for e in examples
-        ]
+        z0 = max(0.0, float((learner.answer_scores(others) - start).mean()))
+        return [fixing(e, z0=[z0] * len(e.parts)) for e in examples]
 
     def counts(self, examples: Sequence[Example]) -> dict[str, float]:
         return {
@@ -230,10 +229,7 @@ def with_start(learner: Learner, examples: Sequence[Example]) -> list[Example]:
     if not examples:
         return []
     start_S = learner.answer_scores(examples, start=True).astype(np.float32)
-    found = []
-    for e, own in zip(examples, np.split(start_S, ends_of(examples)), strict=True):
-        parts = [replace(part, fixed={**part.fixed, "start": one}) for part, one in zip(e.parts, own, strict=True)]
-        found.append(replace(e, parts=tuple(parts)))
+    found = [fixing(e, start=list(own)) for e, own in zip(examples, np.split(start_S, ends_of(examples)), strict=True)]
     if "other" not in examples[0].fixed:
         return found
     other_E = learner.answer_scores([others_of(e) for e in examples], start=True)

@@ -15,7 +15,7 @@ import numpy as np
 from tunewright.data.batches import Example
 from tunewright.data.groups import element
 from tunewright.data.kinds import Completion, Conversation, Ranking
-from tunewright.data.messages import check_prompt, text_of
+from tunewright.data.messages import check_prompt, dialogue, text_of, untrained
 from tunewright.data.render import Renderer
 from tunewright.data.rendered import Rendered
 from tunewright.data.texts import HALF, is_whole
@@ -32,7 +32,7 @@ def rankings_of(given: Sequence[Any]) -> list[Ranking]:
     faults = [f"texts[{i}] {fault}" for i, pair in enumerate(given) if (fault := _fault(pair))]
     if faults:
         raise DataError("Of answers to prompts a reward model says how good they are:", faults)
-    answers: list[Any] = [_answered(prompt, answer, f"texts[{i}]") for i, (prompt, answer) in enumerate(given)]
+    answers: list[Any] = [answered(prompt, answer, f"texts[{i}]") for i, (prompt, answer) in enumerate(given)]
     return [Ranking((answer,), answer.source) for answer in answers]
 
 
@@ -49,11 +49,14 @@ def _fault(pair: Any) -> str:
     return "" if is_whole(pair) else HALF
 
 
-def _answered(prompt: str | list[dict[str, Any]], answer: str, source: str) -> Completion | Conversation:
+def answered(
+    prompt: str | list[dict[str, Any]], answer: str, source: str, tools: Any = None
+) -> Completion | Conversation:
+    """A prompt with its answer, as a row."""
     if isinstance(prompt, str):
         return Completion(prompt, answer, source)
-    before = [{**message, **({"weight": 0} if message["role"] == "assistant" else {})} for message in prompt]
-    return Conversation([*before, {"role": "assistant", "content": answer}], None, source)
+    before = [untrained(message) for message in prompt]
+    return Conversation([*before, {"role": "assistant", "content": answer}], tools, source)
 
 
 def reads_as_generated(model: Model) -> bool:
@@ -101,7 +104,7 @@ def in_words(answer: Completion | Conversation) -> tuple[str, str]:
         return answer.prompt, answer.completion
     last = next(i for i, m in enumerate(answer.messages) if m["role"] == "assistant" and m.get("weight", 1))
     before, after = answer.messages[:last], answer.messages[last:]
-    return "\n".join(f"{m['role']}: {text_of(m)}" for m in before), "\n".join(text_of(m) for m in after)
+    return dialogue(before), "\n".join(text_of(m) for m in after)
 
 
 def _example(task: Any, model: Model, one: Rendered) -> Example:
