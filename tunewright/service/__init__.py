@@ -1,0 +1,1 @@
+"""The fine-tuning API that people already use, on your own machine."""
