@@ -139,7 +139,7 @@ training.micro_batch_tokens
 training.packing training.precision training.activation_checkpointing training.device training.processes training.seed
 training.seeds training.layer_decay training.gradual_unfreezing training.prefix_cache
 training.evaluate_every training.patience training.keep training.ema training.checkpoint_every training.track
-evaluation.prompts evaluation.image_steps
+training.snapshots evaluation.prompts evaluation.image_steps
 evaluation.before evaluation.samples evaluation.generate evaluation.max_new_tokens evaluation.pattern
 """
 

@@ -18,6 +18,7 @@ from tunewright.artifacts.load import allow_code
 from tunewright.artifacts.prior import drawn_prior
 from tunewright.artifacts.samples import Sampler
 from tunewright.artifacts.save import clear_drafts, save
+from tunewright.artifacts.snapshots import Snapshots
 from tunewright.artifacts.start import Start, keep_adapter
 from tunewright.data.kinds import Prompt
 from tunewright.data.rows import absolute
@@ -212,7 +213,8 @@ def _train(prepared: Prepared, step: Step, record: Record, watchers: Sequence[Wa
         step = train_head(step.job, start)
     tracked = recipe.training.track if first else []
     trackers = [tracker(name, record.folder, recipe.model_dump(mode="json")) for name in tracked]
-    step.job.watchers = [*watchers, *trackers, *([sampler] if sampler else [])]
+    saving = _snapshots(prepared, step) if first and recipe.training.snapshots else []
+    step.job.watchers = [*watchers, *trackers, *([sampler] if sampler else []), *saving]
     outcome = run_loop(step)
     if first:
         _finish(prepared, outcome, record, step.learner)
@@ -236,6 +238,11 @@ def _sampler(prepared: Prepared, step: Step) -> Sampler | None:
         job.precision,
         step.state.judged_weights,
     )
+
+
+def _snapshots(prepared: Prepared, step: Step) -> list[Snapshots]:
+    job = step.job
+    return [Snapshots(prepared.model, job.method, job.evaluate_every, job.folder, step.state.judged_weights)]
 
 
 def _finish(prepared: Prepared, outcome: Outcome, record: Record, learner: Learner) -> None:

@@ -94,6 +94,9 @@ class TrainingConfig(BaseModel):
     checkpoint_every: int | None = Field(
         None, ge=1, description="Steps between checkpoints; null: with each evaluation."
     )
+    snapshots: bool = Field(
+        False, description="Also save the model of each evaluation, as snapshots/step-N, a model of its own."
+    )
     prefix_cache: float = Field(
         2.0,
         ge=0,

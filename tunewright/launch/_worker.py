@@ -1,4 +1,4 @@
-"""One of the processes that torchrun starts: `_worker RECIPE FOLDER start|resume WORDS`."""
+"""A run, or its share of one where torchrun starts it, in this process: `_worker RECIPE FOLDER start|resume WORDS`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from tunewright.errors import Interrupted
+from tunewright.launch import launch
 from tunewright.launch._words import describe_error, tell
 from tunewright.recipe import read_recipe
 from tunewright.run import execute
@@ -31,7 +32,8 @@ if __name__ == "__main__":
     path = Path(words)
     try:
         stop_with_input()
-        execute(read_recipe(recipe), Path(folder), [partial(tell, path, "line")], how == "resume")
+        start = execute if "RANK" in os.environ else launch
+        start(read_recipe(recipe), Path(folder), [partial(tell, path, "line")], how == "resume")
     except BaseException as error:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the end of another process must not cut these words off
         tell(path, "error", describe_error(error))

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from tunewright.engine.interrupt import until_interrupted
 from tunewright.engine.job import Watcher
-from tunewright.errors import TunewrightError
 from tunewright.folder import Record, Run, refuse_used
+from tunewright.launch._supervise import refuse_failure, supervise
 from tunewright.launch._words import Listener
 from tunewright.recipe import Recipe
-
-SECONDS_BETWEEN_LOOKS = 0.1
 
 
 def execute(recipe: Recipe, folder: Path, watchers: Sequence[Watcher] = (), resume: bool = False) -> Run:
@@ -44,48 +40,10 @@ def execute(recipe: Recipe, folder: Path, watchers: Sequence[Watcher] = (), resu
             str(words),
         ]
         try:
-            _refuse_failure(_supervise(command, listener), listener, folder)
+            with until_interrupted() as stopped:
+                refuse_failure(supervise(command, listener, stopped), listener, folder)
         except BaseException as error:
             if listener.started:  # the first process may not have been the one that failed
                 Record(folder, first=True).break_off(error, {})
             raise
     return Run(folder)
-
-
-def _supervise(command: Sequence[str], listener: Listener) -> int:
-    """Run torchrun, with its output on stderr, and give its exit code.
-
-    On Ctrl-C or SIGTERM the input of the processes ends, and they with a checkpoint. It ends, too, when this process is
-    killed. A second Ctrl-C ends them at once.
-    """
-    with (
-        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=2, start_new_session=True) as process,
-        until_interrupted() as stopped,
-    ):
-        assert process.stdin is not None
-        try:
-            while process.poll() is None:
-                listener.listen()
-                if stopped():
-                    process.stdin.close()
-                time.sleep(SECONDS_BETWEEN_LOOKS)
-        except KeyboardInterrupt:
-            process.terminate()
-            process.wait()
-            raise
-    listener.listen()
-    return process.returncode
-
-
-def _refuse_failure(code: int, listener: Listener, folder: Path) -> None:
-    """Raise what the processes ended with, if it was no success."""
-    error = listener.error
-    if isinstance(error, TunewrightError):
-        raise error
-    if code > 128:  # what the others then told is that they lost it
-        how = f"To go on: tunewright resume {folder}" if listener.started else "It had not begun to train."
-        raise TunewrightError(
-            f"A process of {folder} was killed by signal {code - 128}, perhaps because memory ran out. {how}"
-        ) from error
-    if error or code:
-        raise error or RuntimeError(f"torchrun ended with exit code {code}; see above.")
