@@ -8,7 +8,7 @@ import os
 
 # Each module adds its commands to the app, in this order.
 # isort: off
-from tunewright.cli import train, check, quickstart, label, use, generate, compare, robust, runs, describe  # noqa: F401
+from tunewright.cli import train, check, quickstart, label, use, generate, compare, robust, runs, describe, serve  # noqa: F401
 
 # isort: on
 from tunewright.cli._app import app

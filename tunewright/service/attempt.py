@@ -1,0 +1,300 @@
+"""One worker's go at a job: from its files to its model.
+
+    SCRATCH/ftjob-…-3/     the third claim of a job
+      files/               what it learns from
+      run/                 the run
+      state/               what of it is being saved
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from structlog import get_logger
+
+from tunewright.artifacts.snapshots import FOLDER as SNAPSHOTS
+from tunewright.engine import checkpoint
+from tunewright.errors import DataError, OutputError, TunewrightError
+from tunewright.folder import INFO, LOCK, Run
+from tunewright.launch import apart
+from tunewright.launch._supervise import Killed
+from tunewright.recipe import Recipe
+from tunewright.service.bringing import Bringing
+from tunewright.service.entities import Job, Note, Status
+from tunewright.service.errors import Refused, Unavailable
+from tunewright.service.lease import Lease
+from tunewright.service.recipes import make_recipe_for
+from tunewright.service.relocation import note_places
+from tunewright.service.store import Result
+from tunewright.service.validation import readable
+from tunewright.service.wire.metrics import checkpoint_metrics, event_data, event_message, results_file
+
+log = get_logger()
+
+CRASHES = 3
+"""So often a run is killed by something else than its worker before its job has failed."""
+LOST = 20
+"""So often a job loses its worker before it is thought to be the cause."""
+PATIENCE = 3600.0
+"""Seconds over which a full disk is waited for."""
+LONGEST_WAIT = 20.0
+SECONDS_BETWEEN_WRITES = 1.0
+
+T = TypeVar("T")
+
+
+class Attempt:
+    """A claimed job, and the folder in which it is worked on."""
+
+    def __init__(self, job: Job, bringing: Bringing, folder: Path, lease: Lease) -> None:
+        self.job, self.bringing, self.folder, self.lease = job, bringing, folder, lease
+        self.store, self.storage = bringing.store, bringing.storage
+        self.run = Run(folder / "run")
+        self.saved = 0
+        self.published: set[int] = set()
+        self.notes: list[Note] = []
+        self.columns: dict[str, Any] = {}
+        self.written = self.waited = 0.0
+
+    def work(self, leaving: Callable[[], bool]) -> None:
+        """Run the job to its end, or to where it is paused or given back. Raises Lost.
+
+        Args:
+            leaving: says that this worker shuts down: the job is then saved and given back.
+        """
+        job = self.job
+        if job.lost > LOST:
+            self._fail("server_error", f"Its worker fell silent {job.lost} times: it may need more memory than there is.")
+            return
+        if self.lease.check() is Status.PAUSING:
+            self.store.jobs.move(job.id, Status.PAUSED, by=job.fence)
+            return
+        try:
+            recipe = self._patiently(self._prepare)
+            self._train(recipe, leaving)
+        except KeyboardInterrupt:  # the run's; Interrupted, where it had begun
+            self._save()
+            to = Status.PAUSED if self.lease.check() is Status.PAUSING else Status.QUEUED
+            self._patiently(lambda: self.store.jobs.move(job.id, to, by=job.fence))
+        except TunewrightError as error:
+            self._fail(*_reason(error))
+        except RuntimeError as error:  # what the run did not expect
+            log.exception("run broke", job=job.id)
+            self._fail("server_error", f"The training ended unexpectedly: {error}")
+        else:
+            self._publish()
+
+    # the run
+
+    def _prepare(self) -> Recipe:
+        job, spec, bringing = self.job, self.job.spec, self.bringing
+        self.base = bringing.base_of(job.tenant, spec.model)
+        if job.saved and not self._begun:
+            bringing.state(job.saved, self.run.folder)
+            self.saved = checkpoint.steps(self.run.folder / "checkpoints")[-1]
+        given = {"train": spec.training_file, "validation": spec.validation_file}
+        files = {name: readable(bringing.file(job, id, self.folder / name)) for name, id in given.items() if id}
+        base = bringing.model(job.tenant, spec.model)
+        return make_recipe_for(spec, base, files, lambda name: bringing.model(job.tenant, name), self.run.folder)
+
+    def _train(self, recipe: Recipe, leaving: Callable[[], bool]) -> None:
+        crashes = 0
+        while not (self._begun and self.run.done):
+            try:
+                apart.execute(recipe, self.run.folder, [self._hear], self._begun, lambda: self._look(leaving))
+            except Killed as error:
+                crashes += 1
+                if crashes == CRASHES:
+                    raise
+                self.notes.append(Note(f"{error} It is started again.", "warn"))
+            except OutputError as error:
+                self._wait_for_room(error)
+
+    @property
+    def _begun(self) -> bool:
+        return (self.run.folder / INFO).is_file()
+
+    def _hear(self, line: Mapping[str, Any]) -> None:
+        """A line of what the run tells."""
+        if "started" in line:
+            info = line["started"]
+            self.columns["resolved"] = resolved(info)
+            if not self.job.saved:
+                self.notes += [Note("The training has begun."), *(Note(said, "warn") for said in info["notices"])]
+        elif "step" in line:
+            self.notes.append(Note(event_message(line, line["total"]), "info", "metrics", event_data(line, line["total"])))
+            if "eta" in line:
+                self.columns["estimated_finish"] = int(time.time() + line["eta"])
+
+    def _look(self, leaving: Callable[[], bool]) -> bool:
+        """Called all the time while the run goes on: what is new is written. Whether the run is to stop. Raises Lost."""
+        status = self.lease.check()
+        if (self.notes or self.columns) and time.monotonic() - self.written > SECONDS_BETWEEN_WRITES:
+            self._write()
+        steps = checkpoint.steps(self.run.folder / "checkpoints")
+        if steps and steps[-1] > self.saved:
+            self._save()
+        self._publish_snapshots()
+        return status is Status.PAUSING or leaving()
+
+    def _write(self) -> None:
+        """Tell the store what is new. What it does not take now, it is told the next time."""
+        try:
+            self.store.jobs.progress(self.job.id, self.job.fence, events=self.notes, **self.columns)
+        except Unavailable as error:
+            log.warning("nothing written", job=self.job.id, error=str(error))
+            return
+        self.notes, self.columns, self.written = [], {}, time.monotonic()
+
+    # what is kept
+
+    def _save(self) -> None:
+        """Put the run, with its newest checkpoint, into the storage: from there any worker can go on.
+
+        What the run goes on to write or to remove meanwhile is not seen: checkpoints are linked, the rest is copied.
+        """
+        state = self.folder / "state"
+        shutil.rmtree(state, ignore_errors=True)
+        try:
+            shutil.copytree(self.run.folder, state, copy_function=_link_or_copy, ignore=_passing)
+        except shutil.Error:  # a checkpoint was removed, because there are newer ones
+            return
+        steps = checkpoint.steps(state / "checkpoints")
+        if not steps or steps[-1] <= self.saved:
+            return
+        note_places(state, self.bringing.bases, self.bringing.cache)
+        place = self._put(state, "states")
+        self._patiently(lambda: self.store.jobs.progress(self.job.id, self.job.fence, saved=place))
+        self.saved = steps[-1]
+
+    def _publish_snapshots(self) -> None:
+        """Let each snapshot that is new answer as a model."""
+        for step in checkpoint.steps(self.run.folder / SNAPSHOTS):
+            if step in self.published:
+                continue
+            folder = self.folder / "snapshot"
+            shutil.rmtree(folder, ignore_errors=True)
+            self._copy_run(folder, self.run.folder / SNAPSHOTS / f"step-{step}")
+            place = self._put(folder, "models")
+            metrics = checkpoint_metrics(self.run.metrics, step)
+            self._patiently(
+                lambda step=step, place=place, metrics=metrics: self.store.jobs.add_checkpoint(
+                    self.job.id, self.job.fence, step=step, base=self.base, task=self._task, place=place, metrics=metrics
+                )
+            )
+            self.published.add(step)
+
+    def _publish(self) -> None:
+        """The run has ended: its model answers, its results can be fetched, and its job has succeeded."""
+        self._publish_snapshots()
+        self._patiently(self._write_all)
+        folder = self.folder / "finished"
+        shutil.rmtree(folder, ignore_errors=True)
+        self._copy_run(folder, self.run.folder / "model")
+        place = self._put(folder, "models")
+        table = results_file(self.run.metrics)
+        csv = self._patiently(lambda: self.store.places.reserve("files"))
+        size, digest = self._patiently(lambda: self.storage.put(csv, [table]))
+        tokens = sum(line.get("tokens", 0) for line in self.run.metrics)
+        self._patiently(
+            lambda: self.store.jobs.finish(
+                self.job.id, self.job.fence, base=self.base, task=self._task, run=place,
+                result=Result(csv, size, digest), trained_tokens=tokens,
+            )
+        )  # fmt: skip
+
+    def _copy_run(self, folder: Path, model: Path) -> None:
+        """All of the run that is kept, with this as its model."""
+        shutil.copytree(self.run.folder, folder, copy_function=_link_or_copy, ignore=_unfinished)
+        shutil.copytree(model, folder / "model", copy_function=_link_or_copy)
+        note_places(folder, self.bringing.bases, self.bringing.cache)
+
+    def _put(self, folder: Path, kind: str) -> str:
+        place: str = self._patiently(lambda: self.store.places.reserve(kind))
+        self._patiently(lambda: self.storage.put_folder(folder, place))
+        shutil.rmtree(folder)
+        return place
+
+    @property
+    def _task(self) -> str:
+        return str(self.run.info["task"])
+
+    # what goes wrong
+
+    def _fail(self, code: str, message: str, param: str | None = None) -> None:
+        log.info("job failed", job=self.job.id, code=code, error=message)
+        self._patiently(self._write_all)
+        self._patiently(lambda: self.store.jobs.fail(self.job.id, self.job.fence, code, message, param))
+
+    def _write_all(self) -> None:
+        self.store.jobs.progress(self.job.id, self.job.fence, events=self.notes, **self.columns)
+        self.notes, self.columns = [], {}
+
+    def _patiently(self, do: Callable[[], T]) -> T:
+        """Do it, again and again while the database or the storage is away or full, as long as the job is held."""
+        wait = 0.5
+        while True:
+            try:
+                return do()
+            except (Refused, OSError) as error:
+                if isinstance(error, Refused) and error.status < 500:
+                    raise
+                log.warning("trying again", job=self.job.id, error=str(error), seconds=wait)
+            self.lease.wait(wait)
+            wait = min(2 * wait, LONGEST_WAIT)
+
+    def _wait_for_room(self, error: OutputError) -> None:
+        """The run's folder could not be written to: go on from its last checkpoint after a while. Raises the error."""
+        self.waited += LONGEST_WAIT
+        if self.waited > PATIENCE:
+            raise error
+        self.notes.append(Note(f"{error} It goes on when there is room.", "warn"))
+        self._write()
+        self.lease.wait(LONGEST_WAIT)
+
+
+def resolved(info: Mapping[str, Any]) -> dict[str, Any]:
+    """What was decided for a run, in the API's words."""
+    recipe = info["recipe"]
+    return {
+        "n_epochs": recipe["training.epochs"],
+        "batch_size": recipe["training.batch"],
+        "learning_rate": recipe["training.learning_rate"],
+        "seed": recipe["training.seed"],
+        "task": info["task"],
+    }
+
+
+def _reason(error: TunewrightError) -> tuple[str, str, str | None]:
+    """Why a job failed, in the API's words."""
+    if isinstance(error, Refused):
+        return error.code or "invalid_request", str(error), error.param
+    if isinstance(error, DataError):
+        return "invalid_training_file", str(error), "training_file"
+    if isinstance(error, Killed):
+        return "server_error", str(error), None
+    return "training_failed", str(error), None
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    """Weights are written once and then renamed: a link is a copy of them. Everything else goes on being written."""
+    if source.endswith(".safetensors"):
+        os.link(source, target)
+    else:
+        shutil.copyfile(source, target)
+
+
+def _passing(folder: str, names: list[str]) -> set[str]:
+    """What is no part of a state: locks, drafts, and models, which are made again."""
+    return {name for name in names if name in (LOCK, "model", SNAPSHOTS, "report.html") or name.endswith(".draft")}
+
+
+def _unfinished(folder: str, names: list[str]) -> set[str]:
+    """What is no part of a finished run."""
+    wanted = {"report.html"}
+    return (_passing(folder, names) | {name for name in names if name == "checkpoints"}) - wanted

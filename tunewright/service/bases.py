@@ -1,0 +1,35 @@
+"""The bases of a service: models in the folders that its owner named, by the names of their folders."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from tunewright.errors import BaseModelError
+
+MARKS = ("config.json", "model_index.json", "module.json", "run.json")
+"""What a model's folder, a pipeline's, a module's or a run's has in it."""
+
+
+def find_bases(folders: Iterable[Path]) -> dict[str, Path]:
+    """Every model that is one of these folders or lies right in one, by its name.
+
+    Raises BaseModelError where a folder holds none, or two have the same name.
+    """
+    found: dict[str, Path] = {}
+    for folder in (Path(one).expanduser().absolute() for one in folders):
+        here = [folder] if _is_model(folder) else sorted(path for path in folder.glob("*") if _is_model(path))
+        if not here:
+            raise BaseModelError(f"{folder} holds no model: it, or folders in it, need one of {', '.join(MARKS)}.")
+        for path in here:
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", path.name):
+                raise BaseModelError(f"{path}: a base is called by letters, digits and . _ - alone. Rename the folder.")
+            if path.name in found:
+                raise BaseModelError(f"{found[path.name]} and {path} have the same name. Rename one of them.")
+            found[path.name] = path
+    return found
+
+
+def _is_model(folder: Path) -> bool:
+    return any((folder / mark).is_file() for mark in MARKS)

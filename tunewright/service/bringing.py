@@ -1,0 +1,74 @@
+"""What lies in the storage, brought to this machine: rows to learn from, and models to go on from or to answer with."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from tunewright.service.entities import Job, TunedModel
+from tunewright.service.errors import missing
+from tunewright.service.ids import random_text
+from tunewright.service.relocation import relocate
+from tunewright.service.storage import CHUNK, Storage
+from tunewright.service.store import Store
+
+
+class Bringing:
+    """Knows where everything is.
+
+    Args:
+        bases: the bases of this machine, by their names.
+        cache: a folder in which models of the storage are kept, for all processes of this machine.
+    """
+
+    def __init__(self, store: Store, storage: Storage, bases: Mapping[str, Path], cache: Path) -> None:
+        self.store, self.storage, self.bases, self.cache = store, storage, bases, cache
+
+    def file(self, job: Job, id: str, target: Path) -> Path:
+        """The bytes of a file that a job uses."""
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with self.storage.open(self.store.files.used(job.id, id).place) as source, target.open("wb") as file:
+            shutil.copyfileobj(source, file, CHUNK)
+        return target
+
+    def base_of(self, tenant: str, name: str) -> str:
+        """The name of the base below a base, or below a tuned model. Raises Refused (404)."""
+        if name in self.bases:
+            return name
+        if not name.startswith("ft:"):
+            raise missing("model", name, "model_not_found", "model")
+        return self.store.models.get(tenant, name).base
+
+    def model(self, tenant: str, name: str) -> Path:
+        """The folder of a base, or of the run of one of the tenant's models. Raises Refused (404)."""
+        if name in self.bases:
+            return self.bases[name]
+        self.base_of(tenant, name)
+        return self.run(self.store.models.get(tenant, name))
+
+    def run(self, model: TunedModel) -> Path:
+        """The run of a tuned model, which names the bases and models of this machine."""
+        if model.base not in self.bases:
+            raise missing("base", model.base, "model_not_found", "model")
+        folder = self.cache / hashlib.sha256(model.place.encode()).hexdigest()[:24]
+        if not folder.is_dir():
+            below = self.store.jobs.look(model.job).spec.model
+            if below not in self.bases and (earlier := self.store.models.stored(below)):
+                self.run(earlier)
+            self.state(model.place, folder)
+        return folder
+
+    def state(self, place: str, folder: Path) -> None:
+        """A run as it lies in the storage. Another process may bring the same one at the same time."""
+        draft = folder.with_name(f"{folder.name}-{random_text(8)}")
+        draft.parent.mkdir(parents=True, exist_ok=True)
+        self.storage.get_folder(place, draft)
+        relocate(draft, self.bases, self.cache)
+        try:
+            draft.rename(folder)
+        except OSError:
+            shutil.rmtree(draft, ignore_errors=True)
+            if not folder.is_dir():
+                raise

@@ -1,0 +1,77 @@
+"""Google's addresses, as `google-genai` has them with `vertexai=True` and a base URL of its own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+
+from tunewright.service.auth import Caller
+from tunewright.service.body import JsonBody
+from tunewright.service.entities import Job
+from tunewright.service.errors import missing
+from tunewright.service.inference.protocol import Piece, Usage
+from tunewright.service.routes import inference, jobs
+from tunewright.service.routes._documents import body_of
+from tunewright.service.routes._state import Parts, State
+from tunewright.service.wire import google, google_chat
+from tunewright.service.wire.chat import Reply
+
+router = APIRouter(prefix="/v1beta1", tags=["Google"])
+
+
+def _piece(reply: Reply, piece: Piece, logprobs: bool, begun: int) -> dict[str, Any]:
+    return google_chat.piece(reply, piece, None, logprobs)
+
+
+def _end(reply: Reply, usage: Usage) -> dict[str, Any]:
+    return google_chat.end(reply, usage)
+
+
+CONTENT = inference.Form("", google_chat.answer, _piece, None, _end)
+
+
+@router.post("/tuningJobs", openapi_extra=body_of(google.CreateTuning))
+def create(body: Any = JsonBody, who: Caller = jobs.MAY, parts: State = Parts) -> dict[str, Any]:
+    return google.tuning_job(jobs.make_job(parts, who, google.create_tuning(body), body))
+
+
+@router.get("/tuningJobs")
+def list_jobs(
+    request: Request,
+    who: Caller = jobs.MAY,
+    parts: State = Parts,
+    pageSize: int = 20,
+    pageToken: str | None = None,
+) -> dict[str, Any]:
+    asked = google.list_query(request.query_params.multi_items())
+    found, more = parts.store.jobs.page(who.tenant, asked.after, asked.limit)
+    return google.tuning_page([google.tuning_job(one) for one in found], found[-1].id if more else None)
+
+
+@router.get("/tuningJobs/{id}")
+def get_job(id: str, who: Caller = jobs.MAY, parts: State = Parts) -> dict[str, Any]:
+    return _shown(parts, parts.store.jobs.get(who.tenant, id))
+
+
+@router.post("/tuningJobs/{id}:cancel")
+def cancel(id: str, who: Caller = jobs.MAY, parts: State = Parts) -> dict[str, Any]:
+    parts.audit(who, "jobs.cancel", id)
+    parts.store.jobs.cancel(who.tenant, id)
+    return {}
+
+
+@router.post("/{model:path}", openapi_extra=body_of(google_chat.Generate), response_model=None)
+async def generate(model: str, body: Any = JsonBody, who: Caller = inference.MAY, parts: State = Parts) -> Response:
+    """`{model}:generateContent` and `{model}:streamGenerateContent`."""
+    name, _, method = model.rpartition(":")
+    if method not in ("generateContent", "streamGenerateContent"):
+        raise missing("method", method or model)
+    asked = google_chat.generate(name, body, method == "streamGenerateContent")
+    return await inference.answer(parts, who, asked, CONTENT)
+
+
+def _shown(parts: State, job: Job) -> dict[str, Any]:
+    checkpoints, _ = parts.store.jobs.checkpoints(job.tenant, job.id, limit=100)
+    return google.tuning_job(job, checkpoints)

@@ -1,0 +1,162 @@
+"""Fine-tuning jobs, their events and checkpoints."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+
+from tunewright.service.auth import Caller, caller
+from tunewright.service.body import JsonBody
+from tunewright.service.entities import Job, JobSpec
+from tunewright.service.errors import Refused
+from tunewright.service.recipes import refuse_untrusted
+from tunewright.service.routes._documents import body_of, listing
+from tunewright.service.routes._state import Parts, State
+from tunewright.service.wire import openai
+from tunewright.service.wire.openai import ListQuery
+
+router = APIRouter(prefix="/fine_tuning", tags=["Fine-tuning"])
+
+MAY = caller("jobs")
+SECONDS_BETWEEN_LOOKS = 0.5
+
+
+def make_job(parts: State, who: Caller, spec: JobSpec, body: Any) -> Job:
+    """A new job, or the one that the same request made a moment ago, where the client says that it sends it again."""
+    parts.bringing.base_of(who.tenant, spec.model)
+    refuse_untrusted(spec.recipe)
+    if parts.store.jobs.open(who.tenant) >= parts.limits.open_jobs:
+        raise Refused(
+            429, f"{parts.limits.open_jobs} jobs have not ended yet. Wait for some, or cancel them.",
+            "too_many_jobs", headers={"Retry-After": "60"},
+        )  # fmt: skip
+    digest = hashlib.sha256(f"{who.key.id}\n{json.dumps(body, sort_keys=True)}".encode()).hexdigest()
+    job = parts.store.jobs.create(who.tenant, spec, digest, parts.is_retry)
+    parts.audit(who, "jobs.create", job.id)
+    return job
+
+
+@router.post("/jobs", openapi_extra=body_of(openai.CreateJob))
+def create_job(body: Any = JsonBody, who: Caller = MAY, parts: State = Parts) -> dict[str, Any]:
+    """Start a job. Its files are looked at when it runs: what is wrong with them fails the job, with the reason."""
+    return openai.job(make_job(parts, who, openai.create_job(body), body))
+
+
+@router.get("/jobs")
+def list_jobs(who: Caller = MAY, parts: State = Parts, asked: ListQuery = listing(20, 100)) -> dict[str, Any]:
+    """Newest first. `after`, `limit` (20), and `metadata[key]=value`, or `metadata=null` for those without any."""
+    found, more = parts.store.jobs.page(who.tenant, asked.after, asked.limit, asked.metadata)
+    return openai.page([openai.job(one) for one in found], more)
+
+
+@router.get("/jobs/{id}")
+def get_job(id: str, who: Caller = MAY, parts: State = Parts) -> dict[str, Any]:
+    return openai.job(parts.store.jobs.get(who.tenant, id))
+
+
+@router.post("/jobs/{id}/cancel")
+def cancel_job(id: str, who: Caller = MAY, parts: State = Parts) -> dict[str, Any]:
+    """At once; a run that is under way stops within a step."""
+    parts.audit(who, "jobs.cancel", id)
+    return openai.job(parts.store.jobs.cancel(who.tenant, id))
+
+
+@router.post("/jobs/{id}/pause")
+def pause_job(id: str, who: Caller = MAY, parts: State = Parts) -> dict[str, Any]:
+    """A run that is under way stops within a step, with its state kept."""
+    parts.audit(who, "jobs.pause", id)
+    return openai.job(parts.store.jobs.pause(who.tenant, id))
+
+
+@router.post("/jobs/{id}/resume")
+def resume_job(id: str, who: Caller = MAY, parts: State = Parts) -> dict[str, Any]:
+    """Queue a paused job: it goes on where it stopped."""
+    parts.audit(who, "jobs.resume", id)
+    return openai.job(parts.store.jobs.resume(who.tenant, id))
+
+
+@router.get("/jobs/{id}/events", response_model=None)
+def list_events(
+    id: str, who: Caller = MAY, parts: State = Parts, asked: ListQuery = listing(20, 1000), stream: bool = False
+) -> Response:
+    """Newest first; with `stream=true` all of them, the oldest first, as server-sent events until the job has ended."""
+    if stream:
+        parts.store.jobs.get(who.tenant, id)
+        return StreamingResponse(_follow(parts, who.tenant, id), media_type="text/event-stream")
+    found, more = parts.store.jobs.events(who.tenant, id, asked.after, asked.limit)
+    return JSONResponse(openai.page([openai.event(one) for one in found], more))
+
+
+async def _follow(parts: State, tenant: str, id: str) -> AsyncIterator[bytes]:
+    last = 0
+    while True:
+        job = await run_in_threadpool(parts.store.jobs.get, tenant, id)
+        news = await run_in_threadpool(parts.store.jobs.news, tenant, id, last)
+        for event in news:
+            yield b"data: " + json.dumps(openai.event(event)).encode() + b"\n\n"
+        last = news[-1].n if news else last
+        if job.status.ended and not news:
+            yield b"data: [DONE]\n\n"
+            return
+        if not news:
+            yield b": still here\n\n"
+            await asyncio.sleep(SECONDS_BETWEEN_LOOKS)
+
+
+@router.get("/jobs/{id}/checkpoints")
+def list_checkpoints(
+    id: str, who: Caller = MAY, parts: State = Parts, asked: ListQuery = listing(10, 100)
+) -> dict[str, Any]:
+    """Newest first. Each answers as a model, by its name."""
+    found, more = parts.store.jobs.checkpoints(who.tenant, id, asked.after, asked.limit)
+    return openai.page([openai.checkpoint(one) for one in found], more)
+
+
+@router.get("/jobs/{id}/report")
+def get_report(id: str, who: Caller = MAY, parts: State = Parts) -> StreamingResponse:
+    """What the run says of itself: curves, and the tuned model beside the base. A page without any scripts from afar."""
+    job = parts.store.jobs.get(who.tenant, id)
+    if not job.run:
+        raise Refused(404, f"The job {id} is {job.status}: its report is there when it has succeeded.", "no_report")
+    policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
+    headers = {"Content-Security-Policy": policy}
+    return StreamingResponse(parts.storage.read(f"{job.run}/report.html"), media_type="text/html", headers=headers)
+
+
+# Who else may use a checkpoint
+
+
+@router.post("/checkpoints/{name:path}/permissions")
+def permit(name: str, body: Any = JsonBody, who: Caller = MAY, parts: State = Parts) -> dict[str, Any]:
+    """Let other tenants (`project_ids`) use a checkpoint."""
+    made = parts.store.models.permit(who.tenant, name, openai.project_ids(body))
+    parts.audit(who, "checkpoints.permit", name)
+    return openai.page([openai.permission(one) for one in made], False)
+
+
+@router.get("/checkpoints/{name:path}/permissions")
+def list_permissions(
+    name: str,
+    who: Caller = MAY,
+    parts: State = Parts,
+    asked: ListQuery = listing(10, 100),
+    project_id: str | None = None,
+) -> dict[str, Any]:
+    found, more = parts.store.models.permissions(
+        who.tenant, name, asked.after, asked.limit, project_id, asked.order
+    )
+    return openai.page([openai.permission(one) for one in found], more)
+
+
+@router.delete("/checkpoints/{name:path}/permissions/{id}")
+def forbid(name: str, id: str, who: Caller = MAY, parts: State = Parts) -> dict[str, Any]:
+    parts.store.models.forbid(who.tenant, name, id)
+    parts.audit(who, "checkpoints.forbid", name)
+    return openai.deleted("checkpoint.permission", id)

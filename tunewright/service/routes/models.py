@@ -1,0 +1,42 @@
+"""Models: the bases, and what the key's tenant has tuned."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter
+
+from tunewright.service.auth import Caller, caller
+from tunewright.service.errors import Refused
+from tunewright.service.routes._state import Parts, State
+from tunewright.service.wire import openai
+
+router = APIRouter(tags=["Models"])
+
+MAY = caller("models")
+
+
+@router.get("/models")
+def list_models(who: Caller = MAY, parts: State = Parts) -> dict[str, Any]:
+    found, more = parts.store.models.page(who.tenant)
+    return openai.page([*_bases(parts), *(openai.model(one) for one in found)], more)
+
+
+@router.get("/models/{name:path}")
+def get_model(name: str, who: Caller = MAY, parts: State = Parts) -> dict[str, Any]:
+    bases = {one["id"]: one for one in _bases(parts)}
+    return bases[name] if name in bases else openai.model(parts.store.models.get(who.tenant, name))
+
+
+@router.delete("/models/{name:path}")
+def delete_model(name: str, who: Caller = MAY, parts: State = Parts) -> dict[str, Any]:
+    """A tuned model answers no more."""
+    if name in parts.bringing.bases:
+        raise Refused(403, f"{name} is a base of this service, and no model of yours.", "not_yours")
+    parts.store.models.delete(who.tenant, name)
+    parts.audit(who, "models.delete", name)
+    return openai.deleted("model", name)
+
+
+def _bases(parts: State) -> list[dict[str, Any]]:
+    return [openai.base_model(name, int(path.stat().st_mtime)) for name, path in parts.bringing.bases.items()]

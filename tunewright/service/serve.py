@@ -1,0 +1,96 @@
+"""`tunewright serve`: the application, and the processes beside it that train and answer."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tunewright.service.bases import find_bases
+from tunewright.service.bringing import Bringing
+from tunewright.service.children import Child
+from tunewright.service.settings import Settings
+from tunewright.service.storage import Storage
+from tunewright.service.store import Store
+
+SETTINGS = "TUNEWRIGHT_SETTINGS"
+"""The environment variable by which processes of the service are told their settings."""
+TENANT = "default"
+
+
+def open_parts(settings: Settings) -> Bringing:
+    """The database, the storage and the bases. Raises TunewrightError where one of them cannot be had."""
+    settings.place.mkdir(parents=True, exist_ok=True, mode=0o700)
+    bases = find_bases(settings.models)
+    store = Store(settings.database_url)
+    return Bringing(store, Storage(settings.storage_url), bases, settings.cache)
+
+
+def first_key(store: Store) -> str | None:
+    """The secret of a key for the default tenant, where there is no key yet."""
+    return None if store.keys.list() else store.keys.create(TENANT, "first key")[1]
+
+
+def inherited_settings() -> Settings:
+    """What the process that started this one was told."""
+    return Settings.model_validate_json(os.environ[SETTINGS])
+
+
+def listening(host: str, port: int) -> socket.socket:
+    """A socket that clients reach. Raises OSError where the port is taken."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+@contextlib.contextmanager
+def beside(settings: Settings, workers: int, engine: str | None, memory: float, device: str) -> Iterator[Any]:
+    """Inside, workers and the process that answers run; gives the engine.
+
+    Args:
+        engine: None, or `vllm=URL`: models answer there.
+        memory: bytes that loaded models may take.
+    """
+    environment = {SETTINGS: settings.model_dump_json()}
+    with tempfile.TemporaryDirectory(prefix="tunewright-") as place:
+        children = [Child("tunewright.service.worker", (), environment) for _ in range(workers)]
+        if engine is None:
+            from tunewright.service.inference.client import Client
+
+            path = str(Path(place) / "engine")
+            options = ["--socket", path, "--memory", str(memory), "--device", device]
+            children.append(Child("tunewright.service.inference", options))
+            answering: Any = Client(socket=path)
+        else:
+            from tunewright.service.inference.vllm import VLLM
+
+            answering = VLLM(engine.removeprefix("vllm="))
+        for child in children:
+            child.start()
+        try:
+            yield answering
+        finally:
+            for child in children:
+                child.leave()
+
+
+def run(app: Any, listener: socket.socket) -> None:
+    """Serve until SIGTERM or Ctrl-C, and let requests that are under way end."""
+    import uvicorn
+
+    config = uvicorn.Config(
+        app, log_config=None, access_log=False, timeout_graceful_shutdown=10, server_header=False, date_header=True
+    )
+    uvicorn.Server(config).run(sockets=[listener])
+
+

@@ -1,0 +1,58 @@
+"""What `tunewright serve` and `tunewright worker` are told: where everything lies, and how much there may be of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+
+MEBI, GIBI = 1 << 20, 1 << 30
+
+
+class Limits(BaseModel):
+    """How much a client may ask for. What is above it is refused with what to do."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    requests_per_minute: int = Field(3000, ge=1, description="Of one key; above it 429 with Retry-After.")
+    body_bytes: int = Field(32 * MEBI, ge=1, description="Of a request that is no upload.")
+    file_bytes: int = Field(512 * MEBI, ge=1, description="Of one file.")
+    part_bytes: int = Field(64 * MEBI, ge=1, description="Of one part of an upload.")
+    upload_bytes: int = Field(8 * GIBI, ge=1, description="Of a file that comes in parts.")
+    stored_bytes: int = Field(100 * GIBI, ge=1, description="Of all files of a tenant.")
+    open_jobs: int = Field(1000, ge=1, description="Jobs of a tenant that have not ended.")
+
+
+class Settings(BaseModel):
+    """Where everything lies. Processes of one service are given the same."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    home: Path = Field(Path("~/.tunewright"), description="Folder of what the service keeps on this machine.")
+    database: str | None = Field(None, description="sqlite:///FILE or postgresql://…; none: a file in home.")
+    storage: str | None = Field(None, description="Address of the storage (fsspec); none: a folder in home.")
+    models: tuple[Path, ...] = Field((), description="Folders of bases, or folders in which bases lie.")
+    lease: float = Field(30.0, gt=0, description="Seconds after which a silent worker's job is another's.")
+    limits: Limits = Limits()
+
+    @property
+    def place(self) -> Path:
+        return self.home.expanduser().absolute()
+
+    @property
+    def database_url(self) -> str:
+        return self.database or f"sqlite:///{self.place / 'service.db'}"
+
+    @property
+    def storage_url(self) -> str:
+        return self.storage or f"file://{self.place / 'storage'}"
+
+    @property
+    def scratch(self) -> Path:
+        """What is being worked on. It may be lost."""
+        return self.place / "scratch"
+
+    @property
+    def cache(self) -> Path:
+        """Models of the storage that were used here. It may be lost."""
+        return self.place / "cache"

@@ -1,0 +1,114 @@
+"""A worker: a process that takes jobs from the queue and works on them, one at a time, and validates files beside that."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from structlog import get_logger
+
+from tunewright.service.attempt import Attempt
+from tunewright.service.bringing import Bringing
+from tunewright.service.entities import Job, Status
+from tunewright.service.errors import Lost, Unavailable
+from tunewright.service.ids import random_text
+from tunewright.service.lease import Lease
+from tunewright.service.store import Store
+from tunewright.service.validation import faults
+
+log = get_logger()
+
+SECONDS_BETWEEN_LOOKS = 0.5
+
+
+class Worker:
+    """Takes jobs until it is told to leave.
+
+    Args:
+        scratch: a folder of this machine for what is worked on. It may be lost at any time.
+        lease: seconds after which a job is another worker's when nothing is heard of this one.
+    """
+
+    def __init__(self, bringing: Bringing, scratch: Path, lease: float = 30.0) -> None:
+        self.bringing, self.scratch, self.lease = bringing, scratch, lease
+        self.store: Store = bringing.store
+        self.name = f"{socket.gethostname()}-{os.getpid()}-{random_text(4)}"
+        self.leaving = threading.Event()
+
+    def work(self) -> None:
+        """Work until `leaving` is set; a job that is under way is then saved and given back."""
+        beside = threading.Thread(target=self._keep_looking, args=(self._validate_next,), daemon=True)
+        beside.start()
+        log.info("worker ready", worker=self.name)
+        self._keep_looking(self._train_next)
+        beside.join(self.lease)
+
+    def _keep_looking(self, take: Callable[[], bool]) -> None:
+        while not self.leaving.is_set():
+            try:
+                found = take()
+            except Lost as lost:
+                log.info("job lost", worker=self.name, why=str(lost))
+                found = True
+            except Unavailable as error:
+                log.warning("no database", worker=self.name, error=str(error))
+                found = False
+            except Exception:
+                log.exception("worker stumbled", worker=self.name)
+                found = False
+            if not found:
+                self.leaving.wait(SECONDS_BETWEEN_LOOKS)
+
+    def _train_next(self) -> bool:
+        job = self.store.jobs.claim(self.name, self.lease)
+        if job is None:
+            return False
+        folder = self.scratch / f"{job.id}-{job.fence}"
+        log.info("job claimed", worker=self.name, job=job.id, fence=job.fence)
+        try:
+            with Lease(self.store, job, self.lease, self.lease / 6) as lease:
+                Attempt(job, self.bringing, folder, lease).work(self.leaving.is_set)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        return True
+
+    def _validate_next(self) -> bool:
+        job = self.store.jobs.claim_validation(self.name, self.lease)
+        if job is None:
+            return False
+        folder = self.scratch / f"{job.id}-files-{job.fence}"
+        try:
+            with Lease(self.store, job, self.lease, self.lease / 6):
+                self._validate(job, folder)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        return True
+
+    def _validate(self, job: Job, folder: Path) -> None:
+        spec = job.spec
+        for param, id in {"training_file": spec.training_file, "validation_file": spec.validation_file}.items():
+            if id and (fault := faults(self.bringing.file(job, id, folder / param), spec, param)):
+                self.store.jobs.fail(job.id, job.fence, fault.code, fault.message, fault.param)
+                return
+        self.store.jobs.move(job.id, Status.QUEUED, by=job.fence, event="The files are sound; the job is queued.")
+
+
+def main() -> None:
+    """Work with the settings of the process that started this one."""
+    from tunewright.service.children import when_told_to_leave
+    from tunewright.service.logs import set_up
+    from tunewright.service.serve import inherited_settings, open_parts
+
+    set_up()
+    settings = inherited_settings()
+    worker = Worker(open_parts(settings), settings.scratch, settings.lease)
+    when_told_to_leave(worker.leaving.set)
+    worker.work()
+
+
+if __name__ == "__main__":
+    main()
