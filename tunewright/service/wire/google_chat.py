@@ -1,0 +1,225 @@
+"""Google's generateContent: requests → `chat.py`, and answers and pieces of streams → JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from tunewright.service.errors import Refused
+from tunewright.service.wire.body import Body, parsed, split_alpha
+from tunewright.service.wire.chat import Answer, ChatRequest, Piece, Reply, Sampling, Token, ToolCall, Usage
+from tunewright.service.wire.google import model_of
+from tunewright.service.wire.openai_chat import checked_messages, finite
+
+FINISHED = {"stop": "STOP", "length": "MAX_TOKENS", "tool_calls": "STOP"}
+MOST_CANDIDATES = 8
+
+
+class Call(Body):
+    name: str = Field(min_length=1)
+    args: dict[str, Any] = Field({})
+    id: str | None = None
+
+
+class Response(Body):
+    name: str = Field(min_length=1)
+    response: dict[str, Any] = Field({})
+    id: str | None = None
+
+
+class Part(Body):
+    """A text, a call of a function, or what it returned. Images and files are refused."""
+
+    text: str | None = None
+    functionCall: Call | None = None
+    functionResponse: Response | None = None
+
+
+class Content(Body):
+    role: Literal["user", "model", "function"] | None = None
+    parts: list[Part] = Field(min_length=1)
+
+
+class Function(Body):
+    name: str = Field(min_length=1)
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    parametersJsonSchema: dict[str, Any] | None = None
+
+
+class Tool(Body):
+    functionDeclarations: list[Function] = Field(min_length=1)
+
+
+class Settings(Body):
+    """Fields that have no effect here are taken only with the value that has none."""
+
+    temperature: float = Field(1.0, ge=0, le=2)
+    topP: float = Field(1.0, gt=0, le=1)
+    candidateCount: int = Field(1, ge=1, le=MOST_CANDIDATES)
+    maxOutputTokens: Annotated[int, Field(ge=1)] | None = None
+    stopSequences: list[Annotated[str, Field(min_length=1)]] = Field([], max_length=5)
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    responseLogprobs: bool = False
+    logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    presencePenalty: Annotated[float, Field(ge=0, le=0)] = 0.0
+    frequencyPenalty: Annotated[float, Field(ge=0, le=0)] = 0.0
+    responseMimeType: Literal["text/plain"] = "text/plain"
+    responseModalities: list[Literal["TEXT"]] = Field([])
+
+
+class Generate(Body):
+    """POST {model}:generateContent and :streamGenerateContent. There is no filter that safety settings could set."""
+
+    contents: list[Content] = Field(min_length=1)
+    systemInstruction: Content | None = None
+    tools: list[Tool] = Field([])
+    generationConfig: Settings = Settings()
+    safetySettings: list[dict[str, Any]] = Field([])
+    labels: dict[str, str] = Field({})
+
+
+def generate(model: str, body: Any, stream: bool = False) -> ChatRequest:
+    """A request for candidates. Raises Refused (400) that names the field.
+
+    Args:
+        model: as it stands in the address, before the colon of the method.
+    """
+    asked, named = parsed(Generate, body), model_of(model)
+    name, alpha = split_alpha(named)
+    chosen = asked.generationConfig
+    if chosen.logprobs is not None and not chosen.responseLogprobs:
+        raise Refused(400, "generationConfig.logprobs needs responseLogprobs.", param="generationConfig.logprobs")
+    sampling = Sampling(
+        chosen.maxOutputTokens,
+        chosen.temperature,
+        chosen.topP,
+        chosen.seed,
+        tuple(chosen.stopSequences),
+        chosen.candidateCount,
+        (chosen.logprobs or 0) if chosen.responseLogprobs else None,
+    )
+    tools = [_tool(function) for tool in asked.tools for function in tool.functionDeclarations]
+    messages = checked_messages([*_system(asked), *_messages(asked.contents)], "contents")
+    return ChatRequest(name, alpha, named, messages, (), tools or None, sampling, stream, usage=True)
+
+
+def _system(asked: Generate) -> list[dict[str, Any]]:
+    if asked.systemInstruction is None:
+        return []
+    return [{"role": "system", "content": _text(asked.systemInstruction.parts)}]
+
+
+def _text(parts: Iterable[Part]) -> str:
+    return "".join(part.text or "" for part in parts)
+
+
+def _messages(contents: Sequence[Content]) -> list[dict[str, Any]]:
+    """Contents as messages. Calls have ids there, by which what they returned is found: here it is their order."""
+    messages: list[dict[str, Any]] = []
+    waiting: list[tuple[str, str]] = []  # (name, id) of calls that nothing has returned from yet
+    for number, content in enumerate(contents):
+        calls = [part.functionCall for part in content.parts if part.functionCall]
+        for returned in (part.functionResponse for part in content.parts if part.functionResponse):
+            found = next((call for call in waiting if call[0] == returned.name), None)
+            if found is None:
+                where = f"contents.{number}.parts"
+                raise Refused(400, f"{where}: {returned.name:.100} returns what nobody called.", param=where)
+            waiting.remove(found)
+            said = json.dumps(returned.response, ensure_ascii=False)
+            messages.append({"role": "tool", "tool_call_id": found[1], "content": said})
+        if calls:
+            made = [(call.name, call.id or f"call_{number}_{i}") for i, call in enumerate(calls)]
+            waiting += made
+            messages.append(_calling(_text(content.parts), calls, [name for _, name in made]))
+        elif any(part.text is not None for part in content.parts):
+            role = "assistant" if content.role == "model" else "user"
+            messages.append({"role": role, "content": _text(content.parts)})
+    return messages
+
+
+def _calling(text: str, calls: Sequence[Call], ids: Sequence[str]) -> dict[str, Any]:
+    made = [
+        {"id": name, "type": "function", "function": {"name": call.name, "arguments": json.dumps(call.args)}}
+        for name, call in zip(ids, calls, strict=True)
+    ]
+    return {"role": "assistant", "content": text or None, "tool_calls": made}
+
+
+def _tool(function: Function) -> dict[str, Any]:
+    schema = function.parametersJsonSchema or _json_schema(function.parameters or {"type": "OBJECT", "properties": {}})
+    told = {"name": function.name, "description": function.description or "", "parameters": schema}
+    return {"type": "function", "function": told}
+
+
+def _json_schema(schema: Any) -> Any:
+    """Google's schema as JSON schema: types are in capitals there, and a property may have any name."""
+    if isinstance(schema, list):
+        return [_json_schema(one) for one in schema]
+    if not isinstance(schema, dict):
+        return schema
+    found: dict[str, Any] = {}
+    for key, value in schema.items():
+        if key == "type" and isinstance(value, str):
+            found[key] = value.lower()
+        elif key == "properties" and isinstance(value, dict):
+            found[key] = {name: _json_schema(one) for name, one in value.items()}
+        else:
+            found[key] = _json_schema(value) if key in ("items", "anyOf") else value
+    return found
+
+
+# Answers
+
+
+def answer(reply: Reply, answers: Sequence[Answer], usage: Usage, logprobs: bool = False) -> dict[str, Any]:
+    candidates = [
+        _candidate(i, one.text, one.finish, one.tool_calls, one.tokens if logprobs else ())
+        for i, one in enumerate(answers)
+    ]
+    return {**_head(reply), "candidates": candidates, "usageMetadata": _usage(usage)}
+
+
+def piece(reply: Reply, said: Piece, usage: Usage | None = None, logprobs: bool = False) -> dict[str, Any]:
+    """What a stream says next; the counts come with the last of it."""
+    tokens = said.tokens if logprobs else ()
+    candidate = _candidate(said.index, said.text, said.finish, said.tool_calls, tokens)
+    return {**_head(reply), "candidates": [candidate], **({"usageMetadata": _usage(usage)} if usage else {})}
+
+
+def _head(reply: Reply) -> dict[str, Any]:
+    return {"modelVersion": reply.model, "responseId": reply.id}
+
+
+def _candidate(
+    index: int, text: str, finish: str | None, calls: Sequence[ToolCall], tokens: Sequence[Token]
+) -> dict[str, Any]:
+    parts: list[dict[str, Any]] = [{"text": text}] if text or not calls else []
+    parts += [{"functionCall": {"id": c.id, "name": c.name, "args": json.loads(c.arguments or "{}")}} for c in calls]
+    told: dict[str, Any] = {"index": index, "content": {"role": "model", "parts": parts}}
+    if finish:
+        told["finishReason"] = FINISHED[finish]
+    if tokens:
+        told["avgLogprobs"] = sum(finite(token.logprob) for token in tokens) / len(tokens)
+        told["logprobsResult"] = _logprobs(tokens)
+    return told
+
+
+def _logprobs(tokens: Sequence[Token]) -> Mapping[str, Any]:
+    chosen = [{"token": token.text, "logProbability": finite(token.logprob)} for token in tokens]
+    top = [
+        {"candidates": [{"token": text, "logProbability": finite(logprob)} for text, logprob in token.top]}
+        for token in tokens
+    ]
+    return {"chosenCandidates": chosen, "topCandidates": top}
+
+
+def _usage(usage: Usage) -> dict[str, int]:
+    return {
+        "promptTokenCount": usage.prompt,
+        "candidatesTokenCount": usage.completion,
+        "totalTokenCount": usage.prompt + usage.completion,
+    }
