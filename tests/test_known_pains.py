@@ -54,7 +54,7 @@ from tunewright.errors import (
 from tunewright.methods import LoRA, _peft
 from tunewright.prepare import Prepared, prepare
 from tunewright.recipe import make_recipe
-from tunewright.tasks import _sampling, text_classification, text_generation
+from tunewright.tasks import _rows, _sampling, text_classification, text_generation
 from tunewright.tasks.base import Batch, Likelihood, Model
 from tunewright.tasks.text_generation import TextGeneration
 
@@ -1351,6 +1351,6 @@ def test_pain_15_would_be_caught(fault: str, tiny_base: Any, tmp_path: Path, mon
         real = _sampling.draw
         monkeypatch.setattr(_sampling, "draw", lambda logits_BV, temperature, u_B: real(logits_BV, 0.9, u_B))
     else:
-        monkeypatch.setattr(_sampling._Batch, "_padding", lambda *_: {})
+        monkeypatch.setattr(_rows.Batch, "_start", lambda *_: None)
     with caught:
         check_agrees(gaps(tiny_base("llama"), tmp_path / "run", "grpo"))

@@ -159,9 +159,9 @@ def chat(
     sampling = checked(Sampling, {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed})
     model = loaded(where, device)
     generate = capability(model, "generate", "chat is for language models. To classify use: tunewright predict")
-    question = _question(prompt, tools, model.chats)
+    asked = question(prompt, tools, model.chats)
     with _finite(model):
-        return generate(model, [question], **sampling.model_dump(), streamer=streamer)[0].text
+        return generate(model, [asked], **sampling.model_dump(), streamer=streamer)[0].text
 
 
 def generate(
@@ -331,7 +331,7 @@ def loaded(where: str | PathLike[str] | Model, device: str) -> Model:
     return load(name, str(pick_device(device)), alpha=alpha)
 
 
-def _question(prompt: Any, tools: Any, chats: bool) -> str | Conversation:
+def question(prompt: Any, tools: Any, chats: bool) -> str | Conversation:
     """The prompt as the model saw prompts in training. Raises DataError where that cannot be."""
     if not isinstance(prompt, str | list):
         raise DataError(f"the prompt is {prompt!r:.80}: give a text, or a list of messages.")

@@ -16,7 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tunewright.errors import BaseModelError
-from tunewright.tasks._sampling import Sampled, draw, sample
+from tunewright.tasks._rows import draw
+from tunewright.tasks._sampling import Sampled, sample
 from tunewright.tasks.text_generation import TextGeneration, shifted
 
 KINDS = ("llama", "qwen3", "mistral", "mixtral", "gpt2", "gemma3", "bloom", "gpt_neox", "mamba")

@@ -1,0 +1,5 @@
+"""`python -m tunewright.service.inference`: see process.py."""
+
+from tunewright.service.inference.process import main
+
+main()

@@ -1,0 +1,266 @@
+"""The engine in this process: models in memory, one thread that answers, one that loads, one for all other work."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from io import BytesIO
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from tunewright.api import predict, question
+from tunewright.data.messages import check_prompt, text_of
+from tunewright.data.render import Renderer
+from tunewright.data.texts import is_whole
+from tunewright.drawing import Drawing, draw
+from tunewright.errors import TunewrightError
+from tunewright.recipe import checked
+from tunewright.service.errors import Refused
+from tunewright.service.inference.engine import Batching, Limits, Request
+from tunewright.service.inference.models import Models, Ready
+from tunewright.service.inference.protocol import (
+    Classify,
+    Draw,
+    Embed,
+    Embedded,
+    Generate,
+    Loaded,
+    ModelRef,
+    Piece,
+    Usage,
+    as_refused,
+)
+from tunewright.tasks.base import Model
+from tunewright.tasks.text_generation import prompt_tokens
+
+TOGETHER = 4096
+"""Positions of a forward pass that embeds."""
+PROBE = "Once upon a time there was"
+"""What a tuned model and its start are asked, to see whether they differ."""
+
+Found = TypeVar("Found")
+
+
+class LocalEngine:
+    """An `Engine` (see `protocol.py`). To be made where an event loop runs."""
+
+    def __init__(self, models: Models, limits: Limits | None = None) -> None:
+        self.models = models
+        self._loop = asyncio.get_running_loop()
+        self._hearing: dict[Request, asyncio.Queue[Piece | Usage | Refused]] = {}
+        self._batching = Batching(self._hear, limits)
+        self._loader, self._worker, self._tokenizer = (ThreadPoolExecutor(1) for _ in range(3))
+
+    async def generate(self, asked: Generate) -> AsyncIterator[Piece | Usage]:
+        async with self._model(asked.model) as ready:
+            _can(ready, "generate", "does not generate text.")
+            prompt = await self._in(self._tokenizer, lambda: tokens_of(asked, ready.renderer, ready.model.chats))
+            request = Request(ready, prompt, asked.sampling, asked.stream, apart=asked.messages is not None)
+            heard: asyncio.Queue[Piece | Usage | Refused] = asyncio.Queue()
+            self._hearing[request] = heard
+            try:
+                self._batching.ask(request)
+                while True:
+                    said = await heard.get()
+                    if isinstance(said, Refused):
+                        raise said
+                    yield said
+                    if isinstance(said, Usage):
+                        return
+            finally:
+                request.gone = True
+                del self._hearing[request]
+
+    async def embed(self, asked: Embed) -> Embedded:
+        async with self._model(asked.model) as ready:
+            if not hasattr(ready.model.module, "get_input_embeddings") or not hasattr(ready.model.processor, "decode"):
+                raise Refused(400, f"{asked.model.shown} is not for texts, so it embeds none.", param="model")
+            tokens = await self._in(self._tokenizer, lambda: [_encoded(one, ready) for one in asked.inputs])
+            vectors: list[tuple[float, ...]] = []
+            for some in _parts(tokens):
+                vectors += await self._between(lambda some=some: embedded(ready, some))  # type: ignore[misc]
+            return Embedded(tuple(vectors), sum(map(len, tokens)))
+
+    async def classify(self, asked: Classify) -> list[dict[str, Any]]:
+        async with self._model(asked.model) as ready:
+            _can(ready, "classify", "does not classify.")
+            inputs = [_input(ready.model, one) for one in asked.inputs]
+            found = await self._in(self._worker, lambda: predict(ready.model, inputs))
+            return [{key: value for key, value in one.items() if key not in ("text", "image")} for one in found]
+
+    async def images(self, asked: Draw) -> list[bytes]:
+        async with self._model(asked.model) as ready:
+            _can(ready, "images", "does not draw.")
+            return await self._in(self._worker, lambda: drawn(ready.model, asked))
+
+    async def check(self, model: ModelRef) -> None:
+        async with self._model(model) as tuned:
+            if not tuned.shared.form or model.run_folder is None:
+                return
+            async with self._model(ModelRef(model.base, model.base_folder)) as base:
+                ids = [tuned.renderer.prompt(PROBE)]
+                one, other = [await self._between(lambda r=r: embedded(r, ids)) for r in (tuned, base)]  # type: ignore[misc]
+            if one == other and model.alpha:
+                raise Refused(500, f"{model.shown} answers as {model.base} does: its weights have no effect.")
+
+    async def loaded(self) -> list[Loaded]:
+        return self.models.loaded()
+
+    async def healthy(self) -> bool:
+        return self._batching.alive
+
+    async def close(self) -> None:
+        await asyncio.to_thread(self._batching.close)
+        for pool in (self._loader, self._worker, self._tokenizer):
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def _hear(self, told: list[tuple[Request, Piece | Usage | Refused]]) -> None:
+        self._loop.call_soon_threadsafe(self._deliver, told)
+
+    def _deliver(self, told: Sequence[tuple[Request, Piece | Usage | Refused]]) -> None:
+        for request, said in told:
+            if heard := self._hearing.get(request):
+                heard.put_nowait(said)
+
+    @asynccontextmanager
+    async def _model(self, ref: ModelRef) -> AsyncIterator[Ready]:
+        """A model in memory, in use inside. Errors that are raised inside become Refused."""
+        ready = self.models.at_hand(ref)
+        if ready is None:
+            loading = self._loader.submit(self.models.take, ref)
+            try:
+                ready = await asyncio.wrap_future(loading)
+            except asyncio.CancelledError:
+                loading.add_done_callback(self._unwanted)
+                raise
+        try:
+            yield ready
+        except TunewrightError as error:
+            raise as_refused(error) from error
+        finally:
+            self.models.give_back(ready)
+
+    def _unwanted(self, loading: Future[Ready]) -> None:
+        if not loading.cancelled() and not loading.exception():
+            self.models.give_back(loading.result())
+
+    async def _in(self, pool: ThreadPoolExecutor, work: Callable[[], Found]) -> Found:
+        return await self._loop.run_in_executor(pool, work)
+
+    async def _between(self, work: Callable[[], Found]) -> Found:
+        """Do something in the thread that answers, between two tokens."""
+        done: Future[Found] = Future()
+
+        def run() -> None:
+            try:
+                done.set_result(work())
+            except BaseException as error:
+                done.set_exception(error)
+
+        self._batching.call(run)
+        return await asyncio.wrap_future(done)
+
+
+def _can(ready: Ready, capability: str, otherwise: str) -> None:
+    if not hasattr(ready.model.task, capability):
+        raise Refused(400, f"{ready.ref.shown} {otherwise}", param="model")
+
+
+def tokens_of(asked: Generate, renderer: Renderer, chats: bool) -> list[int]:
+    """The tokens that a model is fed: as it saw them in training.
+
+    One that does not chat is given the texts of the messages, a line each. Raises DataError for what cannot be read.
+    """
+    if isinstance(asked.prompt, tuple):
+        return list(asked.prompt)
+    if asked.prompt is not None:
+        return prompt_tokens(renderer, question(asked.prompt, None, False))
+    messages = check_prompt(asked.messages)
+    if not chats:
+        return prompt_tokens(renderer, "\n".join(map(text_of, messages)))
+    return prompt_tokens(renderer, question(messages, asked.tools, True))
+
+
+# Vectors
+
+
+def _encoded(given: str | tuple[int, ...], ready: Ready) -> list[int]:
+    if isinstance(given, str) and not is_whole(given):
+        raise Refused(400, "input holds half of a character: mend it.", param="input")
+    tokens = list(ready.model.processor(given)["input_ids"]) if isinstance(given, str) else list(given)
+    vocabulary = ready.model.module.get_input_embeddings().weight.shape[0]
+    if not tokens or not 0 <= min(tokens) <= max(tokens) < vocabulary:
+        raise Refused(400, "input: a text, or token ids of this model; none may be empty.", param="input")
+    if len(tokens) > ready.limit:
+        raise Refused(
+            400, f"A text has {len(tokens)} tokens, and {ready.ref.shown} reads {ready.limit}. Cut it into parts.",
+            "context_length_exceeded", "input",
+        )  # fmt: skip
+    return tokens
+
+
+def _parts(tokens: Sequence[list[int]]) -> list[list[list[int]]]:
+    """In their order, as many at once as a forward pass may have positions."""
+    parts: list[list[list[int]]] = []
+    for one in tokens:
+        if parts and (len(parts[-1]) + 1) * max(map(len, [*parts[-1], one])) <= TOGETHER:
+            parts[-1].append(one)
+        else:
+            parts.append([one])
+    return parts
+
+
+def embedded(ready: Ready, tokens: Sequence[list[int]]) -> list[tuple[float, ...]]:
+    """For each text the mean of the last layer over its tokens, padded on the right."""
+    width = max(map(len, tokens))
+    device = next(ready.model.module.parameters()).device
+    pad = ready.model.processor.pad_token_id
+    ids_BT = torch.tensor([[*one, *[pad] * (width - len(one))] for one in tokens], device=device)
+    mask_BT = torch.tensor([[1] * len(one) + [0] * (width - len(one)) for one in tokens], device=device)
+    with torch.inference_mode():
+        hidden_BTH = _hidden(ready, ids_BT, mask_BT).float()
+        mean_BH = (hidden_BTH * mask_BT[..., None]).sum(1) / mask_BT.sum(1, keepdim=True)
+    return [tuple(row) for row in mean_BH.tolist()]
+
+
+def _hidden(ready: Ready, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
+    given = {"input_ids": ids_BT, "attention_mask": mask_BT, "output_hidden_states": True}
+    shared = ready.shared
+    if not shared.bank:
+        return shared.module(**given).hidden_states[-1][:, -ids_BT.shape[1] :]  # type: ignore[no-any-return]
+    with shared.bank.using(shared.bank.route([ready.terms] * len(ids_BT))):
+        return shared.module(**given, use_cache=False).hidden_states[-1]  # type: ignore[no-any-return]
+
+
+# Classes and images
+
+
+def _input(model: Model, given: str | tuple[str, str]) -> Any:
+    """A text, a pair of texts, or an image's bytes. Raises Refused for what cannot be an image."""
+    if model.task.name != "image-classification":
+        return given
+    text = given if isinstance(given, str) else ""
+    try:
+        return base64.b64decode(text.partition(",")[2] if text.startswith("data:") else text, validate=True)
+    except binascii.Error as error:
+        raise Refused(400, "input: an image is given as its file in base64.", param="input") from error
+
+
+def drawn(model: Model, asked: Draw) -> list[bytes]:
+    """PNG files."""
+    options = {"steps": asked.steps, "guidance": asked.guidance, "size": asked.size, "negative": asked.negative}
+    found = []
+    for i in range(asked.n):
+        drawing = checked(Drawing, {**options, "seed": asked.seed + i, "precision": "fp32"})
+        device = next(model.module.parameters()).device
+        for _, _, image in draw(model, [asked.prompt], [1.0], str(device), drawing):
+            file = BytesIO()
+            image.save(file, "PNG")
+            found.append(file.getvalue())
+    return found
