@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -16,22 +17,21 @@ from openai.types import Completion, CreateEmbeddingResponse
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from tunewright.service.errors import Refused
+from tunewright.service.inference.protocol import Piece, Sampling, Token, Usage
 from tunewright.service.wire import openai_chat as wire
 from tunewright.service.wire.body import split_alpha
 from tunewright.service.wire.chat import (
     Answer,
     ChatRequest,
     EmbeddingRequest,
-    Piece,
     Reply,
-    Sampling,
-    Token,
+    Said,
     ToolCall,
-    Usage,
 )
 
 REPLY = Reply("chatcmpl-1", 1_700_000_000, "ft:m:acme::1@0.6")
-TOKENS = (Token("Hé", -0.5, (("Hé", -0.5), ("No", -math.inf))), Token("�", -1.0, (), b"\xff"))
+HE, NO = Token("Hé", tuple("Hé".encode()), -0.5), Token("No", tuple(b"No"), -math.inf)
+TOKENS = (replace(HE, top=(HE, NO)), Token("�", (255,), -1.0))
 ANSWER = Answer("Hé�", "stop", TOKENS)
 CALL = ToolCall("call_1", "weather", '{"city": "Oslo"}')
 ASK = [{"role": "user", "content": "Hi"}]
@@ -72,7 +72,7 @@ def test_a_chat_of_a_client() -> None:
     )  # fmt: skip
     asked = wire.chat(body)
     assert (asked.model, asked.alpha, asked.named) == ("ft:m:acme::1", 0.6, "ft:m:acme::1@0.6")
-    assert asked.sampling == Sampling(7, 0.0, 0.5, 3, ("\n",), 2, 2)
+    assert asked.sampling == Sampling(0.0, 0.5, 3, 7, ("\n",), 2, 2)
     assert asked.tools == tools and asked.stream and asked.usage
     assert [m["role"] for m in asked.messages or []] == ["user", "assistant", "tool"]
     assert wire.chat({**body, "tool_choice": "none"}).tools is None
@@ -125,7 +125,7 @@ def test_every_hundredth_is_an_alpha(hundredths: int, name: str) -> None:
 def test_completions_of_a_client() -> None:
     body = sent(lambda c: c.completions.create(model="m", prompt=["a", "b"], logprobs=0, echo=False, best_of=1))
     asked = wire.completion(body)
-    assert asked.prompts == ("a", "b") and asked.sampling == Sampling(16, logprobs=0)
+    assert asked.prompts == ("a", "b") and asked.sampling == Sampling(max_tokens=16, logprobs=0)
     assert wire.completion({"model": "m", "prompt": [1, 2]}).prompts == ((1, 2),)
     assert wire.completion({"model": "m", "prompt": [[1], [2, 3]]}).prompts == ((1,), (2, 3))
     for changes in (
@@ -173,7 +173,7 @@ def stream(events: Iterable[dict[str, Any]]) -> bytes:
 
 
 def test_a_stream_is_read_as_the_answer() -> None:
-    pieces = [Piece("Hé", 0, None, TOKENS[:1]), Piece("�", 0, None, TOKENS[1:]), Piece(finish="stop")]
+    pieces = [Piece(0, "Hé", TOKENS[:1]), Piece(0, "�", TOKENS[1:]), Piece(0, "", finish="stop")]
     content = stream([
         wire.chat_start(REPLY),
         *(wire.chat_piece(REPLY, piece, logprobs=True) for piece in pieces),
@@ -189,14 +189,14 @@ def test_a_stream_is_read_as_the_answer() -> None:
 
 
 def test_a_stream_of_calls_and_of_plain_text() -> None:
-    chunk = wire.chat_piece(REPLY, Piece(finish="tool_calls", tool_calls=(CALL,)))
+    chunk = wire.chat_piece(REPLY, Said(0, "", finish="tool_calls", tool_calls=(CALL,)))
     delta = ChatCompletionChunk.model_validate(chunk, strict=True).choices[0].delta
     assert (
         delta.tool_calls and delta.tool_calls[0].function and delta.tool_calls[0].function.arguments == CALL.arguments
     )
     content = stream([
-        wire.completion_piece(REPLY, Piece("Hé", 1, None, TOKENS[:1]), logprobs=True),
-        wire.completion_piece(REPLY, Piece("�", 1, "length", TOKENS[1:]), logprobs=True, begun=2),
+        wire.completion_piece(REPLY, Piece(1, "Hé", TOKENS[:1]), logprobs=True),
+        wire.completion_piece(REPLY, Piece(1, "�", TOKENS[1:], "length"), logprobs=True, begun=2),
         wire.completion_usage(REPLY, Usage(1, 2)),
     ]) + wire.DONE  # fmt: skip
     first, second, last = client(content).completions.create(model="m", prompt="", stream=True)

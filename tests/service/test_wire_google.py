@@ -14,13 +14,17 @@ from google.genai import errors, types
 
 from tunewright.service.entities import Checkpoint, Hyperparameters, Job, JobSpec, Status, Teaching
 from tunewright.service.errors import Refused, missing
+from tunewright.service.inference.protocol import Piece, Sampling, Token, Usage
 from tunewright.service.wire import google as wire
 from tunewright.service.wire import google_chat
-from tunewright.service.wire.chat import Answer, Piece, Reply, Sampling, Token, ToolCall, Usage
+from tunewright.service.wire.chat import Answer, Reply, ToolCall
 from tunewright.service.wire.openai import ListQuery
 
 REPLY = Reply("r-1", 1_700_000_000, "ft:m:acme::1")
-TOKENS = (Token("Hi", -0.5, (("Hi", -0.5), ("No", -2.0))), Token("!", -1.5, (("!", -1.5),)))
+HI, NO, END = (
+    Token(text, tuple(text.encode()), logprob) for text, logprob in (("Hi", -0.5), ("No", -2.0), ("!", -1.5))
+)
+TOKENS = (replace(HI, top=(HI, NO)), replace(END, top=(END,)))
 SPEC = JobSpec(model="m", training_file="file-a", suffix="name", metadata={"a": "b", "description": "d"})
 
 
@@ -181,7 +185,7 @@ def test_a_request_for_candidates() -> None:
     )
     asked = google_chat.generate("publishers/google/models/m@0.25", body)
     assert (asked.model, asked.alpha, asked.named) == ("m", 0.25, "m@0.25")
-    assert asked.sampling == Sampling(5, 0.0, 0.5, 3, ("a",), 2, 2)
+    assert asked.sampling == Sampling(0.0, 0.5, 3, 5, ("a",), 2, 2)
     system, user, call, returned = asked.messages or []
     assert system == {"role": "system", "content": "Be brief."} and user == {"role": "user", "content": "Hi!"}
     assert call["tool_calls"][0]["id"] == returned["tool_call_id"] and json.loads(returned["content"]) == {"r": 2}
@@ -222,8 +226,9 @@ def test_answers_and_streams() -> None:
     assert second.content and second.content.parts and second.content.parts[0].function_call
     assert second.content.parts[0].function_call.args == {"city": "Oslo"} and second.finish_reason == "MAX_TOKENS"
     pieces = [
-        google_chat.piece(REPLY, Piece("Hi")),
-        google_chat.piece(REPLY, Piece("!", finish="stop"), Usage(3, 2)),
+        google_chat.piece(REPLY, Piece(0, "Hi")),
+        google_chat.piece(REPLY, Piece(0, "!", finish="stop")),
+        google_chat.end(REPLY, Usage(3, 2)),
     ]
     lines = b"".join(b"data: " + json.dumps(one).encode() + b"\r\n\r\n" for one in pieces)
     chunks = asked_of(lines, lambda c: list(c.models.generate_content_stream(model="m", contents="Hi")))

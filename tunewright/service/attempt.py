@@ -1,9 +1,9 @@
 """One worker's go at a job: from its files to its model.
 
-    SCRATCH/ftjob-…-3/     the third claim of a job
-      files/               what it learns from
-      run/                 the run
-      state/               what of it is being saved
+SCRATCH/ftjob-…-3/     the third claim of a job
+  files/               what it learns from
+  run/                 the run
+  state/               what of it is being saved
 """
 
 from __future__ import annotations
@@ -69,7 +69,9 @@ class Attempt:
         """
         job = self.job
         if job.lost > LOST:
-            self._fail("server_error", f"Its worker fell silent {job.lost} times: it may need more memory than there is.")
+            self._fail(
+                "server_error", f"Its worker fell silent {job.lost} times: it may need more memory than there is."
+            )
             return
         if self.lease.check() is Status.PAUSING:
             self.store.jobs.move(job.id, Status.PAUSED, by=job.fence)
@@ -127,7 +129,9 @@ class Attempt:
             if not self.job.saved:
                 self.notes += [Note("The training has begun."), *(Note(said, "warn") for said in info["notices"])]
         elif "step" in line:
-            self.notes.append(Note(event_message(line, line["total"]), "info", "metrics", event_data(line, line["total"])))
+            self.notes.append(
+                Note(event_message(line, line["total"]), "info", "metrics", event_data(line, line["total"]))
+            )
             if "eta" in line:
                 self.columns["estimated_finish"] = int(time.time() + line["eta"])
 
@@ -184,7 +188,13 @@ class Attempt:
             metrics = checkpoint_metrics(self.run.metrics, step)
             self._patiently(
                 lambda step=step, place=place, metrics=metrics: self.store.jobs.add_checkpoint(
-                    self.job.id, self.job.fence, step=step, base=self.base, task=self._task, place=place, metrics=metrics
+                    self.job.id,
+                    self.job.fence,
+                    step=step,
+                    base=self.base,
+                    task=self._task,
+                    place=place,
+                    metrics=metrics,
                 )
             )
             self.published.add(step)

@@ -30,7 +30,9 @@ class Child:
         environment: what its environment has beside this process's.
     """
 
-    def __init__(self, module: str, arguments: Sequence[str] = (), environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, module: str, arguments: Sequence[str] = (), environment: Mapping[str, str] | None = None
+    ) -> None:
         self.module = module
         self.command = [sys.executable, "-m", module, *arguments]
         self.environment = {**os.environ, **(environment or {})}

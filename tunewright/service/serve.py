@@ -92,5 +92,3 @@ def run(app: Any, listener: socket.socket) -> None:
         app, log_config=None, access_log=False, timeout_graceful_shutdown=10, server_header=False, date_header=True
     )
     uvicorn.Server(config).run(sockets=[listener])
-
-

@@ -14,7 +14,9 @@ def body_of(kind: type[BaseModel]) -> dict[str, Any]:
     """The schema of a JSON body."""
     schema = kind.model_json_schema(ref_template="#/components/schemas/{model}")
     definitions = schema.pop("$defs", {})
-    return {"requestBody": {"content": {"application/json": {"schema": _inlined(schema, definitions)}}, "required": True}}
+    return {
+        "requestBody": {"content": {"application/json": {"schema": _inlined(schema, definitions)}}, "required": True}
+    }
 
 
 def _inlined(value: Any, definitions: dict[str, Any]) -> Any:

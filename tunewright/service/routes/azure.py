@@ -35,7 +35,5 @@ async def complete(name: str, body: Any = JsonBody, who: Caller = inference.MAY,
 
 
 @router.post("/{name:path}/embeddings")
-async def embed(
-    name: str, body: Any = JsonBody, who: Caller = inference.MAY, parts: State = Parts
-) -> dict[str, Any]:
+async def embed(name: str, body: Any = JsonBody, who: Caller = inference.MAY, parts: State = Parts) -> dict[str, Any]:
     return await inference.embed({**body, "model": name} if isinstance(body, dict) else body, who, parts)

@@ -11,7 +11,7 @@ from tunewright.service.auth import Caller
 from tunewright.service.body import JsonBody
 from tunewright.service.entities import Job
 from tunewright.service.errors import missing
-from tunewright.service.inference.protocol import Piece, Usage
+from tunewright.service.inference.protocol import Piece
 from tunewright.service.routes import inference, jobs
 from tunewright.service.routes._documents import body_of
 from tunewright.service.routes._state import Parts, State
@@ -22,14 +22,10 @@ router = APIRouter(prefix="/v1beta1", tags=["Google"])
 
 
 def _piece(reply: Reply, piece: Piece, logprobs: bool, begun: int) -> dict[str, Any]:
-    return google_chat.piece(reply, piece, None, logprobs)
+    return google_chat.piece(reply, piece, logprobs)
 
 
-def _end(reply: Reply, usage: Usage) -> dict[str, Any]:
-    return google_chat.end(reply, usage)
-
-
-CONTENT = inference.Form("", google_chat.answer, _piece, None, _end)
+CONTENT = inference.Form("", google_chat.answer, _piece, None, google_chat.end)
 
 
 @router.post("/tuningJobs", openapi_extra=body_of(google.CreateTuning))

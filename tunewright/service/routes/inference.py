@@ -52,10 +52,14 @@ class Form:
     done: bytes = b""
 
 
+def _chat_piece(reply: Reply, piece: Piece, logprobs: bool, begun: int) -> dict[str, Any]:
+    return openai_chat.chat_piece(reply, piece, logprobs)
+
+
 CHAT = Form(
     "chatcmpl-",
     openai_chat.chat_answer,
-    openai_chat.chat_piece,
+    _chat_piece,
     openai_chat.chat_start,
     openai_chat.chat_usage,
     openai_chat.DONE,
@@ -97,9 +101,7 @@ async def answer(parts: State, who: Caller, asked: ChatRequest, form: Form) -> R
 def _said(parts: State, model: ModelRef, asked: ChatRequest) -> AsyncIterator[Piece | Usage]:
     """What the model says: to a conversation, or to several prompts at once, whose answers are numbered through."""
     if not asked.prompts:
-        conversation = Generate(
-            model, asked.messages, None, asked.tools, asked.sampling, asked.stream
-        )
+        conversation = Generate(model, asked.messages, None, asked.tools, asked.sampling, asked.stream)
         return parts.engine.generate(conversation)
     each = [
         parts.engine.generate(Generate(model, None, prompt, None, asked.sampling, asked.stream))

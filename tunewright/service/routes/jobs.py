@@ -149,9 +149,7 @@ def list_permissions(
     asked: ListQuery = listing(10, 100),
     project_id: str | None = None,
 ) -> dict[str, Any]:
-    found, more = parts.store.models.permissions(
-        who.tenant, name, asked.after, asked.limit, project_id, asked.order
-    )
+    found, more = parts.store.models.permissions(who.tenant, name, asked.after, asked.limit, project_id, asked.order)
     return openai.page([openai.permission(one) for one in found], more)
 
 

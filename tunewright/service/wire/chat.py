@@ -2,35 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-Finish = Literal["stop", "length", "tool_calls"]
+from tunewright.service.inference.protocol import Piece, Sampling, Token
 
 MOST_ANSWERS = 128
 MOST_STOPS = 4
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How answers are drawn.
-
-    Attributes:
-        max_tokens: the longest answer; None: as long as the context allows.
-        seed: of the draws; None: another one each time.
-        stop: texts that end an answer, which they are no part of.
-        n: answers to each prompt.
-        logprobs: how many likeliest tokens are told at each place beside the drawn one; None: no likelihoods at all.
-    """
-
-    max_tokens: int | None = None
-    temperature: float = 1.0
-    top_p: float = 1.0
-    seed: int | None = None
-    stop: tuple[str, ...] = ()
-    n: int = 1
-    logprobs: int | None = None
 
 
 @dataclass(frozen=True)
@@ -69,19 +47,6 @@ class EmbeddingRequest:
 
 
 @dataclass(frozen=True)
-class Token:
-    """A token that was drawn: its text, its log-probability (natural), and the likeliest at its place.
-
-    `raw`: its bytes, where they are no whole characters.
-    """
-
-    text: str
-    logprob: float
-    top: tuple[tuple[str, float], ...] = ()
-    raw: bytes | None = None
-
-
-@dataclass(frozen=True)
 class ToolCall:
     """A tool that an answer calls; `arguments` are JSON, as text."""
 
@@ -92,38 +57,19 @@ class ToolCall:
 
 @dataclass(frozen=True)
 class Answer:
-    """A whole answer."""
+    """A whole answer. `finish`: `stop`, `length`, or `tool_calls`."""
 
     text: str
-    finish: Finish
+    finish: str
     tokens: tuple[Token, ...] = ()
     tool_calls: tuple[ToolCall, ...] = ()
 
 
 @dataclass(frozen=True)
-class Piece:
-    """What a stream says next of one of its answers; `finish` where it is the last of that answer."""
+class Said(Piece):
+    """A piece of a stream that may call tools."""
 
-    text: str = ""
-    index: int = 0
-    finish: Finish | None = None
-    tokens: tuple[Token, ...] = ()
     tool_calls: tuple[ToolCall, ...] = ()
-
-
-@dataclass(frozen=True)
-class Usage:
-    """Tokens that were read, and that were drawn."""
-
-    prompt: int
-    completion: int = 0
-
-    def told(self) -> Mapping[str, int]:
-        return {
-            "prompt_tokens": self.prompt,
-            "completion_tokens": self.completion,
-            "total_tokens": self.prompt + self.completion,
-        }
 
 
 @dataclass(frozen=True)

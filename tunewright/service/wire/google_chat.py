@@ -9,10 +9,12 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from tunewright.service.errors import Refused
+from tunewright.service.inference.protocol import Piece, Sampling, Token, Usage
+from tunewright.service.inference.protocol import logprob as finite
 from tunewright.service.wire.body import Body, parsed, split_alpha
-from tunewright.service.wire.chat import Answer, ChatRequest, Piece, Reply, Sampling, Token, ToolCall, Usage
+from tunewright.service.wire.chat import Answer, ChatRequest, Reply, Said, ToolCall
 from tunewright.service.wire.google import model_of
-from tunewright.service.wire.openai_chat import checked_messages, finite
+from tunewright.service.wire.openai_chat import checked_messages
 
 FINISHED = {"stop": "STOP", "length": "MAX_TOKENS", "tool_calls": "STOP"}
 MOST_CANDIDATES = 8
@@ -94,10 +96,10 @@ def generate(model: str, body: Any, stream: bool = False) -> ChatRequest:
     if chosen.logprobs is not None and not chosen.responseLogprobs:
         raise Refused(400, "generationConfig.logprobs needs responseLogprobs.", param="generationConfig.logprobs")
     sampling = Sampling(
-        chosen.maxOutputTokens,
         chosen.temperature,
         chosen.topP,
         chosen.seed,
+        chosen.maxOutputTokens,
         tuple(chosen.stopSequences),
         chosen.candidateCount,
         (chosen.logprobs or 0) if chosen.responseLogprobs else None,
@@ -183,11 +185,16 @@ def answer(reply: Reply, answers: Sequence[Answer], usage: Usage, logprobs: bool
     return {**_head(reply), "candidates": candidates, "usageMetadata": _usage(usage)}
 
 
-def piece(reply: Reply, said: Piece, usage: Usage | None = None, logprobs: bool = False) -> dict[str, Any]:
-    """What a stream says next; the counts come with the last of it."""
+def piece(reply: Reply, said: Piece, logprobs: bool = False) -> dict[str, Any]:
+    """What a stream says next."""
     tokens = said.tokens if logprobs else ()
-    candidate = _candidate(said.index, said.text, said.finish, said.tool_calls, tokens)
-    return {**_head(reply), "candidates": [candidate], **({"usageMetadata": _usage(usage)} if usage else {})}
+    calls = said.tool_calls if isinstance(said, Said) else ()
+    return {**_head(reply), "candidates": [_candidate(said.index, said.text, said.finish, calls, tokens)]}
+
+
+def end(reply: Reply, usage: Usage) -> dict[str, Any]:
+    """The counts, which come last."""
+    return {**_head(reply), "usageMetadata": _usage(usage)}
 
 
 def _head(reply: Reply) -> dict[str, Any]:
@@ -211,7 +218,7 @@ def _candidate(
 def _logprobs(tokens: Sequence[Token]) -> Mapping[str, Any]:
     chosen = [{"token": token.text, "logProbability": finite(token.logprob)} for token in tokens]
     top = [
-        {"candidates": [{"token": text, "logProbability": finite(logprob)} for text, logprob in token.top]}
+        {"candidates": [{"token": top.text, "logProbability": finite(top.logprob)} for top in token.top]}
         for token in tokens
     ]
     return {"chosenCandidates": chosen, "topCandidates": top}
@@ -219,7 +226,7 @@ def _logprobs(tokens: Sequence[Token]) -> Mapping[str, Any]:
 
 def _usage(usage: Usage) -> dict[str, int]:
     return {
-        "promptTokenCount": usage.prompt,
-        "candidatesTokenCount": usage.completion,
-        "totalTokenCount": usage.prompt + usage.completion,
+        "promptTokenCount": usage.prompt_tokens,
+        "candidatesTokenCount": usage.completion_tokens,
+        "totalTokenCount": usage.prompt_tokens + usage.completion_tokens,
     }

@@ -13,6 +13,8 @@ from pydantic import Field
 from tunewright.data.messages import check_prompt
 from tunewright.errors import DataError
 from tunewright.service.errors import Refused
+from tunewright.service.inference.protocol import Piece, Sampling, Token, Usage
+from tunewright.service.inference.protocol import logprob as finite
 from tunewright.service.wire.body import Body, parsed, split_alpha
 from tunewright.service.wire.chat import (
     MOST_ANSWERS,
@@ -20,12 +22,9 @@ from tunewright.service.wire.chat import (
     Answer,
     ChatRequest,
     EmbeddingRequest,
-    Piece,
     Reply,
-    Sampling,
-    Token,
+    Said,
     ToolCall,
-    Usage,
 )
 
 DONE = b"data: [DONE]\n\n"
@@ -157,7 +156,7 @@ def _request(asked: Options, sampling: Sampling, **what: Any) -> ChatRequest:
 
 def _sampling(asked: Options, longest: int | None, logprobs: int | None) -> Sampling:
     stop = (asked.stop,) if isinstance(asked.stop, str) else tuple(asked.stop)
-    return Sampling(longest, asked.temperature, asked.top_p, asked.seed, stop, asked.n, logprobs)
+    return Sampling(asked.temperature, asked.top_p, asked.seed, longest, stop, asked.n, logprobs)
 
 
 def _texts(given: Any, param: str) -> tuple[str | tuple[int, ...], ...]:
@@ -184,7 +183,7 @@ def chat_answer(reply: Reply, answers: Sequence[Answer], usage: Usage, logprobs:
         }
         for index, answer in enumerate(answers)
     ]
-    return {**_head(reply, "chat.completion"), "choices": choices, "usage": usage.told()}
+    return {**_head(reply, "chat.completion"), "choices": choices, "usage": _usage(usage)}
 
 
 def chat_start(reply: Reply, index: int = 0) -> dict[str, Any]:
@@ -194,7 +193,7 @@ def chat_start(reply: Reply, index: int = 0) -> dict[str, Any]:
 
 def chat_piece(reply: Reply, piece: Piece, logprobs: bool = False) -> dict[str, Any]:
     delta: dict[str, Any] = {"content": piece.text} if piece.text or piece.tokens else {}
-    if piece.tool_calls:
+    if isinstance(piece, Said) and piece.tool_calls:
         delta["tool_calls"] = [{"index": i, **_tool_call(call)} for i, call in enumerate(piece.tool_calls)]
     told = _logprobs(piece.tokens) if logprobs and piece.tokens else None
     return _chunk(reply, delta, piece.index, piece.finish, told)
@@ -202,7 +201,7 @@ def chat_piece(reply: Reply, piece: Piece, logprobs: bool = False) -> dict[str, 
 
 def chat_usage(reply: Reply, usage: Usage) -> dict[str, Any]:
     """The last chunk of a stream that was asked for its counts."""
-    return {**_head(reply, "chat.completion.chunk"), "choices": [], "usage": usage.told()}
+    return {**_head(reply, "chat.completion.chunk"), "choices": [], "usage": _usage(usage)}
 
 
 def completion_answer(reply: Reply, answers: Sequence[Answer], usage: Usage, logprobs: bool = False) -> dict[str, Any]:
@@ -216,7 +215,7 @@ def completion_answer(reply: Reply, answers: Sequence[Answer], usage: Usage, log
         }
         for index, answer in enumerate(answers)
     ]
-    return {**_head(reply, "text_completion"), "choices": choices, "usage": usage.told()}
+    return {**_head(reply, "text_completion"), "choices": choices, "usage": _usage(usage)}
 
 
 def completion_piece(reply: Reply, piece: Piece, logprobs: bool = False, begun: int = 0) -> dict[str, Any]:
@@ -227,7 +226,7 @@ def completion_piece(reply: Reply, piece: Piece, logprobs: bool = False, begun: 
 
 
 def completion_usage(reply: Reply, usage: Usage) -> dict[str, Any]:
-    return {**_head(reply, "text_completion"), "choices": [], "usage": usage.told()}
+    return {**_head(reply, "text_completion"), "choices": [], "usage": _usage(usage)}
 
 
 def embedding_answer(asked: EmbeddingRequest, vectors: Sequence[Sequence[float]], tokens: int) -> dict[str, Any]:
@@ -252,9 +251,12 @@ def failure(error: Exception) -> dict[str, Any]:
     return {"error": {"message": said, "type": "server_error", "param": None, "code": None}}
 
 
-def finite(logprob: float) -> float:
-    """A log-probability as JSON can say it: OpenAI's -9999 for what is impossible."""
-    return max(logprob, -9999.0)
+def _usage(usage: Usage) -> dict[str, int]:
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+    }
 
 
 def _head(reply: Reply, kind: str) -> dict[str, Any]:
@@ -281,18 +283,14 @@ def _tool_call(call: ToolCall) -> dict[str, Any]:
 
 
 def _logprobs(tokens: Sequence[Token]) -> dict[str, Any]:
-    content = [
-        {
-            "token": token.text,
-            "logprob": finite(token.logprob),
-            "bytes": list(token.text.encode() if token.raw is None else token.raw),
-            "top_logprobs": [
-                {"token": text, "logprob": finite(logprob), "bytes": list(text.encode())} for text, logprob in token.top
-            ],
-        }
-        for token in tokens
-    ]
-    return {"content": content, "refusal": None}
+    return {
+        "content": [{**_token(one), "top_logprobs": [_token(top) for top in one.top]} for one in tokens],
+        "refusal": None,
+    }
+
+
+def _token(token: Token) -> dict[str, Any]:
+    return {"token": token.text, "logprob": finite(token.logprob), "bytes": list(token.bytes)}
 
 
 def _plain_logprobs(tokens: Sequence[Token], begun: int = 0) -> dict[str, Any]:
@@ -302,7 +300,7 @@ def _plain_logprobs(tokens: Sequence[Token], begun: int = 0) -> dict[str, Any]:
     return {
         "tokens": [token.text for token in tokens],
         "token_logprobs": [finite(token.logprob) for token in tokens],
-        "top_logprobs": [{text: finite(logprob) for text, logprob in token.top} for token in tokens],
+        "top_logprobs": [{top.text: finite(top.logprob) for top in token.top} for token in tokens],
         "text_offset": offsets[:-1],
     }
 
