@@ -95,6 +95,7 @@ class Job:
         n: the order in which jobs were made, over all tenants.
         resolved: hyperparameters as they were decided, once the run has begun.
         fence: how often the job was claimed. Who holds an older number may not write any more.
+        lost: how often in a row a worker that held it fell silent, since it last saved.
         saved: where in the storage the newest state lies from which the run goes on.
         run: where in the storage the finished run lies.
     """
@@ -114,9 +115,20 @@ class Job:
     fine_tuned_model: str | None = None
     result_files: tuple[str, ...] = ()
     fence: int = 0
+    lost: int = 0
     worker: str | None = None
     saved: str | None = None
     run: str | None = None
+
+
+@dataclass(frozen=True)
+class Note:
+    """What is to become an event."""
+
+    message: str
+    level: Literal["info", "warn", "error"] = "info"
+    type: Literal["message", "metrics"] = "message"
+    data: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -161,6 +173,7 @@ class File:
     status: Literal["uploaded", "processed", "error"] = "processed"
     status_details: str | None = None
     expires_at: int | None = None
+    sha256: str = ""
 
 
 @dataclass(frozen=True)
@@ -181,6 +194,8 @@ class Upload:
 
 @dataclass(frozen=True)
 class Part:
+    """A piece of a file that comes in parts."""
+
     id: str
     upload: str
     bytes: int

@@ -35,6 +35,17 @@ class Refused(TunewrightError):
         return kinds.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
 
 
-def missing(what: str, name: str, code: str | None = None) -> Refused:
+class Unavailable(Refused):
+    """The database does not answer just now. A client may try again, and so may a worker."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(503, message, "database_unavailable", headers={"Retry-After": "2"})
+
+
+class Lost(Exception):
+    """A worker no longer holds the job: it ended, was given back, or another has claimed it. Nothing was written."""
+
+
+def missing(what: str, name: str, code: str | None = None, param: str | None = None) -> Refused:
     """Something that is not there, or is another tenant's: the two are not told apart."""
-    return Refused(404, f"There is no {what} {name}.", code)
+    return Refused(404, f"There is no {what} {name}.", code, param)

@@ -1,0 +1,155 @@
+"""Where bytes lie: a folder or an object store, by its address (fsspec).
+
+A place is a relative path that the service makes, never a client. Nothing refers to a place before all its bytes are
+there, so that a put which was cut off is only rubbish, and a place is written once.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from tunewright.errors import OutputError, TunewrightError
+from tunewright.service.errors import Refused
+
+CHUNK = 1 << 20
+LISTING = ".files.json"
+
+
+class Storage:
+    """Bytes behind an address: `file:///folder`, `s3://bucket/folder`, `memory://folder`.
+
+    Args:
+        url: the address.
+        options: for the file system that fsspec has for it, such as credentials.
+    """
+
+    def __init__(self, url: str, **options: Any) -> None:
+        try:
+            self.system, self.root = fsspec.core.url_to_fs(url, **options)
+        except (ImportError, ValueError) as error:
+            raise TunewrightError(f"The storage {url} cannot be used: {error}") from error
+        self.local = isinstance(self.system, LocalFileSystem)
+
+    def put(self, place: str, chunks: Iterable[bytes]) -> tuple[int, str]:
+        """Write as the chunks come. Returns how many bytes they were, and their SHA-256 in hex.
+
+        Raises:
+            Refused: the disk is full. Whatever the chunks raise goes through; the place is then empty.
+        """
+        digest, size = hashlib.sha256(), 0
+        try:
+            with no_room(), self._writer(self._path(place)) as file:
+                for chunk in chunks:
+                    file.write(chunk)
+                    digest.update(chunk)
+                    size += len(chunk)
+        except BaseException:
+            with suppress(Exception):
+                self.delete(place)
+            raise
+        return size, digest.hexdigest()
+
+    def open(self, place: str) -> BinaryIO:
+        """The bytes, to read from any position. Raises FileNotFoundError."""
+        return cast(BinaryIO, self.system.open(self._path(place), "rb"))
+
+    def read(self, place: str) -> Iterator[bytes]:
+        """The bytes in pieces of at most a MiB."""
+        with self.open(place) as file:
+            while chunk := file.read(CHUNK):
+                yield chunk
+
+    def delete(self, place: str) -> None:
+        """A file, or a folder with all that is in it; nothing where there is none."""
+        with suppress(FileNotFoundError):
+            self.system.rm(self._path(place), recursive=True)
+
+    def exists(self, place: str) -> bool:
+        return bool(self.system.exists(self._path(place)))
+
+    def size(self, place: str) -> int:
+        """Of a file, in bytes. Raises FileNotFoundError."""
+        return int(self.system.size(self._path(place)))
+
+    def put_folder(self, folder: Path, place: str) -> int:
+        """All files of a folder, and a list of them with their hashes. Returns how many bytes they are together."""
+        listed: dict[str, tuple[int, str]] = {}
+        for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+            name = path.relative_to(folder).as_posix()
+            with path.open("rb") as file:
+                listed[name] = self.put(f"{place}/{name}", iter(lambda f=file: f.read(CHUNK), b""))  # type: ignore[misc]
+        self.put(f"{place}/{LISTING}", [json.dumps(listed).encode()])
+        return sum(size for size, _ in listed.values())
+
+    def get_folder(self, place: str, folder: Path) -> None:
+        """Bring a folder here, which must not exist yet: it stands there whole or not at all.
+
+        Raises:
+            FileNotFoundError: there is no such folder in the storage.
+            OutputError: a file is not what was put there.
+        """
+        with self.open(f"{place}/{LISTING}") as file:
+            listed = json.loads(file.read())
+        half = folder.with_name(f"{folder.name}.{os.getpid()}.part")
+        shutil.rmtree(half, ignore_errors=True)
+        try:
+            for name, (_, sha256) in listed.items():
+                self._fetch(f"{place}/{name}", half / checked(name), sha256)
+            half.mkdir(parents=True, exist_ok=True)
+            half.rename(folder)
+        finally:
+            shutil.rmtree(half, ignore_errors=True)
+
+    def _fetch(self, place: str, path: Path, sha256: str) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        digest = hashlib.sha256()
+        with no_room(), path.open("wb") as file:
+            for chunk in self.read(place):
+                digest.update(chunk)
+                file.write(chunk)
+        if digest.hexdigest() != sha256:
+            raise OutputError(f"{place} in the storage is not what was put there: it was changed or cut off.")
+
+    def _path(self, place: str) -> str:
+        return f"{self.root.rstrip('/')}/{checked(place)}"
+
+    @contextmanager
+    def _writer(self, path: str) -> Iterator[Any]:
+        if self.local:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            with open(path, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+        else:
+            with self.system.open(path, "wb") as file:
+                yield file
+
+
+def checked(place: str) -> str:
+    """The place itself, if it can only lie below the root. An assertion: places are made by the service."""
+    parts = place.split("/")
+    assert not {"", ".", ".."} & set(parts) and not set("\\\0") & set(place), f"not a place: {place!r}"
+    return place
+
+
+@contextmanager
+def no_room() -> Iterator[None]:
+    """A full disk is told as such, and may be tried again later."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise Refused(507, "The storage of the service is full.", headers={"Retry-After": "60"}) from error
+        raise

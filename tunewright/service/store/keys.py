@@ -1,0 +1,119 @@
+"""API keys, of which only a hash is kept, and the log of what was done with them."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+import secrets
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from sqlalchemy import RowMapping, insert, or_, select, update
+
+from tunewright.service.entities import SCOPES, Key
+from tunewright.service.errors import Refused, missing
+from tunewright.service.ids import new_id
+from tunewright.service.store.database import Database, entity, one
+from tunewright.service.store.tables import audit, keys, tenants
+
+TENANT = r"[a-z0-9][a-z0-9._-]{0,62}"
+MINUTE = 60
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A line of the audit log: which key of which tenant did what to which object, in which request."""
+
+    n: int
+    at: int
+    tenant: str
+    key: str | None
+    action: str
+    object: str | None
+    request: str | None
+
+
+class Keys:
+    """Who may do what. A tenant is there from its first key or its first object on."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+
+    def create(self, tenant: str, name: str, scopes: Iterable[str] = SCOPES) -> tuple[Key, str]:
+        """A new key, and its secret, which cannot be had again. Refused (400) for an impossible scope or tenant."""
+        scopes = sorted(set(scopes))
+        if unknown := sorted(set(scopes) - set(SCOPES)):
+            raise Refused(400, f"scopes: {', '.join(unknown)} is none of {', '.join(SCOPES)}.", param="scopes")
+        if not re.fullmatch(TENANT, tenant):
+            raise Refused(400, "tenant: at most 63 small letters, digits, and . _ - within.", param="tenant")
+        secret = f"tw-{secrets.token_urlsafe(32)}"
+        with self.database.write() as connection:
+            now = int(self.database.now(connection))
+            self.database.insert_new(connection, tenants, id=tenant, created_at=now)
+            values = {"id": new_id("key_"), "tenant": tenant, "name": name, "scopes": scopes, "created_at": now,
+                      "hint": f"{secret[:5]}…{secret[-4:]}", "hash": hashed(secret)}  # fmt: skip
+            return as_key(connection.execute(insert(keys).values(**values).returning(keys)).mappings().one()), secret
+
+    def by_secret(self, secret: str) -> Key | None:
+        """The key of this secret, unless it was revoked. When it was used is written at most once a minute."""
+        wanted = hashed(secret)
+        with self.database.read() as connection:
+            row = one(connection, keys, keys.c.hash == wanted)
+            now = int(self.database.now(connection))
+        if row is None or not hmac.compare_digest(row["hash"], wanted) or row["revoked_at"]:
+            return None
+        if (row["last_used_at"] or 0) <= now - MINUTE:
+            old = or_(keys.c.last_used_at.is_(None), keys.c.last_used_at <= now - MINUTE)
+            with self.database.write() as connection:
+                connection.execute(update(keys).where(keys.c.n == row["n"], old).values(last_used_at=now))
+        return as_key(row)
+
+    def list(self, tenant: str | None = None) -> list[Key]:
+        """Of a tenant, or of all; the oldest first, revoked ones too."""
+        query = select(keys).order_by(keys.c.n)
+        with self.database.read() as connection:
+            rows = connection.execute(query if tenant is None else query.where(keys.c.tenant == tenant)).mappings()
+            return [as_key(row) for row in rows]
+
+    def revoke(self, tenant: str | None, id: str) -> Key:
+        """It opens nothing from now on. `tenant`: whose it must be; None: anybody's."""
+        mine = [keys.c.id == id] if tenant is None else [keys.c.id == id, keys.c.tenant == tenant]
+        with self.database.write() as connection:
+            row = one(connection, keys, *mine, lock=True)
+            if row is None:
+                raise missing("key", id)
+            revoked = row["revoked_at"] or int(self.database.now(connection))
+            change = update(keys).where(keys.c.n == row["n"]).values(revoked_at=revoked).returning(keys)
+            return as_key(connection.execute(change).mappings().one())
+
+
+class Audit:
+    """What was done, by whom. Nothing here is ever changed."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+
+    def __call__(
+        self, tenant: str, key: str | None, action: str, object: str | None = None, request: str | None = None
+    ) -> None:
+        """Write a line: the id of the key, never its secret; an action such as `jobs.cancel`; the id of the request."""
+        with self.database.write() as connection:
+            values = {"at": int(self.database.now(connection)), "tenant": tenant, "key": key, "action": action}
+            connection.execute(insert(audit).values(**values, object=object, request=request))
+
+    def entries(self, tenant: str, before: int | None = None, limit: int = 100) -> list[Entry]:
+        """The newest first; those before number `before`."""
+        query = select(audit).where(audit.c.tenant == tenant).order_by(audit.c.n.desc()).limit(limit)
+        with self.database.read() as connection:
+            rows = connection.execute(query if before is None else query.where(audit.c.n < before)).mappings()
+            return [entity(Entry, row) for row in rows]
+
+
+def hashed(secret: str) -> str:
+    """SHA-256 is enough for a secret of 256 random bits, which nobody can guess."""
+    return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def as_key(row: RowMapping) -> Key:
+    return entity(Key, row, scopes=frozenset(row["scopes"]))

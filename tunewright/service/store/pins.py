@@ -1,0 +1,64 @@
+"""Files and models that jobs need: their bytes stay until the last of these jobs has ended, deleted or not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from sqlalchemy import ColumnElement, Connection, Table, delete, exists, insert, select, update
+
+from tunewright.service.entities import JobSpec
+from tunewright.service.errors import missing
+from tunewright.service.store.database import one
+from tunewright.service.store.places import drop
+from tunewright.service.store.tables import files, jobs, models, permissions, pins
+
+
+def pin(connection: Connection, tenant: str, job: str, spec: JobSpec, now: float) -> None:
+    """Hold what a new job needs. Raises Refused (404) where it is not there."""
+    wanted = {name: param for param in ("training_file", "validation_file") if (name := getattr(spec, param))}
+    for name in sorted(wanted):
+        row = one(connection, files, files.c.id == name, files.c.tenant == tenant, lock=True)
+        if row is None or row["deleted_at"] or (row["expires_at"] or now + 1) <= now:
+            raise missing("file", name, "file_not_found", wanted[name])
+    if spec.model.startswith("ft:"):
+        row = one(connection, models, models.c.id == spec.model, usable(tenant), lock=True)
+        if row is None:
+            raise missing("model", spec.model, "model_not_found", "model")
+        wanted[spec.model] = "model"
+    connection.execute(insert(pins), [{"object": name, "job": job} for name in sorted(wanted)])
+
+
+def unpin(connection: Connection, job: str) -> None:
+    """The job has ended. What was deleted meanwhile, and nobody else needs, loses its bytes."""
+    held = connection.scalars(select(pins.c.object).where(pins.c.job == job)).all()
+    connection.execute(delete(pins).where(pins.c.job == job))
+    release(connection, held)
+
+
+def release(connection: Connection, names: Iterable[str]) -> None:
+    """Drop the bytes of those that are deleted and that no job needs, nor a model that was trained on top of it."""
+    for name in sorted(set(names)):
+        table = models if name.startswith("ft:") else files
+        row = one(connection, table, table.c.id == name, lock=True)
+        if row is None or not row["deleted_at"] or not row["stored"] or _needed(connection, table, name):
+            continue
+        drop(connection, row["place"])
+        connection.execute(update(table).where(table.c.id == name).values(stored=False))
+        if table is models:
+            connection.execute(update(jobs).where(jobs.c.run == row["place"]).values(run=None))
+            release(connection, [row["base"]] if row["base"].startswith("ft:") else [])
+
+
+def _needed(connection: Connection, table: Table, name: str) -> bool:
+    below = models.c.base == name, models.c.stored
+    return bool(connection.scalar(select(exists().where(pins.c.object == name)))) or (
+        table is models and bool(connection.scalar(select(exists().where(*below))))
+    )
+
+
+def usable(tenant: str) -> ColumnElement[bool]:
+    """The condition that a tenant may use a model: it is its own, or a checkpoint that it was permitted to use."""
+    permitted = exists().where(
+        permissions.c.checkpoint == models.c.id, permissions.c.project == tenant, permissions.c.deleted_at.is_(None)
+    )
+    return models.c.deleted_at.is_(None) & ((models.c.tenant == tenant) | permitted)

@@ -1,0 +1,98 @@
+"""The table of jobs as a queue: who may work on what, until when.
+
+A claim is a lease: it ends unless its worker renews it by a heartbeat, and then the job is anybody's again. Each claim
+has a higher fence than the one before; all that a worker writes is written only while its fence is the newest and the
+job still held. So a worker that was merely slow cannot write over what its successor did.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, Row, Select, and_, func, or_, select, update
+
+from tunewright.service.entities import Job, Note, Status
+from tunewright.service.errors import Lost
+from tunewright.service.store.database import Database
+from tunewright.service.store.tables import jobs, tenants
+from tunewright.service.store.transitions import HELD, as_job, change, move, write_events
+
+
+class Queue:
+    """Jobs that wait for a worker, and those that lost theirs."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+
+    def claim(self, worker: str, seconds: float) -> Job | None:
+        """The next job to run, held by `worker` for so long; None where there is nothing to do.
+
+        The tenant with the fewest running jobs comes first, of these the one that was served the longest ago, and
+        within a tenant first the jobs whose worker fell silent (RUNNING, to go on from `saved`; or PAUSING, to be
+        paused), then the queued ones by age. Workers that claim at the same instant do not wait for each other, and
+        so may both count a tenant's jobs before either has begun one.
+        """
+        return self._claim(worker, seconds, [("lost", HELD), ("queued", (Status.QUEUED,))])
+
+    def claim_validation(self, worker: str, seconds: float) -> Job | None:
+        """The next job whose files are to be read, in the same order."""
+        return self._claim(worker, seconds, [("free", (Status.VALIDATING,))])
+
+    def beat(self, id: str, fence: int, seconds: float) -> Status:
+        """Hold a job for so long from now; its status, which may have become PAUSING. Raises Lost."""
+        with self.database.write() as connection:
+            lease = self.database.now(connection) + seconds
+            mine = jobs.c.id == id, jobs.c.fence == fence, jobs.c.lease.is_not(None)
+            status = connection.scalar(update(jobs).where(*mine).values(lease=lease).returning(jobs.c.status))
+        if status is None:
+            raise Lost(f"{id} is no longer held by claim {fence}.")
+        return Status(status)
+
+    def _claim(self, worker: str, seconds: float, kinds: list[tuple[str, tuple[Status, ...]]]) -> Job | None:
+        with self.database.write() as connection:
+            now = self.database.now(connection)
+            waiting = [ready(kind, statuses, now) for kind, statuses in kinds]
+            busy = [status for _, statuses in kinds for status in statuses if status is not Status.QUEUED]
+            for tenant in connection.execute(ranking(waiting, busy, now)):
+                for condition in waiting:
+                    row = self._next(connection, tenant, condition)
+                    if row is not None:
+                        return self._take(connection, row, worker, now, seconds)
+        return None
+
+    def _next(self, connection: Connection, tenant: Row[Any], condition: ColumnElement[bool]) -> Any:
+        query = select(jobs).where(jobs.c.tenant == tenant.id, condition).order_by(jobs.c.n).limit(1)
+        return connection.execute(query.with_for_update(skip_locked=True)).mappings().one_or_none()
+
+    def _take(self, connection: Connection, row: Any, worker: str, now: float, seconds: float) -> Job:
+        was_held = row["lease"] is not None
+        held = {"worker": worker, "lease": now + seconds, "claimed": now, "fence": row["fence"] + 1,
+                "started_at": row["started_at"], "lost": row["lost"] + was_held}  # fmt: skip
+        if row["status"] == Status.QUEUED:
+            held["started_at"] = row["started_at"] or int(now)
+            move(connection, now, row, Status.RUNNING)
+        elif row["status"] in HELD:
+            write_events(connection, now, row["id"], [Note("Its worker fell silent: another goes on.", "warn")])
+        return as_job(change(connection, row, held))
+
+
+def ready(kind: str, statuses: tuple[Status, ...], now: float) -> ColumnElement[bool]:
+    """The condition that a job waits for a worker."""
+    status = jobs.c.status.in_(statuses) if len(statuses) > 1 else jobs.c.status == statuses[0]
+    if kind == "queued":
+        return status
+    over = jobs.c.lease < now
+    return and_(status, over if kind == "lost" else or_(jobs.c.lease.is_(None), over))
+
+
+def ranking(waiting: list[ColumnElement[bool]], busy: Sequence[Status], now: float) -> Select[Any]:
+    """Tenants with jobs that wait, in the order of their turns. Every look into `jobs` is one into an index."""
+    mine = jobs.c.tenant == tenants.c.id
+    firsts = [select(jobs.c.n).where(mine, c).order_by(jobs.c.n).limit(1).scalar_subquery() for c in waiting]
+    held = select(func.count()).select_from(jobs).where(mine, jobs.c.status.in_(busy), jobs.c.lease >= now)
+    served = select(func.coalesce(func.max(jobs.c.claimed), 0)).where(mine).scalar_subquery()
+    first = (func.coalesce(*firsts) if len(firsts) > 1 else firsts[0]).label("first")
+    ranked = select(tenants.c.id, first, held.scalar_subquery().label("held"), served.label("served")).subquery()
+    turn = (ranked.c[name] for name in ("held", "served", "first"))
+    return select(ranked.c.id).where(ranked.c.first.is_not(None)).order_by(*turn)
