@@ -90,9 +90,7 @@ def _refused(request: Request, error: Exception) -> JSONResponse:
 
 def _unexpected(request: Request, error: Exception) -> JSONResponse:
     log.error("unexpected", path=request.url.path, exc_info=error)
-    return _answer(
-        request, Refused(500, "Something went wrong here. The server's log says what, under the request id.")
-    )
+    return _answer(request, Refused(500, "Something went wrong here. The log says what, under the request's id."))
 
 
 def _answer(request: Request, refused: Refused) -> JSONResponse:

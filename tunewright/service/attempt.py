@@ -12,6 +12,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -69,9 +70,7 @@ class Attempt:
         """
         job = self.job
         if job.lost > LOST:
-            self._fail(
-                "server_error", f"Its worker fell silent {job.lost} times: it may need more memory than there is."
-            )
+            self._fail("server_error", f"Its worker fell silent {job.lost} times: is there too little memory?")
             return
         if self.lease.check() is Status.PAUSING:
             self.store.jobs.move(job.id, Status.PAUSED, by=job.fence)
@@ -102,7 +101,7 @@ class Attempt:
         given = {"train": spec.training_file, "validation": spec.validation_file}
         files = {name: readable(bringing.file(job, id, self.folder / name)) for name, id in given.items() if id}
         base = bringing.model(job.tenant, spec.model)
-        return make_recipe_for(spec, base, files, lambda name: bringing.model(job.tenant, name), self.run.folder)
+        return make_recipe_for(spec, base, files, lambda name: str(bringing.model(job.tenant, name)), self.run.folder)
 
     def _train(self, recipe: Recipe, leaving: Callable[[], bool]) -> None:
         crashes = 0
@@ -136,7 +135,7 @@ class Attempt:
                 self.columns["estimated_finish"] = int(time.time() + line["eta"])
 
     def _look(self, leaving: Callable[[], bool]) -> bool:
-        """Called all the time while the run goes on: what is new is written. Whether the run is to stop. Raises Lost."""
+        """Called all the time: what is new is written. Whether the run is to stop. Raises Lost."""
         status = self.lease.check()
         if (self.notes or self.columns) and time.monotonic() - self.written > SECONDS_BETWEEN_WRITES:
             self._write()
@@ -186,17 +185,8 @@ class Attempt:
             self._copy_run(folder, self.run.folder / SNAPSHOTS / f"step-{step}")
             place = self._put(folder, "models")
             metrics = checkpoint_metrics(self.run.metrics, step)
-            self._patiently(
-                lambda step=step, place=place, metrics=metrics: self.store.jobs.add_checkpoint(
-                    self.job.id,
-                    self.job.fence,
-                    step=step,
-                    base=self.base,
-                    task=self._task,
-                    place=place,
-                    metrics=metrics,
-                )
-            )
+            named: dict[str, Any] = {"step": step, "base": self.base, "task": self._task, "place": place, "metrics": metrics}
+            self._patiently(partial(self.store.jobs.add_checkpoint, self.job.id, self.job.fence, **named))
             self.published.add(step)
 
     def _publish(self) -> None:

@@ -19,6 +19,7 @@ log = get_logger()
 
 SECONDS_TO_LEAVE = 30.0
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0
+EMPTY: Mapping[str, str] = {}
 
 
 class Child:
@@ -30,12 +31,10 @@ class Child:
         environment: what its environment has beside this process's.
     """
 
-    def __init__(
-        self, module: str, arguments: Sequence[str] = (), environment: Mapping[str, str] | None = None
-    ) -> None:
+    def __init__(self, module: str, arguments: Sequence[str] = (), environment: Mapping[str, str] = EMPTY) -> None:
         self.module = module
         self.command = [sys.executable, "-m", module, *arguments]
-        self.environment = {**os.environ, **(environment or {})}
+        self.environment = {**os.environ, **environment}
         self.process: subprocess.Popen[bytes] | None = None
         self._leaving = threading.Event()
         self._thread = threading.Thread(target=self._watch, name=f"watches {module}", daemon=True)

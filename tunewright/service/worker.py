@@ -1,4 +1,4 @@
-"""A worker: a process that takes jobs from the queue and works on them, one at a time, and validates files beside that."""
+"""A worker: a process that takes jobs from the queue and runs them, one at a time, and validates files beside that."""
 
 from __future__ import annotations
 

@@ -23,6 +23,7 @@ from tunewright.service.wire.openai import ListQuery
 router = APIRouter(tags=["Files"])
 
 MAY = caller("files")
+ALL = listing(10_000, 10_000)
 FORM = {"multipart/form-data": {"schema": {
     "type": "object", "required": ["file", "purpose"],
     "properties": {"file": {"type": "string", "format": "binary"}, "purpose": {"type": "string"}},
@@ -60,7 +61,7 @@ def _keep_file(parts: State, who: Caller, sent: UploadFile, purpose: str, expire
 
 @router.get("/files")
 def list_files(
-    who: Caller = MAY, parts: State = Parts, asked: ListQuery = listing(10_000, 10_000), purpose: str | None = None
+    who: Caller = MAY, parts: State = Parts, asked: ListQuery = ALL, purpose: str | None = None
 ) -> dict[str, Any]:
     """The files of the key's tenant, newest first."""
     found, more = parts.store.files.page(who.tenant, asked.after, asked.limit, purpose, asked.order)

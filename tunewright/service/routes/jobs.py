@@ -25,6 +25,7 @@ from tunewright.service.wire.openai import ListQuery
 router = APIRouter(prefix="/fine_tuning", tags=["Fine-tuning"])
 
 MAY = caller("jobs")
+TWENTY, EVENTS, TEN = listing(20, 100), listing(20, 1000), listing(10, 100)
 SECONDS_BETWEEN_LOOKS = 0.5
 
 
@@ -50,7 +51,7 @@ def create_job(body: Any = JsonBody, who: Caller = MAY, parts: State = Parts) ->
 
 
 @router.get("/jobs")
-def list_jobs(who: Caller = MAY, parts: State = Parts, asked: ListQuery = listing(20, 100)) -> dict[str, Any]:
+def list_jobs(who: Caller = MAY, parts: State = Parts, asked: ListQuery = TWENTY) -> dict[str, Any]:
     """Newest first. `after`, `limit` (20), and `metadata[key]=value`, or `metadata=null` for those without any."""
     found, more = parts.store.jobs.page(who.tenant, asked.after, asked.limit, asked.metadata)
     return openai.page([openai.job(one) for one in found], more)
@@ -84,7 +85,7 @@ def resume_job(id: str, who: Caller = MAY, parts: State = Parts) -> dict[str, An
 
 @router.get("/jobs/{id}/events", response_model=None)
 def list_events(
-    id: str, who: Caller = MAY, parts: State = Parts, asked: ListQuery = listing(20, 1000), stream: bool = False
+    id: str, who: Caller = MAY, parts: State = Parts, asked: ListQuery = EVENTS, stream: bool = False
 ) -> Response:
     """Newest first; with `stream=true` all of them, the oldest first, as server-sent events until the job has ended."""
     if stream:
@@ -111,9 +112,7 @@ async def _follow(parts: State, tenant: str, id: str) -> AsyncIterator[bytes]:
 
 
 @router.get("/jobs/{id}/checkpoints")
-def list_checkpoints(
-    id: str, who: Caller = MAY, parts: State = Parts, asked: ListQuery = listing(10, 100)
-) -> dict[str, Any]:
+def list_checkpoints(id: str, who: Caller = MAY, parts: State = Parts, asked: ListQuery = TEN) -> dict[str, Any]:
     """Newest first. Each answers as a model, by its name."""
     found, more = parts.store.jobs.checkpoints(who.tenant, id, asked.after, asked.limit)
     return openai.page([openai.checkpoint(one) for one in found], more)
@@ -121,7 +120,7 @@ def list_checkpoints(
 
 @router.get("/jobs/{id}/report")
 def get_report(id: str, who: Caller = MAY, parts: State = Parts) -> StreamingResponse:
-    """What the run says of itself: curves, and the tuned model beside the base. A page without any scripts from afar."""
+    """What the run says of itself: curves, and the tuned model beside the base."""
     job = parts.store.jobs.get(who.tenant, id)
     if not job.run:
         raise Refused(404, f"The job {id} is {job.status}: its report is there when it has succeeded.", "no_report")
@@ -146,7 +145,7 @@ def list_permissions(
     name: str,
     who: Caller = MAY,
     parts: State = Parts,
-    asked: ListQuery = listing(10, 100),
+    asked: ListQuery = TEN,
     project_id: str | None = None,
 ) -> dict[str, Any]:
     found, more = parts.store.models.permissions(who.tenant, name, asked.after, asked.limit, project_id, asked.order)

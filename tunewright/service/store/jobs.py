@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sqlalchemy import ColumnElement, Connection, RowMapping, Table, exists, insert, select
+from sqlalchemy import ColumnElement, Connection, RowMapping, Table, exists, func, insert, select
 
 from tunewright.service.entities import Checkpoint, Event, Job, JobSpec, Note, Status
 from tunewright.service.errors import Refused
@@ -122,6 +122,21 @@ class Jobs(Queue):
         """The newest first, and whether there are more."""
         rows, more = self._below(checkpoints, tenant, id, after, limit)
         return [entity(Checkpoint, row) for row in rows], more
+
+    def open(self, tenant: str) -> int:
+        """How many of the tenant's jobs have not ended."""
+        going = [status for status in Status if not status.ended]
+        query = select(func.count()).where(jobs.c.tenant == tenant, jobs.c.status.in_(going))
+        with self.database.read() as connection:
+            return int(connection.scalar(query) or 0)
+
+    # for those who run the service
+
+    def counts(self) -> dict[Status, int]:
+        """How many jobs of all tenants stand where."""
+        query = select(jobs.c.status, func.count()).group_by(jobs.c.status)
+        with self.database.read() as connection:
+            return {Status(status): count for status, count in connection.execute(query)}
 
     # for workers
 

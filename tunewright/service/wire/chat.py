@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from tunewright.service.inference.protocol import Piece, Sampling, Token
@@ -30,7 +30,7 @@ class ChatRequest:
     messages: list[dict[str, Any]] | None = None
     prompts: tuple[str | tuple[int, ...], ...] = ()
     tools: list[dict[str, Any]] | None = None
-    sampling: Sampling = Sampling()
+    sampling: Sampling = field(default_factory=Sampling)
     stream: bool = False
     usage: bool = False
 
