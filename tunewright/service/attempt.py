@@ -184,8 +184,8 @@ class Attempt:
             shutil.rmtree(folder, ignore_errors=True)
             self._copy_run(folder, self.run.folder / SNAPSHOTS / f"step-{step}")
             place = self._put(folder, "models")
-            metrics = checkpoint_metrics(self.run.metrics, step)
-            named: dict[str, Any] = {"step": step, "base": self.base, "task": self._task, "place": place, "metrics": metrics}
+            named: dict[str, Any] = {"step": step, "base": self.base, "task": self._task, "place": place}
+            named["metrics"] = checkpoint_metrics(self.run.metrics, step)
             self._patiently(partial(self.store.jobs.add_checkpoint, self.job.id, self.job.fence, **named))
             self.published.add(step)
 
