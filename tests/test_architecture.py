@@ -127,13 +127,14 @@ objective.supervised.min_snr objective.supervised.noise_offset objective.supervi
 objective.preference.loss objective.preference.beta objective.preference.label_smoothing
 objective.preference.length_normalized objective.preference.target_margin objective.preference.good_weight
 objective.preference.bad_weight objective.reward.margin objective.reward.centring
-objective.rl.algorithm objective.rl.rewards objective.rl.samples objective.rl.max_new_tokens
+objective.rl.algorithm objective.rl.rewards objective.rl.samples objective.rl.evaluation_samples
+objective.rl.max_new_tokens
 objective.rl.temperature objective.rl.passes objective.rl.parts objective.rl.clip objective.rl.clip_above
 objective.rl.kl_coefficient objective.rl.kl_target objective.rl.normalization objective.rl.scale_groups
 objective.rl.whiten objective.rl.missing_end objective.rl.gamma objective.rl.gae_lambda
 objective.rl.value_clip objective.rl.prior_weight
 training.epochs training.max_steps training.head_first training.zero_shot
-training.learning_rate training.schedule training.warmup
+training.learning_rate training.rate_multiplier training.schedule training.warmup
 training.optimizer training.weight_decay training.gradient_clip training.batch training.batch_tokens
 training.micro_batch_tokens
 training.packing training.precision training.activation_checkpointing training.device training.processes training.seed

@@ -231,7 +231,7 @@ def test_paths_and_code_are_marked_for_the_service() -> None:
     assert local == {
         "Recipe.base", "Recipe.weights", "Recipe.output",
         "DataConfig.train", "DataConfig.validation", "DataConfig.test", "DataConfig.chat_template",
-        "DataConfig.prior", "DataConfig.cache_latents", "DataConfig.cache_captions",
+        "DataConfig.prior", "DataConfig.cache_latents", "DataConfig.cache_captions", "Peft.config",
     }  # fmt: skip
 
 

@@ -127,3 +127,22 @@ def test_a_reward_model_stands_beside_the_lengths_of_the_answers(kind: str, tiny
         training={"max_steps": 1}, evaluation={"before": False}, output=str(tmp_path / "run"),
     )  # fmt: skip
     assert run.info["evaluation"]["test"]["after"]["metrics"]["longer_is_better"]["value"] == 0.75
+
+
+def test_validation_prompts_are_answered_as_often_as_asked(tiny_base: Any, tmp_path: Path) -> None:
+    """What is trained stays the same, whatever is measured."""
+    base, lines = tiny_base("llama"), []
+    for count in (1, 5):
+        data = {"train": PROMPTS[:6], "validation": PROMPTS[6:]}
+        run = tw.train(
+            base=base, data=data, method="lora", training={"max_steps": 2, "batch": 3, "learning_rate": 1e-3},
+            objective={"type": "rl", "max_new_tokens": 6, "rewards": [LENGTH], "evaluation_samples": count},
+            output=str(tmp_path / str(count)),
+        )  # fmt: skip
+        lines.append(run.metrics)
+    once, often = (next(line["validation"]["length"] for line in found if "validation" in line) for found in lines)
+    for length, answers in ((once, 2), (often, 10)):
+        assert length * answers == pytest.approx(round(length * answers), abs=1e-4)
+    assert once != often
+    steps = [[line for line in found if "loss" in line] for found in lines]
+    assert steps[0] == steps[1]

@@ -31,7 +31,7 @@ from tunewright.errors import (
     RecipeError,
     TunewrightError,
 )
-from tunewright.recipe import located
+from tunewright.recipe import located, read_recipe
 
 CLASSIFICATION = "text-classification"
 ANSWER_TO_NOTHING = {"messages": [{"role": "assistant", "content": "Yes."}]}
@@ -422,3 +422,18 @@ def test_names_on_the_hub_and_rows_stay_as_they_are(tmp_path: Path, monkeypatch:
     document["data"]["chat_template"] = "plain"
     Path("plain").touch()
     assert located(tw.Recipe.model_validate(document)) == tw.Recipe.model_validate(document)
+
+
+def test_the_automatic_rate_can_be_multiplied(tiny_base: Any, tmp_path: Path) -> None:
+    """What is written down is the rate that was used, and can be read again."""
+    rates = []
+    for factor in (1.0, 0.25):
+        training = {"max_steps": 1, "batch": 4, "schedule": "constant", "warmup": 0, "rate_multiplier": factor}
+        training["learning_rate"] = "auto"
+        run = tw.train(recipe(tiny_base("llama"), tmp_path / str(factor), training=training))
+        rates.append(run.metrics[0]["learning_rate"])
+        written = read_recipe(tmp_path / str(factor) / "recipe.yaml").training
+        assert (written.learning_rate, written.rate_multiplier) == (rates[-1], 1.0)
+    assert rates[1] == pytest.approx(rates[0] / 4)
+    with pytest.raises(RecipeError, match="rate_multiplier is for `learning_rate: auto`"):
+        recipe("x", tmp_path, training={"rate_multiplier": 2})

@@ -45,7 +45,8 @@ def decide(training: TrainingConfig, method: Method, model: Model, rows: int, sh
     """
     changes: dict[str, Any] = {}
     if training.learning_rate == "auto":
-        changes["learning_rate"] = float(f"{_rate(method, model) * share:.2g}")
+        rate = float(f"{_rate(method, model) * share:.2g}") * training.rate_multiplier
+        changes |= {"learning_rate": rate, "rate_multiplier": 1.0}  # what is decided can be read again as it is
     if training.batch == "auto" and training.batch_tokens is None:
         changes["batch"] = auto_batch(rows, bool(moving_norms(model.module, method)))
     return training.model_copy(update=changes)

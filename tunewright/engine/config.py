@@ -48,6 +48,9 @@ class TrainingConfig(BaseModel):
     )
     max_steps: int | None = Field(None, ge=1, description="Stop after so many steps, whatever the epochs say.")
     learning_rate: Positive | Literal["auto"] = Field("auto", description="Peak learning rate.")
+    rate_multiplier: float = Field(
+        1.0, gt=0, allow_inf_nan=False, description="What the automatic learning rate is multiplied by."
+    )
     layer_decay: float = Field(
         1.0, gt=0, le=1, description="Rate of a block over that of the block above it; the head has the full rate."
     )
@@ -122,6 +125,8 @@ class TrainingConfig(BaseModel):
     def _no_idle_option(self) -> TrainingConfig:
         if self.batch_tokens is not None and self.batch != "auto":
             raise ValueError("give `batch` or `batch_tokens`, not both")
+        if self.rate_multiplier != 1 and self.learning_rate != "auto":
+            raise ValueError("rate_multiplier is for `learning_rate: auto`, and a rate is given: leave one of them out")
         if self.seeds is not None and "seed" in self.model_fields_set:
             raise ValueError("give `seed` or `seeds`, not both")
         if self.seeds is not None and len(set(self.seeds)) < len(self.seeds):

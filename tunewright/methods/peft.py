@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
+from tunewright.data.config import LOCAL
 from tunewright.errors import MethodError
 from tunewright.methods._peft import PEFT_TASKS, PeftMethod
 from tunewright.tasks.base import Model
@@ -19,7 +20,10 @@ class Peft(PeftMethod):
 
     learning_rate: ClassVar[float] = 2e-4
     type: Literal["peft"] = "peft"
-    config: dict[str, Any] = Field(description="PEFT's own options, with peft_type.")
+    config: dict[str, Any] = Field(
+        description="PEFT's own options, with peft_type.",
+        json_schema_extra=LOCAL,  # some name modules to import and tokenizers to load
+    )
 
     def packs(self) -> bool:
         return str(self.config.get("peft_type", "")).upper() not in VIRTUAL_TOKENS

@@ -69,6 +69,7 @@ class RL(Objective):
         min_length=1, description="what scores answers; the sum, by their weights, is the reward"
     )
     samples: int = Field(8, ge=1, description="Answers to each prompt (ppo 1, grpo 8, rloo 4, reinforce 1).")
+    evaluation_samples: int = Field(1, ge=1, description="Answers to each validation prompt, at each evaluation.")
     max_new_tokens: int = Field(128, ge=1, description="Longest answer, in tokens.")
     temperature: float = Field(
         1.0, gt=0, description="What logits are divided by, where answers are drawn and learned."
@@ -131,10 +132,10 @@ class RL(Objective):
         """Answers to the prompts with all that the loss needs of them; drawn anew in every `updates`-th step."""
         prompts = [e for e in examples if not e.prior]
         if step is None:
-            return self._drawn(learner, prompts, None)[0]
+            return self._drawn(learner, prompts, None, self.evaluation_samples)[0]
         update = step % self.updates
         if update == 0:
-            found = self._learnable(learner, self._drawn(learner, prompts, step)[0])
+            found = self._learnable(learner, self._drawn(learner, prompts, step, self.samples)[0])
             learner.remember(as_arrays(found) if self.updates > 1 else {})
         else:
             found = from_arrays(learner.remembered(), [e.source for e in prompts])
@@ -159,7 +160,7 @@ class RL(Objective):
 
         An answer breaks a rule where that is likelier than not.
         """
-        found, sampled = self._drawn(learner, prompts, None)
+        found, sampled = self._drawn(learner, prompts, None, 1)
         parts = [e.parts[0] for e in found]
         names = [f"reward/{grader.name}" for grader in self.rewards if len(self.rewards) > 1]
         values = {name: np.array([float(p.fixed[name]) for p in parts]) for name in ["reward", *names]}
@@ -173,14 +174,14 @@ class RL(Objective):
         return values, [answers[0].answer.text for answers in sampled]
 
     def _drawn(
-        self, learner: Learner, prompts: Sequence[Example], step: int | None
+        self, learner: Learner, prompts: Sequence[Example], step: int | None, copies: int
     ) -> tuple[list[Example], list[list[Scored]]]:
         """Answers with their rewards; with their KL from the start where that is known or needed.
 
         Args:
-            step: none where the policy is only measured: then each prompt is answered once.
+            step: none where the policy is only measured.
+            copies: how often each prompt is answered.
         """
-        copies = 1 if step is None else self.samples
         sampled = learner.sample(
             prompts, copies=copies, max_new_tokens=self.max_new_tokens, temperature=self.temperature, step=step
         )
