@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from tests.tiny import rows_for
 from tunewright.recipe import Recipe, make_recipe
 
@@ -49,3 +51,9 @@ def left_behind(folder: Path) -> dict[str, bytes]:
     weights = {path.name: path.read_bytes() for path in (folder / "model").glob("*.safetensors")}
     assert weights
     return {**weights, "metrics": (folder / "metrics.jsonl").read_bytes()}
+
+
+def apart() -> list[psutil.Process]:
+    """The processes of runs that were started by `launch.apart` from this one."""
+    servers = [child for child in psutil.Process().children() if "forkserver" in " ".join(child.cmdline())]
+    return [run for server in servers for run in server.children()]

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
+from tests.runs import apart as running
 from tests.runs import left_behind, recipe
 from tunewright.artifacts.load import load
 from tunewright.errors import DataError, Interrupted
@@ -44,9 +42,8 @@ def test_what_is_wrong_arrives_as_it_was_raised(tiny_base: Any, tmp_path: Path) 
 
 def test_a_process_that_was_killed_is_told_from_a_run_that_failed(tiny_base: Any, tmp_path: Path) -> None:
     def kill() -> bool:
-        for child in psutil.Process().children():
-            if "tunewright.launch._worker" in child.cmdline() and (tmp_path / "run" / "run.json").exists():
-                os.kill(child.pid, signal.SIGKILL)
+        for process in running() if (tmp_path / "run" / "run.json").exists() else []:
+            process.kill()
         return False
 
     long = recipe(tiny_base("llama"), tmp_path / "run", training={"epochs": 500})
@@ -63,4 +60,4 @@ def test_what_the_caller_raises_ends_the_run(tiny_base: Any, tmp_path: Path) -> 
     long = recipe(tiny_base("llama"), tmp_path / "run", training={"epochs": 500})
     with pytest.raises(LookupError):
         apart.execute(long, tmp_path / "run", stopped=lose)
-    assert not [child for child in psutil.Process().children() if "tunewright.launch._worker" in child.cmdline()]
+    assert not running()

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 from tunewright.errors import TunewrightError
 from tunewright.launch._words import Listener
@@ -15,35 +13,35 @@ from tunewright.launch._words import Listener
 SECONDS_BETWEEN_LOOKS = 0.1
 
 
-def supervise(command: Sequence[str], listener: Listener, stopped: Callable[[], bool]) -> int:
-    """Run a command, with its output on stderr, and give its exit code: 128 + n where signal n killed it.
+class Process(Protocol):
+    """What runs elsewhere."""
 
-    When `stopped` says so the input of the processes ends, and they with a checkpoint; it ends, too, when this process
-    is killed. Whatever `stopped` raises, such as KeyboardInterrupt, ends them at once.
+    def poll(self) -> int | None:
+        """None while it runs, then its exit code: −n where signal n killed it."""
+
+    def stop(self) -> None:
+        """Let it end after the step in progress, with a checkpoint."""
+
+    def kill(self) -> None:
+        """End it at once, with all that it has started."""
+
+
+def supervise(process: Process, listener: Listener, stopped: Callable[[], bool]) -> int:
+    """Listen to a process until it ends, and give its exit code: 128 + n where signal n killed it.
+
+    It is stopped when `stopped` says so. Whatever `stopped` raises, such as KeyboardInterrupt, kills it.
     """
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=2, start_new_session=True) as process:
-        assert process.stdin is not None
-        try:
-            while process.poll() is None:
-                listener.listen()
-                if stopped():
-                    process.stdin.close()
-                time.sleep(SECONDS_BETWEEN_LOOKS)
-        except BaseException:
-            _end(process)
-            raise
-    listener.listen()
-    return process.returncode if process.returncode >= 0 else 128 - process.returncode
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """End a process with all that it has started."""
-    process.terminate()  # torchrun then ends the others, which are in sessions of their own
     try:
-        process.wait(timeout=5)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        while (code := process.poll()) is None:
+            listener.listen()
+            if stopped():
+                process.stop()
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+    except BaseException:
+        process.kill()
+        raise
+    listener.listen()
+    return code if code >= 0 else 128 - code
 
 
 def refuse_failure(code: int, listener: Listener, folder: Path) -> None:

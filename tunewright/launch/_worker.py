@@ -27,8 +27,8 @@ def stop_with_input() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-if __name__ == "__main__":
-    recipe, folder, how, words = sys.argv[1:]
+def work(recipe: str, folder: str, how: str, words: str) -> None:
+    """Execute the recipe in this file, and tell in the file `words` how it goes. Ends the process."""
     path = Path(words)
     try:
         stop_with_input()
@@ -39,3 +39,7 @@ if __name__ == "__main__":
         tell(path, "error", describe_error(error))
         # all processes are interrupted together; at any other end the first one to leave has the rest stopped
         sys.exit(0 if isinstance(error, Interrupted) else 1)
+
+
+if __name__ == "__main__":
+    work(*sys.argv[1:])

@@ -1,8 +1,12 @@
-"""A run in a process of its own: what happens to it, such as a crash in CUDA, does not happen to who started it."""
+"""A run in a process of its own: what happens to it, such as a crash in CUDA, does not happen to who started it.
+
+Processes are forked from one that has torch and transformers in memory, so that a run begins at once.
+"""
 
 from __future__ import annotations
 
-import sys
+import multiprocessing
+import os
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,7 +15,12 @@ from tunewright.engine.job import Watcher
 from tunewright.folder import Run
 from tunewright.launch._supervise import refuse_failure, supervise
 from tunewright.launch._words import Listener
+from tunewright.launch._worker import work
 from tunewright.recipe import Recipe
+
+FORKED = multiprocessing.get_context("forkserver")
+FORKED.set_forkserver_preload(["tunewright.launch._preload"])
+SECONDS_TO_END = 5.0
 
 
 def execute(
@@ -33,7 +42,42 @@ def execute(
         path, words = Path(place) / "recipe.yaml", Path(place) / "words.jsonl"
         path.write_text(recipe.to_yaml(), encoding="utf-8")
         listener = Listener(words, watchers)
-        how = "resume" if resume else "start"
-        command = [sys.executable, "-m", "tunewright.launch._worker", str(path), str(folder), how, str(words)]
-        refuse_failure(supervise(command, listener, stopped), listener, folder)
+        with _Apart(str(path), str(folder), "resume" if resume else "start", str(words)) as process:
+            refuse_failure(supervise(process, listener, stopped), listener, folder)
     return Run(folder)
+
+
+class _Apart:
+    """A process that works; it stops when the pipe ends, as it does when this process is gone."""
+
+    def __init__(self, *arguments: str) -> None:
+        reader, self.writer = FORKED.Pipe(duplex=False)
+        self.process = FORKED.Process(target=_begin, args=(reader, *arguments))
+        self.process.start()
+        reader.close()
+
+    def __enter__(self) -> _Apart:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.writer.close()
+        self.process.join()
+        self.process.close()
+
+    def poll(self) -> int | None:
+        return self.process.exitcode
+
+    def stop(self) -> None:
+        self.writer.close()
+
+    def kill(self) -> None:
+        self.process.terminate()
+        self.process.join(SECONDS_TO_END)
+        self.process.kill()
+
+
+def _begin(pipe: multiprocessing.connection.Connection, *arguments: str) -> None:
+    os.setsid()  # Ctrl-C is for the process that started it
+    os.dup2(2, 1)
+    os.dup2(pipe.fileno(), 0)
+    work(*arguments)

@@ -29,7 +29,7 @@ from tunewright.service.bringing import Bringing
 from tunewright.service.entities import Job, Note, Status
 from tunewright.service.errors import Refused, Unavailable
 from tunewright.service.lease import Lease
-from tunewright.service.recipes import make_recipe_for
+from tunewright.service.recipes import decided, make_recipe_for
 from tunewright.service.relocation import note_places
 from tunewright.service.store import Result
 from tunewright.service.validation import readable
@@ -101,6 +101,10 @@ class Attempt:
         given = {"train": spec.training_file, "validation": spec.validation_file}
         files = {name: readable(bringing.file(job, id, self.folder / name)) for name, id in given.items() if id}
         base = bringing.model(job.tenant, spec.model)
+        if self._begun:
+            begun = self.run.recipe
+            data = begun.data.model_copy(update={name: str(path) for name, path in files.items()})
+            return begun.model_copy(update={"data": data, "output": str(self.run.folder)})
         return make_recipe_for(spec, base, files, lambda name: str(bringing.model(job.tenant, name)), self.run.folder)
 
     def _train(self, recipe: Recipe, leaving: Callable[[], bool]) -> None:
@@ -124,7 +128,8 @@ class Attempt:
         """A line of what the run tells."""
         if "started" in line:
             info = line["started"]
-            self.columns["resolved"] = resolved(info)
+            recipe = self.run.recipe.model_dump(mode="json")
+            self.columns["resolved"] = {**decided(self.job.spec, recipe), "task": info["task"]}
             if not self.job.saved:
                 self.notes += [Note("The training has begun."), *(Note(said, "warn") for said in info["notices"])]
         elif "step" in line:
@@ -137,7 +142,7 @@ class Attempt:
     def _look(self, leaving: Callable[[], bool]) -> bool:
         """Called all the time: what is new is written. Whether the run is to stop. Raises Lost."""
         status = self.lease.check()
-        if (self.notes or self.columns) and time.monotonic() - self.written > SECONDS_BETWEEN_WRITES:
+        if time.monotonic() - self.written > SECONDS_BETWEEN_WRITES:
             self._write()
         steps = checkpoint.steps(self.run.folder / "checkpoints")
         if steps and steps[-1] > self.saved:
@@ -147,6 +152,8 @@ class Attempt:
 
     def _write(self) -> None:
         """Tell the store what is new. What it does not take now, it is told the next time."""
+        if not (self.notes or self.columns):
+            return
         try:
             self.store.jobs.progress(self.job.id, self.job.fence, events=self.notes, **self.columns)
         except Unavailable as error:
@@ -177,9 +184,8 @@ class Attempt:
 
     def _publish_snapshots(self) -> None:
         """Let each snapshot that is new answer as a model."""
-        for step in checkpoint.steps(self.run.folder / SNAPSHOTS):
-            if step in self.published:
-                continue
+        for step in sorted(set(checkpoint.steps(self.run.folder / SNAPSHOTS)) - self.published):
+            self._write()  # what led to it comes first
             folder = self.folder / "snapshot"
             shutil.rmtree(folder, ignore_errors=True)
             self._copy_run(folder, self.run.folder / SNAPSHOTS / f"step-{step}")
@@ -256,18 +262,6 @@ class Attempt:
         self.notes.append(Note(f"{error} It goes on when there is room.", "warn"))
         self._write()
         self.lease.wait(LONGEST_WAIT)
-
-
-def resolved(info: Mapping[str, Any]) -> dict[str, Any]:
-    """What was decided for a run, in the API's words."""
-    recipe = info["recipe"]
-    return {
-        "n_epochs": recipe["training.epochs"],
-        "batch_size": recipe["training.batch"],
-        "learning_rate": recipe["training.learning_rate"],
-        "seed": recipe["training.seed"],
-        "task": info["task"],
-    }
 
 
 def _reason(error: TunewrightError) -> tuple[str, str, str | None]:

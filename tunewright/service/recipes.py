@@ -129,7 +129,7 @@ def _training(spec: JobSpec) -> dict[str, Any]:
         "rate_multiplier": asked.learning_rate_multiplier,
         "evaluate_every": asked.eval_interval,
     }
-    made = {name: value for name, value in named.items() if value != "auto"}
+    made = {"snapshots": True, **{name: value for name, value in named.items() if value != "auto"}}
     return made if spec.seed is None else {**made, "seed": spec.seed}
 
 

@@ -1,0 +1,193 @@
+"""Workers: what is killed, paused, cancelled or without room ends as if nothing had been, or leaves nothing behind."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.runs import apart
+from tunewright.artifacts.interpolate import load
+from tunewright.service.bringing import Bringing
+from tunewright.service.entities import Hyperparameters, Job, JobSpec, Status, Teaching
+from tunewright.service.serve import SETTINGS, open_parts
+from tunewright.service.settings import Settings
+from tunewright.service.worker import Worker
+
+LEASE = 2.0
+WORDS = ["fox", "apples", "river", "stone", "cloud", "lamp"]
+ROWS = [
+    {"messages": [{"role": "user", "content": f"{a} {b}"}, {"role": "assistant", "content": f"{b} {a}"}]}
+    for a in WORDS
+    for b in WORDS[:2]
+]
+
+
+class Machine:
+    """A machine of the service: its own folders and its own copy of the base, one database and storage for all."""
+
+    def __init__(self, root: Path, name: str, base: str) -> None:
+        models = root / name / "models" / "tiny"
+        shutil.copytree(base, models)
+        self.settings = Settings(
+            home=root / name,
+            database=f"sqlite:///{root}/service.db",
+            storage=f"file://{root}/storage",
+            models=(models,),
+            lease=LEASE,
+        )
+        self.parts: Bringing = open_parts(self.settings)
+
+    @contextmanager
+    def worker(self) -> Iterator[psutil.Process]:
+        """A worker in a process of its own. Inside it may be killed; otherwise it is told to leave."""
+        environment = {**os.environ, SETTINGS: self.settings.model_dump_json()}
+        command = [sys.executable, "-m", "tunewright.service.worker"]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, env=environment) as process:
+            try:
+                yield psutil.Process(process.pid)
+            finally:
+                assert process.stdin is not None
+                process.stdin.close()
+                process.wait(60)
+
+    @contextmanager
+    def work(self) -> Iterator[Worker]:
+        """A worker in a thread of this process."""
+        worker = Worker(self.parts, self.settings.scratch, LEASE)
+        thread = threading.Thread(target=worker.work)
+        thread.start()
+        try:
+            yield worker
+        finally:
+            worker.leaving.set()
+            thread.join(60)
+
+    def file(self, rows: list[dict[str, Any]] = ROWS) -> str:
+        store, place = self.parts.store, self.parts.store.places.reserve("files")
+        size, digest = self.parts.storage.put(place, ["\n".join(map(json.dumps, rows)).encode()])
+        return store.files.add("acme", "rows.jsonl", "fine-tune", size, digest, place).id
+
+    def job(self, model: str = "tiny", epochs: int = 2, **recipe: Any) -> Job:
+        teaching = Teaching(hyperparameters=Hyperparameters(n_epochs=epochs, batch_size=3))
+        spec = JobSpec(model=model, training_file=self.file(), method=teaching, seed=1, recipe=recipe)
+        return self.parts.store.jobs.create("acme", spec)
+
+    def until(self, job: Job, true: Callable[[Job], Any], seconds: float = 120) -> Job:
+        end = time.monotonic() + seconds
+        while not true(now := self.parts.store.jobs.look(job.id)):
+            assert time.monotonic() < end, now
+            assert now.status is not Status.FAILED, now.error
+            time.sleep(0.02)
+        return now
+
+    def ended(self, job: Job) -> Job:
+        return self.until(job, lambda now: now.status.ended)
+
+    def weights(self, job: Job) -> dict[str, bytes]:
+        """The trained weights and the metrics of a job that has succeeded."""
+        assert job.status is Status.SUCCEEDED and job.fine_tuned_model
+        run = self.parts.run(self.parts.store.models.get("acme", job.fine_tuned_model))
+        found = {path.name: path.read_bytes() for path in (run / "model").glob("*.safetensors")}
+        return {**found, "metrics": (run / "metrics.jsonl").read_bytes()}
+
+
+@pytest.fixture
+def machine(tiny_base: Callable[..., str], tmp_path: Path) -> Machine:
+    return Machine(tmp_path, "here", tiny_base("llama"))
+
+
+def test_what_was_killed_paused_or_given_back_ends_with_the_same_weights_on_another_machine(
+    machine: Machine, tiny_base: Callable[..., str], tmp_path: Path
+) -> None:
+    other = Machine(tmp_path, "there", tiny_base("llama"))
+    undisturbed, killed = machine.job(epochs=15), machine.job(epochs=15)
+    with machine.work():
+        expected = machine.weights(machine.ended(undisturbed))
+    with machine.worker() as process:
+        machine.until(killed, lambda job: job.saved and job.status is Status.RUNNING)
+        process.kill()
+    with other.work():
+        done = other.ended(killed)
+        assert done.fence > 1 and other.weights(done) == expected
+        paused = machine.job(epochs=15)
+        other.until(paused, lambda job: job.saved)
+        other.parts.store.jobs.pause("acme", paused.id)
+        held = other.until(paused, lambda job: job.status is Status.PAUSED)
+        assert held.saved
+        other.parts.store.jobs.resume("acme", paused.id)
+        other.until(paused, lambda job: job.status is Status.RUNNING)
+    assert other.parts.store.jobs.look(paused.id).status is Status.QUEUED, "a worker that leaves gives back"
+    with machine.work():
+        assert machine.weights(machine.ended(paused)) == expected
+    steps = [
+        event.data["step"] for event in machine.parts.store.jobs.news("acme", paused.id) if event.type == "metrics"
+    ]
+    assert set(steps) == set(range(1, 61))
+
+
+def test_what_is_cancelled_stops_and_leaves_nothing(machine: Machine) -> None:
+    job = machine.job(epochs=50)
+    with machine.work():
+        machine.until(job, lambda now: now.saved)
+        machine.parts.store.jobs.cancel("acme", job.id)
+        end = time.monotonic() + 30
+        while left := apart():
+            assert time.monotonic() < end, left
+            time.sleep(0.1)
+        last = machine.parts.store.jobs.events("acme", job.id)[0][0]
+        assert machine.ended(job).status is Status.CANCELLED
+        second = machine.job()
+        machine.ended(second)
+    assert machine.parts.store.jobs.events("acme", job.id)[0][0] == last
+    assert not list(machine.settings.scratch.iterdir())
+
+
+def test_a_run_that_is_killed_goes_on_and_a_model_can_be_tuned_further(machine: Machine) -> None:
+    first = machine.job(epochs=10)
+    with machine.work():
+        machine.until(first, lambda now: now.saved)
+        for process in apart():
+            process.kill()
+        done = machine.ended(first)
+        said = [event.message for event in machine.parts.store.jobs.news("acme", first.id)]
+        assert any("It is started again" in message for message in said)
+        assert done.status is Status.SUCCEEDED and done.fine_tuned_model
+        further = machine.ended(machine.job(done.fine_tuned_model))
+    assert further.fine_tuned_model and further.fine_tuned_model.startswith("ft:tiny:acme::")
+    assert machine.parts.store.models.get("acme", further.fine_tuned_model).base == "tiny"
+    load(machine.parts.run(machine.parts.store.models.get("acme", further.fine_tuned_model)), alpha=0.5)
+    checkpoints, _ = machine.parts.store.jobs.checkpoints("acme", further.id)
+    assert [one.step for one in checkpoints] == [8, 4]
+    load(machine.parts.run(machine.parts.store.models.get("acme", checkpoints[0].model)), alpha=0.5)
+
+
+def test_a_full_storage_is_waited_for(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    put, full = machine.parts.storage.put, threading.Event()
+    full.set()
+
+    def no_room(place: str, chunks: Any) -> Any:
+        if full.is_set() and not place.startswith("files"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return put(place, chunks)
+
+    monkeypatch.setattr(machine.parts.storage, "put", no_room)
+    job = machine.job()
+    with machine.work():
+        machine.until(job, lambda now: now.estimated_finish or now.resolved)
+        time.sleep(1)
+        assert machine.parts.store.jobs.look(job.id).status is Status.RUNNING
+        full.clear()
+        assert machine.ended(job).status is Status.SUCCEEDED
