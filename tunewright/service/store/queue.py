@@ -18,6 +18,9 @@ from tunewright.service.store.database import Database
 from tunewright.service.store.tables import jobs, tenants
 from tunewright.service.store.transitions import HELD, as_job, change, move, write_events
 
+AGE = (jobs.c.created_at, jobs.c.n)
+"""The order of a tenant's jobs. By `n` alone PostgreSQL would walk along the primary key, past all that have ended."""
+
 
 class Queue:
     """Jobs that wait for a worker, and those that lost theirs."""
@@ -62,7 +65,7 @@ class Queue:
         return None
 
     def _next(self, connection: Connection, tenant: Row[Any], condition: ColumnElement[bool]) -> Any:
-        query = select(jobs).where(jobs.c.tenant == tenant.id, condition).order_by(jobs.c.n).limit(1)
+        query = select(jobs).where(jobs.c.tenant == tenant.id, condition).order_by(*AGE).limit(1)
         return connection.execute(query.with_for_update(skip_locked=True)).mappings().one_or_none()
 
     def _take(self, connection: Connection, row: Any, worker: str, now: float, seconds: float) -> Job:
@@ -89,7 +92,7 @@ def ready(kind: str, statuses: tuple[Status, ...], now: float) -> ColumnElement[
 def ranking(waiting: list[ColumnElement[bool]], busy: Sequence[Status], now: float) -> Select[Any]:
     """Tenants with jobs that wait, in the order of their turns. Every look into `jobs` is one into an index."""
     mine = jobs.c.tenant == tenants.c.id
-    firsts = [select(jobs.c.n).where(mine, c).order_by(jobs.c.n).limit(1).scalar_subquery() for c in waiting]
+    firsts = [select(jobs.c.n).where(mine, c).order_by(*AGE).limit(1).scalar_subquery() for c in waiting]
     held = select(func.count()).select_from(jobs).where(mine, jobs.c.status.in_(busy), jobs.c.lease >= now)
     served = select(func.coalesce(func.max(jobs.c.claimed), 0)).where(mine).scalar_subquery()
     first = (func.coalesce(*firsts) if len(firsts) > 1 else firsts[0]).label("first")
