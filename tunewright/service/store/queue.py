@@ -36,11 +36,11 @@ class Queue:
         paused), then the queued ones by age. Workers that claim at the same instant do not wait for each other, and
         so may both count a tenant's jobs before either has begun one.
         """
-        return self._claim(worker, seconds, [("lost", HELD), ("queued", (Status.QUEUED,))])
+        return self._claim(worker, seconds, [HELD, (Status.QUEUED,)])
 
     def claim_validation(self, worker: str, seconds: float) -> Job | None:
         """The next job whose files are to be read, in the same order."""
-        return self._claim(worker, seconds, [("free", (Status.VALIDATING,))])
+        return self._claim(worker, seconds, [(Status.VALIDATING,)])
 
     def beat(self, id: str, fence: int, seconds: float) -> Status:
         """Hold a job for so long from now; its status, which may have become PAUSING. Raises Lost."""
@@ -52,11 +52,11 @@ class Queue:
             raise Lost(f"{id} is no longer held by claim {fence}.")
         return Status(status)
 
-    def _claim(self, worker: str, seconds: float, kinds: list[tuple[str, tuple[Status, ...]]]) -> Job | None:
+    def _claim(self, worker: str, seconds: float, kinds: list[tuple[Status, ...]]) -> Job | None:
         with self.database.write() as connection:
             now = self.database.now(connection)
-            waiting = [ready(kind, statuses, now) for kind, statuses in kinds]
-            busy = [status for _, statuses in kinds for status in statuses if status is not Status.QUEUED]
+            waiting = [ready(statuses, now) for statuses in kinds]
+            busy = [status for statuses in kinds for status in statuses if status is not Status.QUEUED]
             for tenant in connection.execute(ranking(waiting, busy, now)):
                 for condition in waiting:
                     row = self._next(connection, tenant, condition)
@@ -80,13 +80,10 @@ class Queue:
         return as_job(change(connection, row, held))
 
 
-def ready(kind: str, statuses: tuple[Status, ...], now: float) -> ColumnElement[bool]:
+def ready(statuses: tuple[Status, ...], now: float) -> ColumnElement[bool]:
     """The condition that a job waits for a worker."""
     status = jobs.c.status.in_(statuses) if len(statuses) > 1 else jobs.c.status == statuses[0]
-    if kind == "queued":
-        return status
-    over = jobs.c.lease < now
-    return and_(status, over if kind == "lost" else or_(jobs.c.lease.is_(None), over))
+    return and_(status, or_(jobs.c.lease.is_(None), jobs.c.lease < now))
 
 
 def ranking(waiting: list[ColumnElement[bool]], busy: Sequence[Status], now: float) -> Select[Any]:
