@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,15 @@ def test_a_database_is_opened_again(database_url: str) -> None:
     second = Store(database_url)
     assert second.keys.by_secret(secret) == key
     first.close(), second.close()
+
+
+def test_several_open_a_new_database_at_once(database_url: str) -> None:
+    with ThreadPoolExecutor(6) as pool:
+        stores = list(pool.map(Store, [database_url] * 6))
+    secret = stores[0].keys.create("acme", "mine")[1]
+    assert all(store.keys.by_secret(secret) for store in stores)
+    for store in stores:
+        store.close()
 
 
 def test_a_newer_database_is_refused(store: Store, database_url: str) -> None:

@@ -18,6 +18,9 @@ from tunewright.service.store.database import Database
 from tunewright.service.store.tables import jobs, tenants
 from tunewright.service.store.transitions import HELD, as_job, change, move, write_events
 
+AGE = (jobs.c.created_at, jobs.c.n)
+"""The order of a tenant's jobs. By `n` alone PostgreSQL would walk along the primary key, past all that have ended."""
+
 
 class Queue:
     """Jobs that wait for a worker, and those that lost theirs."""
@@ -33,11 +36,11 @@ class Queue:
         paused), then the queued ones by age. Workers that claim at the same instant do not wait for each other, and
         so may both count a tenant's jobs before either has begun one.
         """
-        return self._claim(worker, seconds, [("lost", HELD), ("queued", (Status.QUEUED,))])
+        return self._claim(worker, seconds, [HELD, (Status.QUEUED,)])
 
     def claim_validation(self, worker: str, seconds: float) -> Job | None:
         """The next job whose files are to be read, in the same order."""
-        return self._claim(worker, seconds, [("free", (Status.VALIDATING,))])
+        return self._claim(worker, seconds, [(Status.VALIDATING,)])
 
     def beat(self, id: str, fence: int, seconds: float) -> Status:
         """Hold a job for so long from now; its status, which may have become PAUSING. Raises Lost."""
@@ -49,11 +52,11 @@ class Queue:
             raise Lost(f"{id} is no longer held by claim {fence}.")
         return Status(status)
 
-    def _claim(self, worker: str, seconds: float, kinds: list[tuple[str, tuple[Status, ...]]]) -> Job | None:
+    def _claim(self, worker: str, seconds: float, kinds: list[tuple[Status, ...]]) -> Job | None:
         with self.database.write() as connection:
             now = self.database.now(connection)
-            waiting = [ready(kind, statuses, now) for kind, statuses in kinds]
-            busy = [status for _, statuses in kinds for status in statuses if status is not Status.QUEUED]
+            waiting = [ready(statuses, now) for statuses in kinds]
+            busy = [status for statuses in kinds for status in statuses if status is not Status.QUEUED]
             for tenant in connection.execute(ranking(waiting, busy, now)):
                 for condition in waiting:
                     row = self._next(connection, tenant, condition)
@@ -62,7 +65,7 @@ class Queue:
         return None
 
     def _next(self, connection: Connection, tenant: Row[Any], condition: ColumnElement[bool]) -> Any:
-        query = select(jobs).where(jobs.c.tenant == tenant.id, condition).order_by(jobs.c.n).limit(1)
+        query = select(jobs).where(jobs.c.tenant == tenant.id, condition).order_by(*AGE).limit(1)
         return connection.execute(query.with_for_update(skip_locked=True)).mappings().one_or_none()
 
     def _take(self, connection: Connection, row: Any, worker: str, now: float, seconds: float) -> Job:
@@ -77,19 +80,16 @@ class Queue:
         return as_job(change(connection, row, held))
 
 
-def ready(kind: str, statuses: tuple[Status, ...], now: float) -> ColumnElement[bool]:
+def ready(statuses: tuple[Status, ...], now: float) -> ColumnElement[bool]:
     """The condition that a job waits for a worker."""
     status = jobs.c.status.in_(statuses) if len(statuses) > 1 else jobs.c.status == statuses[0]
-    if kind == "queued":
-        return status
-    over = jobs.c.lease < now
-    return and_(status, over if kind == "lost" else or_(jobs.c.lease.is_(None), over))
+    return and_(status, or_(jobs.c.lease.is_(None), jobs.c.lease < now))
 
 
 def ranking(waiting: list[ColumnElement[bool]], busy: Sequence[Status], now: float) -> Select[Any]:
     """Tenants with jobs that wait, in the order of their turns. Every look into `jobs` is one into an index."""
     mine = jobs.c.tenant == tenants.c.id
-    firsts = [select(jobs.c.n).where(mine, c).order_by(jobs.c.n).limit(1).scalar_subquery() for c in waiting]
+    firsts = [select(jobs.c.n).where(mine, c).order_by(*AGE).limit(1).scalar_subquery() for c in waiting]
     held = select(func.count()).select_from(jobs).where(mine, jobs.c.status.in_(busy), jobs.c.lease >= now)
     served = select(func.coalesce(func.max(jobs.c.claimed), 0)).where(mine).scalar_subquery()
     first = (func.coalesce(*firsts) if len(firsts) > 1 else firsts[0]).label("first")

@@ -68,7 +68,7 @@ jobs = numbered(
     maybe("claimed", Double),  # when it was last claimed
     maybe("request"),  # the hash of the request that made it
     Index(None, "tenant", "n"),
-    Index(None, "tenant", "status", "n"),
+    Index(None, "tenant", "status", "created_at", "n"),
     Index(None, "tenant", "claimed"),
     Index(None, "request"),
 )

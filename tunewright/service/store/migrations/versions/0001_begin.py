@@ -52,7 +52,7 @@ def upgrade() -> None:
           *maybe(json, "error"), *maybe(text, "fine_tuned_model"), *some(json, "result_files"),
           *some(integer, "fence", "lost"), *maybe(text, "worker", "saved", "run"),
           *maybe(double, "lease", "claimed"), *maybe(text, "request"), refers={"tenant": "tenants.id"})  # fmt: skip
-    for columns in (("tenant", "n"), ("tenant", "status", "n"), ("tenant", "claimed"), ("request",)):
+    for columns in (("tenant", "n"), ("tenant", "status", "created_at", "n"), ("tenant", "claimed"), ("request",)):
         index("jobs", *columns)
     op.create_table(
         "labels",
