@@ -61,7 +61,7 @@ def test_the_oldest_comes_first(store: Store, queued: Any) -> None:
 
 
 def test_one_tenants_jobs_do_not_keep_anothers_waiting(store: Store, queued: Any, clock: Clock) -> None:
-    """With three workers, and with one that begins the next job when one has ended."""
+    """With three workers, each of which begins the next job when its own has ended."""
     for tenant in "aaaaabbc":
         queued(tenant)
     taken = []
@@ -77,6 +77,16 @@ def test_one_tenants_jobs_do_not_keep_anothers_waiting(store: Store, queued: Any
     for job in taken:
         finish(store, job)
     assert store.jobs.claim("w", 60) is None
+
+
+def test_tenants_take_turns_at_one_worker(store: Store, queued: Any, clock: Clock) -> None:
+    for tenant in "aaabbc":
+        queued(tenant)
+    seen = ""
+    for _ in range(6):
+        clock.now += 1
+        seen += finish(store, claim(store)).tenant
+    assert seen == "abcaba"
 
 
 def test_the_tenant_with_the_fewest_running_jobs_comes_first(store: Store, queued: Any, clock: Clock) -> None:
@@ -153,6 +163,8 @@ def test_a_job_that_was_given_back_is_no_longer_held(store: Store, queued: Any) 
     assert given.worker is None and given.fence == job.fence
     with pytest.raises(Lost):
         store.jobs.beat(job.id, job.fence, 60)
+    with pytest.raises(Lost):
+        store.jobs.progress(job.id, job.fence, events=["late"])
     assert claim(store).fence == job.fence + 1
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from alembic.autogenerate import compare_metadata
@@ -345,6 +346,22 @@ def test_what_was_put_but_never_added_is_swept(store: Store, storage: Storage, c
     clock.now += 86_401
     assert store.sweep(storage) == 1 and not storage.exists(place)
     refused(503, store.files.add, "acme", "a", "batch", 4, "", place)
+
+
+def test_a_place_that_is_being_swept_is_not_kept(
+    store: Store, storage: Storage, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process that sweeps it may die in between: another one sweeps it an hour later."""
+    place = store.places.reserve("files")
+    storage.put(place, [b"late"])
+    clock.now += 86_401
+    with monkeypatch.context() as patch, pytest.raises(ConnectionError):
+        patch.setattr(storage, "delete", Mock(side_effect=ConnectionError))
+        store.sweep(storage)
+    refused(503, store.files.add, "acme", "a", "batch", 4, "", place)
+    assert store.sweep(storage) == 0
+    clock.now += 3600
+    assert store.sweep(storage) == 1 and not storage.exists(place)
 
 
 def test_the_quota_counts_what_is_stored(store: Store, add_file: AddFile) -> None:
