@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
@@ -25,7 +24,6 @@ from tunewright.tasks._judged import answered
 from tunewright.tasks._values import new_critic
 from tunewright.tasks.base import Drawn, Model
 
-NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
 LONGEST_SCORE = 16
 """Tokens of a judge's answer, unless its sampling parameters say otherwise."""
 JUDGED = DataConfig(train="-", overlength="truncate_prompt")
@@ -167,12 +165,11 @@ def _judge(model: Model, config: Any) -> Reward:
     }
     if sampling and (sampling.top_p is not None or sampling.reasoning_effort is not None):
         raise RecipeError(f"The reward {config.name}: top_p and reasoning_effort have no effect here. Leave them out.")
-    low, high = config.range
 
     def reward(samples: Sequence[Sample]) -> list[float]:
         asked = [Conversation(config.messages(i, sample), None, "") for i, sample in enumerate(samples)]
-        found = [NUMBER.search(answer.text) for answer in task.generate(model, asked, **options)]
-        return [min(high, max(low, float(one[0]))) if one else low for one in found]
+        found = [config.score(answer.text) for answer in task.generate(model, asked, **options)]
+        return [config.range[0] if score is None else score for score in found]
 
     return reward
 

@@ -25,6 +25,7 @@ Models = Mapping[str, Callable[..., Any]]
 """{"embed": texts → vectors, "score_model": its config → Reward, …}: only those that the graders need."""
 Template = Annotated[str, AfterValidator(templates.check)]
 Text = Annotated[str, Field(min_length=1)]
+NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
 NAMED = "what it is called in figures and curves"
 
 
@@ -242,6 +243,11 @@ class ScoreModel(Asking):
         if value[0] >= value[1]:
             raise ValueError(f"{list(value)} is no range: the smallest score comes first, then a larger one")
         return value
+
+    def score(self, text: str) -> float | None:
+        """The first number in what the model said, cut to the range; None where it said none."""
+        found = NUMBER.search(text)
+        return min(self.range[1], max(self.range[0], float(found[0]))) if found else None
 
     def messages(self, index: int, sample: Sample) -> list[dict[str, str]]:
         """What the model is asked about a sample, the `index`th of its batch: [{"role": …, "content": …}]."""

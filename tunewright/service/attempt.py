@@ -32,7 +32,7 @@ from tunewright.service.lease import Lease
 from tunewright.service.recipes import decided, make_recipe_for
 from tunewright.service.relocation import note_places
 from tunewright.service.store import Result
-from tunewright.service.validation import readable
+from tunewright.service.unpacking import Role, placed
 from tunewright.service.wire.metrics import checkpoint_metrics, event_data, event_message, results_file
 
 log = get_logger()
@@ -98,14 +98,19 @@ class Attempt:
         if job.saved and not self._begun:
             bringing.state(job.saved, self.run.folder)
             self.saved = checkpoint.steps(self.run.folder / "checkpoints")[-1]
-        given = {"train": spec.training_file, "validation": spec.validation_file}
-        files = {name: readable(bringing.file(job, id, self.folder / name)) for name, id in given.items() if id}
+        files = {"train": self._rows("training", spec.training_file)}
+        if spec.validation_file:
+            files["validation"] = self._rows("validation", spec.validation_file)
         base = bringing.model(job.tenant, spec.model)
         if self._begun:
             begun = self.run.recipe
-            data = begun.data.model_copy(update={name: str(path) for name, path in files.items()})
+            data = begun.data.model_copy(update=files)
             return begun.model_copy(update={"data": data, "output": str(self.run.folder)})
         return make_recipe_for(spec, base, files, lambda name: str(bringing.model(job.tenant, name)), self.run.folder)
+
+    def _rows(self, role: Role, id: str) -> str:
+        shutil.rmtree(self.folder / role, ignore_errors=True)
+        return placed(self.bringing.file(self.job, id, self.folder / role / "file"), self.folder / role / "rows", role)
 
     def _train(self, recipe: Recipe, leaving: Callable[[], bool]) -> None:
         crashes = 0

@@ -43,7 +43,7 @@ def make_recipe_for(
         Refused: the client's part of it is not trusted, or cannot mean anything.
     """
     refuse_untrusted(spec.recipe)
-    _refuse_foreign(spec.method.grader)
+    refuse_foreign(spec.method.grader)
     own = dict(spec.recipe)
     held_out: str | int = str(files["validation"]) if "validation" in files else 0
     document = {
@@ -133,11 +133,10 @@ def _training(spec: JobSpec) -> dict[str, Any]:
     return made if spec.seed is None else {**made, "seed": spec.seed}
 
 
-def _refuse_foreign(grader: Any) -> None:
+def refuse_foreign(grader: Any, where: str = "method.reinforcement.grader") -> None:
     """Raises Refused where a grader would run code, or name a place here."""
     if grader is None:
         return
-    where = "method.reinforcement.grader"
     if "python" in _types(grader):
         raise Refused(400, f"{where}: code of clients is not run here: there are no python graders.", param=where)
     for path in local_fields(grader, [Grader], where):

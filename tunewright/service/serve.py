@@ -6,6 +6,7 @@ import contextlib
 import os
 import socket
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -78,10 +79,23 @@ def beside(settings: Settings, workers: int, engine: str | None, memory: float, 
         for child in children:
             child.start()
         try:
+            if engine is None:
+                _wait_for(path)
             yield answering
         finally:
             for child in children:
                 child.leave()
+
+
+def _wait_for(path: str) -> None:
+    """Until a process listens at this socket, or a minute is over: then clients are told that it is not there yet."""
+    end = time.monotonic() + 60
+    with contextlib.closing(socket.socket(socket.AF_UNIX)) as probe:
+        while time.monotonic() < end:
+            with contextlib.suppress(OSError):
+                probe.connect(path)
+                return
+            time.sleep(0.1)
 
 
 def run(app: Any, listener: socket.socket) -> None:

@@ -18,6 +18,7 @@ from tunewright.service.errors import Lost, Unavailable
 from tunewright.service.ids import random_text
 from tunewright.service.lease import Lease
 from tunewright.service.store import Store
+from tunewright.service.unpacking import Role
 from tunewright.service.validation import faults
 
 log = get_logger()
@@ -89,10 +90,14 @@ class Worker:
         return True
 
     def _validate(self, job: Job, folder: Path) -> None:
-        spec = job.spec
-        for param, id in {"training_file": spec.training_file, "validation_file": spec.validation_file}.items():
-            if id and (fault := faults(self.bringing.file(job, id, folder / param), spec, param)):
-                self.store.jobs.fail(job.id, job.fence, fault.code, fault.message, fault.param)
+        roles: dict[Role, str | None] = {"training": job.spec.training_file, "validation": job.spec.validation_file}
+        for role, id in roles.items():
+            if id is None:
+                continue
+            fault = faults(self.bringing.file(job, id, folder / role), job.spec, folder / f"{role}-rows", role)
+            self.store.files.mark(id, "error" if fault else "processed", fault["message"] if fault else None)
+            if fault:
+                self.store.jobs.fail(job.id, job.fence, **fault)
                 return
         self.store.jobs.move(job.id, Status.QUEUED, by=job.fence, event="The files are sound; the job is queued.")
 

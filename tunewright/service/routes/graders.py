@@ -2,43 +2,57 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import APIRouter
-from pydantic import Field
+from fastapi.concurrency import run_in_threadpool
 
+from tunewright.service import graders
 from tunewright.service.auth import Caller, caller
 from tunewright.service.body import JsonBody
+from tunewright.service.inference.protocol import Generate, Piece, Sampling, Usage
 from tunewright.service.routes._documents import body_of
 from tunewright.service.routes._state import Parts, State
-from tunewright.service.validation import run_grader, validate_grader
-from tunewright.service.wire.body import Body, parsed
 
 router = APIRouter(prefix="/fine_tuning/alpha/graders", tags=["Graders"])
 
 MAY = caller("jobs")
 
 
-class Validate(Body):
-    grader: dict[str, Any]
-
-
-class Run(Validate):
-    """POST /fine_tuning/alpha/graders/run. `item` is the row, `model_sample` the answer."""
-
-    model_sample: str
-    item: dict[str, Any] = Field({})
-    reference_answer: Any = None
-
-
-@router.post("/validate", openapi_extra=body_of(Validate))
+@router.post("/validate", openapi_extra=body_of(graders.Validate))
 def validate(body: Any = JsonBody, who: Caller = MAY, parts: State = Parts) -> dict[str, Any]:
     """The grader, if a job can use it."""
-    return {"grader": validate_grader(parsed(Validate, body).grader)}
+    return graders.validate_grader(body)
 
 
-@router.post("/run", openapi_extra=body_of(Run))
-def run(body: Any = JsonBody, who: Caller = MAY, parts: State = Parts) -> dict[str, Any]:
+@router.post("/run", openapi_extra=body_of(graders.Run))
+async def run(body: Any = JsonBody, who: Caller = MAY, parts: State = Parts) -> dict[str, Any]:
     """The reward of one answer, and what each part of it gave."""
-    asked = parsed(Run, body)
-    return run_grader(asked.grader, asked.model_sample, asked.item)
+    loop = asyncio.get_running_loop()
+
+    def ask(model: str, messages: list[dict[str, Any]], sampling: Mapping[str, Any]) -> tuple[str, int]:
+        return asyncio.run_coroutine_threadsafe(_judged(parts, who, model, messages, sampling), loop).result()
+
+    return await run_in_threadpool(graders.run_grader, body, ask)
+
+
+async def _judged(
+    parts: State, who: Caller, name: str, messages: list[dict[str, Any]], sampling: Mapping[str, Any]
+) -> tuple[str, int]:
+    """What a model answers that judges, and how many tokens that took."""
+    model = await run_in_threadpool(parts.model, who, name)
+    chosen = Sampling(
+        temperature=sampling["temperature"],
+        top_p=sampling.get("top_p", 1.0),
+        seed=sampling.get("seed"),
+        max_tokens=sampling["max_completions_tokens"],
+    )
+    text, tokens = "", 0
+    async for one in parts.engine.generate(Generate(model, messages, sampling=chosen)):
+        if isinstance(one, Piece):
+            text += one.text
+        elif isinstance(one, Usage):
+            tokens = one.prompt_tokens + one.completion_tokens
+    return text, tokens
