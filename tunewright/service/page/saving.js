@@ -1,0 +1,23 @@
+// Things that the user takes away: files, and names that are to be typed elsewhere.
+
+import { el } from "./dom.js";
+import { say } from "./say.js";
+
+/** Save bytes or text under a name. */
+export function save(name, content, type = "application/octet-stream") {
+  const address = URL.createObjectURL(content instanceof Blob ? content : new Blob([content], { type }));
+  el("a", { href: address, download: name }).click();
+  setTimeout(() => URL.revokeObjectURL(address), 10_000);
+}
+
+/** A button that copies a text. */
+export function copier(text, name = "Copy", label = `${name} ${text}`) {
+  const node = el("button.quiet", { type: "button", "aria-label": label }, name);
+  node.addEventListener("click", async () => {
+    await navigator.clipboard.writeText(text);
+    node.textContent = "Copied";
+    say("Copied");
+    setTimeout(() => (node.textContent = name), 2000);
+  });
+  return node;
+}
