@@ -3,11 +3,18 @@
 import { post } from "./api.js";
 import { el } from "./dom.js";
 
+/** Ask, and show in `place` what the server says. */
 export async function askServer(body, place, signal) {
   place.replaceChildren(el("p.hint", "The server reads the file …"));
-  const { faults } = await post("/v1/fine_tuning/alpha/check", body, { signal });
-  if (signal.aborted) return;
-  place.replaceChildren(faults.length ? faulty(faults) : el("p.notice.better", "✓ The server has read the file: a job can start with it."));
+  const told = await post("/v1/fine_tuning/alpha/check", body, { signal });
+  if (!signal.aborted) place.replaceChildren(shown(told));
+}
+
+function shown({ read, faults }) {
+  if (faults.length) return faulty(faults);
+  return read
+    ? el("p.notice.better", "✓ The server has read the file: a job can start with it.")
+    : el("p.notice", "The file is too large to be read while you wait: the job reads it before it trains.");
 }
 
 function faulty(faults) {

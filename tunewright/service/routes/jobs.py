@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import shutil
+import tempfile
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter
@@ -14,11 +17,14 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from tunewright.service.auth import Caller, caller
 from tunewright.service.body import JsonBody
-from tunewright.service.entities import Job, JobSpec
+from tunewright.service.entities import File, Job, JobSpec
 from tunewright.service.errors import Refused
-from tunewright.service.recipes import refuse_untrusted
+from tunewright.service.recipes import check, refuse_untrusted
 from tunewright.service.routes._documents import body_of, listing
 from tunewright.service.routes._state import Parts, State
+from tunewright.service.settings import MEBI
+from tunewright.service.storage import CHUNK
+from tunewright.service.validation import faults
 from tunewright.service.wire import openai
 from tunewright.service.wire.openai import ListQuery
 
@@ -27,6 +33,8 @@ router = APIRouter(prefix="/fine_tuning", tags=["Fine-tuning"])
 MAY = caller("jobs")
 TWENTY, EVENTS, TEN = listing(20, 100), listing(20, 1000), listing(10, 100)
 SECONDS_BETWEEN_LOOKS = 0.5
+LARGEST_CHECKED = 64 * MEBI
+"""Bytes of a job's files that are read while a client waits."""
 
 
 def make_job(parts: State, who: Caller, spec: JobSpec, body: Any) -> Job:
@@ -48,6 +56,29 @@ def make_job(parts: State, who: Caller, spec: JobSpec, body: Any) -> Job:
 def create_job(body: Any = JsonBody, who: Caller = MAY, parts: State = Parts) -> dict[str, Any]:
     """Start a job. Its files are looked at when it runs: what is wrong with them fails the job, with the reason."""
     return openai.job(make_job(parts, who, openai.create_job(body), body))
+
+
+@router.post("/alpha/check", openapi_extra=body_of(openai.CreateJob))
+def check_job(body: Any = JsonBody, who: Caller = MAY, parts: State = Parts) -> dict[str, Any]:
+    """What would fail a job that is asked for so; nothing is started. `read` is false where a file is too large for it."""
+    spec = openai.create_job(body)
+    parts.bringing.base_of(who.tenant, spec.model)
+    check(spec)
+    named = {"training_file": spec.training_file, "validation_file": spec.validation_file}
+    files = {param: parts.store.files.get(who.tenant, id) for param, id in named.items() if id}
+    if sum(file.bytes for file in files.values()) > LARGEST_CHECKED:
+        return {"object": "fine_tuning.check", "read": False, "faults": []}
+    found = [fault for param, file in files.items() if (fault := _fault_of(parts, file, spec, param))]
+    return {"object": "fine_tuning.check", "read": True, "faults": found}
+
+
+def _fault_of(parts: State, file: File, spec: JobSpec, param: str) -> dict[str, Any] | None:
+    with tempfile.TemporaryDirectory(prefix="tunewright-check-") as folder:
+        path = Path(folder) / param
+        with parts.storage.open(file.place) as source, path.open("wb") as target:
+            shutil.copyfileobj(source, target, CHUNK)
+        fault = faults(path, spec, param)
+    return {"code": fault.code, "message": fault.message, "param": fault.param} if fault else None
 
 
 @router.get("/jobs")

@@ -209,6 +209,7 @@ def job(kept: Job) -> dict[str, Any]:
         "seed": spec.seed or 0,
         "integrations": spec.integrations,
         "metadata": spec.metadata,
+        "user_provided_suffix": spec.suffix,
     }
 
 
@@ -250,7 +251,8 @@ def permission(kept: Permission) -> dict[str, Any]:
 
 
 def model(kept: TunedModel) -> dict[str, Any]:
-    return {"id": kept.id, "object": "model", "created": kept.created_at, "owned_by": kept.tenant}
+    """`task` is ours: by it a client knows on which route the model answers."""
+    return {"id": kept.id, "object": "model", "created": kept.created_at, "owned_by": kept.tenant, "task": kept.task}
 
 
 def base_model(name: str, created: int, owner: str = "tunewright") -> dict[str, Any]:
