@@ -15,7 +15,7 @@ import pytest
 
 from tests.tiny import chats, make_base
 from tunewright.service.bringing import Bringing
-from tunewright.service.entities import Job, JobSpec, Note
+from tunewright.service.entities import Job, JobSpec, Note, Status
 from tunewright.service.inference.protocol import Classify, Draw, Embed, Embedded, Generate, Piece, Usage
 from tunewright.service.settings import Settings
 from tunewright.service.storage import Storage
@@ -96,7 +96,7 @@ class Service:
         while True:
             claimed = self.store.jobs.claim_validation("w", 60)
             assert claimed is not None
-            self.store.jobs.move(claimed.id, "queued", by=claimed.fence)
+            self.store.jobs.move(claimed.id, Status.QUEUED, by=claimed.fence)
             claimed = self.store.jobs.claim("w", 60)
             assert claimed is not None
             if claimed.id == made.id:
@@ -166,8 +166,8 @@ def browser() -> Iterator[Any]:
 @pytest.fixture
 def page(browser: Any, service: Service, request: pytest.FixtureRequest) -> Iterator[Any]:
     """A page that is signed in. An error of a script fails the test, and so does what the policy forbids."""
-    options = getattr(request, "param", {})
-    context = browser.new_context(viewport={"width": 1200, "height": 900}, accept_downloads=True, **options)
+    options = {"viewport": {"width": 1200, "height": 900}, **getattr(request, "param", {})}
+    context = browser.new_context(**options)
     opened = context.new_page()
     opened.set_default_timeout(10_000)
     errors: list[str] = []
@@ -194,9 +194,16 @@ def shoot(page: Any, tmp_path: Path) -> Callable[[str], None]:
     return lambda name: page.screenshot(path=folder / f"{name}.png", full_page=True)
 
 
-def go(page: Any, service: Service, place: str) -> None:
-    page.goto(f"{service.address}/#/{place}")
-    page.wait_for_function("document.querySelector('main h1') !== null")
+GO = """place => new Promise((done) => {
+  addEventListener("hashchange", done, { once: true });
+  if (location.hash === place) dispatchEvent(new Event("hashchange"));
+  location.hash = place;
+})"""
+
+
+def go(page: Any, place: str) -> None:
+    page.evaluate(GO, f"#/{place}")
+    page.locator("main:not([aria-busy]) h1").wait_for()
 
 
 def write(path: Path, rows: list[Any]) -> Path:
@@ -258,7 +265,7 @@ def test_a_job_from_a_file_to_a_model(page: Any, service: Service, tmp_path: Pat
 
 def test_bad_lines_are_named_before_anything_starts(page: Any, service: Service, tmp_path: Path, shoot: Any) -> None:
     rows = write(tmp_path / "bad.jsonl", [*chats(2), "{not json}\n", {"messages": [{"role": "user", "content": "x"}]}])
-    go(page, service, "new")
+    go(page, "new")
     page.locator("input[type=file]").first.set_input_files(rows)
     found = page.get_by_role("region", name="Check of the data")
     found.get_by_text("2 of 4 rows cannot be read.").wait_for()
@@ -271,8 +278,7 @@ def test_bad_lines_are_named_before_anything_starts(page: Any, service: Service,
 def test_a_job_is_followed_live_over_a_broken_connection(page: Any, service: Service, shoot: Any) -> None:
     job = service.running("live")
     service.store.jobs.progress(job.id, job.fence, events=["The training has begun.", *metrics(20, 40)])
-    page.context.set_offline(False)
-    go(page, service, f"jobs/{job.id}")
+    go(page, f"jobs/{job.id}")
     page.get_by_text("Step 20 of 40").wait_for()
     for name in ("Loss", "Accuracy"):
         page.get_by_role("heading", name=name, exact=True).wait_for()
@@ -298,12 +304,12 @@ def test_rewards_have_curves_of_their_own(page: Any, service: Service, shoot: An
     job = service.running("rewarded", method={"type": "reinforcement", "grader": grader})
     told = metrics(20, 40, train_mean_reward=lambda step: step / 20, train_mean_kl=lambda step: step / 1000)
     service.store.jobs.progress(job.id, job.fence, events=told)
-    go(page, service, f"jobs/{job.id}")
+    go(page, f"jobs/{job.id}")
     for name in ("Reward", "KL to the base"):
         page.get_by_role("heading", name=name, exact=True).wait_for()
     assert "from 0.05 to 1 at step 20" in page.locator(".chart", has_text="Reward").locator(".summary").inner_text()
     service.store.jobs.fail(job.id, job.fence, "invalid_training_file", "Line 7 has no answer.", "training_file")
-    page.get_by_text("Line 7 has no answer.").wait_for()
+    page.get_by_text("Line 7 has no answer.", exact=True).wait_for()
     assert "Mend the lines that are named" in page.locator(".notice.worse").inner_text()
     shoot("failed")
 
@@ -311,7 +317,7 @@ def test_rewards_have_curves_of_their_own(page: Any, service: Service, shoot: An
 def test_the_report_runs_no_script_and_has_its_style(page: Any, service: Service, shoot: Any) -> None:
     job = service.running("reported")
     service.finish(job)
-    go(page, service, f"jobs/{job.id}")
+    go(page, f"jobs/{job.id}")
     page.get_by_role("button", name="Show the report").click()
     report = page.frame_locator("iframe")
     report.get_by_role("heading", name="Better").wait_for()
@@ -324,8 +330,8 @@ def test_the_report_runs_no_script_and_has_its_style(page: Any, service: Service
 
 def test_alpha_changes_what_is_asked(page: Any, service: Service, shoot: Any) -> None:
     name = service.finish(service.running("poet")).fine_tuned_model
-    go(page, service, f"playground?model={name}")
-    page.get_by_label("Message").fill("Who are you?")
+    go(page, f"playground?model={name}")
+    page.get_by_label("Message", exact=True).fill("Who are you?")
     page.get_by_text("System message, temperature, length").click()
     page.get_by_label("System message").fill("Be brief.")
     service.engine.asked.clear()
@@ -345,7 +351,7 @@ def test_alpha_changes_what_is_asked(page: Any, service: Service, shoot: Any) ->
 
 def test_classifiers_and_image_models_answer_in_their_way(page: Any, service: Service, shoot: Any) -> None:
     name = service.finish(service.running("mood"), "text-classification").fine_tuned_model
-    go(page, service, f"playground?model={name}")
+    go(page, f"playground?model={name}")
     page.get_by_label("Text", exact=True).fill("Lovely.")
     page.get_by_role("button", name="Classify").click()
     page.locator(".side.tuned .bar.first", has_text="praise").wait_for()
@@ -353,7 +359,7 @@ def test_classifiers_and_image_models_answer_in_their_way(page: Any, service: Se
     shoot("classify")
     drawer = service.finish(service.running("brush"), "text-to-image").fine_tuned_model
     page.get_by_label("Model").select_option(name)
-    go(page, service, f"playground?model={drawer}")
+    go(page, f"playground?model={drawer}")
     page.get_by_label("Prompt").fill("a red square")
     page.get_by_role("button", name="Draw").click()
     page.get_by_role("img", name="a red square").nth(1).wait_for()
@@ -361,7 +367,7 @@ def test_classifiers_and_image_models_answer_in_their_way(page: Any, service: Se
 
 
 def test_keys_are_made_shown_once_and_revoked(page: Any, service: Service, shoot: Any) -> None:
-    go(page, service, "keys")
+    go(page, "keys")
     page.get_by_label("Name").fill("laptop")
     page.get_by_label("manage keys").uncheck()
     page.get_by_role("button", name="Make the key").click()
@@ -379,13 +385,13 @@ def test_keys_are_made_shown_once_and_revoked(page: Any, service: Service, shoot
 
 
 def test_files_and_models_are_listed_and_deleted(page: Any, service: Service, tmp_path: Path) -> None:
-    go(page, service, "files")
+    go(page, "files")
     page.locator("input[type=file]").set_input_files(write(tmp_path / "mine.jsonl", chats(3)))
     page.get_by_role("button", name="Delete mine.jsonl").click()
     page.get_by_role("button", name="Delete the file").click()
     page.get_by_role("button", name="Delete mine.jsonl").wait_for(state="detached")
     name = service.finish(service.running("gone")).fine_tuned_model
-    go(page, service, "models")
+    go(page, "models")
     page.get_by_role("button", name=f"Delete {name}").click()
     page.get_by_role("button", name="Keep it").click()
     page.get_by_role("button", name=f"Delete {name}").click()
@@ -404,11 +410,10 @@ def places(service: Service) -> list[str]:
     return [place.replace("ID", job.id) for place in PLACES]
 
 
-@pytest.mark.parametrize("page", [{"viewport": None}], indirect=True, ids=["phone"])
+@pytest.mark.parametrize("page", [{"viewport": {"width": 360, "height": 740}}], indirect=True, ids=["phone"])
 def test_a_phone_has_nothing_to_scroll_sideways(page: Any, service: Service, places: list[str], shoot: Any) -> None:
-    page.set_viewport_size({"width": 360, "height": 740})
     for place in places:
-        go(page, service, place)
+        go(page, place)
         page.wait_for_timeout(200)
         shoot(f"phone-{place.split('/')[0]}{'-one' if '/' in place else ''}")
         wide = page.evaluate("document.documentElement.scrollWidth")
@@ -426,7 +431,7 @@ HEADINGS = "() => [...document.querySelectorAll('h1, h2, h3')].filter(n => n.che
 
 def test_every_control_has_a_name(page: Any, service: Service, places: list[str]) -> None:
     for place in places:
-        go(page, service, place)
+        go(page, place)
         for closed in page.locator("details:not([open]) > summary").all():
             if closed.is_visible():
                 closed.click()
@@ -438,7 +443,7 @@ def test_every_control_has_a_name(page: Any, service: Service, places: list[str]
 
 
 def test_the_keyboard_is_enough(page: Any, service: Service) -> None:
-    go(page, service, "models")
+    go(page, "models")
     page.get_by_role("link", name="Files", exact=True).focus()
     page.keyboard.press("Enter")
     page.get_by_role("heading", name="Files", exact=True).wait_for()
@@ -495,7 +500,7 @@ def contrast(one: list[float], other: list[float]) -> float:
 def test_text_can_be_read(page: Any, service: Service, places: list[str], shoot: Any) -> None:
     scheme = "dark" if page.evaluate("matchMedia('(prefers-color-scheme: dark)').matches") else "light"
     for place in places:
-        go(page, service, place)
+        go(page, place)
         page.wait_for_timeout(200)
         shoot(f"{scheme}-{place.split('/')[0]}{'-one' if '/' in place else ''}")
         for text, color, behind in page.evaluate(TEXTS):
@@ -505,7 +510,7 @@ def test_text_can_be_read(page: Any, service: Service, places: list[str], shoot:
 def test_what_a_server_says_never_becomes_markup(page: Any, service: Service) -> None:
     job = service.running("<img src=x onerror=alert(1)>"[:64])
     service.store.jobs.progress(job.id, job.fence, events=["<b id=injected>bold</b>"])
-    go(page, service, f"jobs/{job.id}")
+    go(page, f"jobs/{job.id}")
     page.get_by_text("<b id=injected>bold</b>").last.wait_for()
     assert page.locator("#injected").count() == 0
 

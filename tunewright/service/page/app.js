@@ -36,6 +36,7 @@ async function render(why = "") {
   const here = place();
   drawFrame(session.key ? here.name : null);
   main.replaceChildren();
+  main.setAttribute("aria-busy", "true");
   const view = session.key ? (here.name === "jobs" && here.id ? job : VIEWS[here.name]) : signin;
   try {
     await view.show(main, { ...here, signal, why });
@@ -48,6 +49,7 @@ async function render(why = "") {
 
 /** A new view begins at its heading, for those who see it and those who hear it. */
 function arrive() {
+  main.removeAttribute("aria-busy");
   const heading = main.querySelector("h1");
   document.title = heading ? `${heading.textContent} · Tunewright` : "Tunewright";
   if (!first && !main.contains(document.activeElement)) heading?.focus();

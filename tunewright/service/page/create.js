@@ -65,7 +65,7 @@ class Form {
     this.more = more;
     return el("form.form", { onsubmit: submit, novalidate: true },
       el("div.pair", field("Base", this.model, "What the job begins from."), field("Suffix", this.suffix, "A word of the new model’s name.")),
-      this.method, el("div", this.training.node, this.form), this.grader, more, this.checked, this.failed, el("div.buttons", this.start));
+      this.method, el("div", this.training.node, this.form), this.checked, this.grader, more, this.failed, el("div.buttons", this.start));
   }
 
   /** Files that the address or an earlier job names. */

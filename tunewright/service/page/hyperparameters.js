@@ -17,6 +17,9 @@ const FURTHER = {
   },
 };
 
+/** What a hyperparameter is called here. */
+export const nameOf = (name) => Object.assign({}, COMMON, ...Object.values(FURTHER))[name]?.[0] ?? name;
+
 /** `fields.node`, and `fields.read()` → what was chosen, without what is auto. Raises { message, control }. */
 export function hyperparameters(method, given = {}) {
   const inputs = new Map();

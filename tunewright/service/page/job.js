@@ -7,6 +7,7 @@ import { button, el } from "./dom.js";
 import { Events } from "./events.js";
 import { follow } from "./follow.js";
 import { count, duration, figure, when } from "./format.js";
+import { nameOf } from "./hyperparameters.js";
 import { reportSection } from "./report.js";
 import { copier, save } from "./saving.js";
 import { say, showError } from "./say.js";
@@ -211,10 +212,11 @@ function checkpoint(one) {
 
 function settings(job) {
   const own = job.method[job.method.type] ?? {};
-  const pairs = { "Training file": job.training_file, "Validation file": job.validation_file ?? "none", Seed: job.seed, ...own.hyperparameters };
-  const line = ([name, value]) => el("tr", el("th", { scope: "row" }, name.replaceAll("_", " ")), el("td", String(value)));
+  const chosen = Object.entries(own.hyperparameters ?? {}).map(([name, value]) => [nameOf(name), value]);
+  const pairs = [["Training file", job.training_file], ["Validation file", job.validation_file ?? "none"], ["Seed", job.seed], ...chosen];
+  const line = ([name, value]) => el("tr", el("th", { scope: "row" }, name), el("td", String(value)));
   return el("section", el("h2", "Settings"),
-    el("table", el("tbody", Object.entries(pairs).map(line))),
+    el("table.pairs", el("tbody", pairs.map(line))),
     own.grader && [el("h3", "Grader"), el("pre", JSON.stringify(own.grader, null, 2))],
     el("p.hint", el("span.mono", job.id)));
 }

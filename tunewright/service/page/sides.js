@@ -48,7 +48,7 @@ class Side {
     this.name = el("p.asked.mono");
     this.place = el("div.answer");
     const id = fresh("side");
-    this.node = el(`section.side.${kind}`, { "aria-labelledby": id }, el("h3", { id }, title), this.name, this.place);
+    this.node = el(`section.side.${kind}`, { "aria-labelledby": id }, el("h2", { id }, title), this.name, this.place);
   }
 
   /** A new question ends what is still being said. */
