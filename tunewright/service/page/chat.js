@@ -32,7 +32,7 @@ export function room(model, base, signal) {
     el("details", el("summary", "System message, temperature, length"), el("div.form", field("System message", system),
       el("div.pair.small", field("Temperature", temperature, "0: always the likeliest word."), field("Longest answer", longest, "In tokens.")))),
     el("div.buttons", send), failed);
-  return el("div", form, el("p"), sides.node);
+  return el("div", form, sides.node);
 }
 
 async function speak(body, place, signal) {

@@ -104,7 +104,7 @@ function horizontal(value, y) {
 function stepMarks(x) {
   const [low, high] = x.domain;
   const steps = low === high ? [low] : niceTicks(low, high).filter((step) => step >= low && step <= high && Number.isInteger(step));
-  return [svg("text.y", { x: LEFT - 8, y: BOTTOM + 20 }, "step"), steps.map((step) => svg("text.x", { x: x(step), y: BOTTOM + 24 }, step))];
+  return [svg("text.x-name", { x: LEFT - 16, y: BOTTOM + 24 }, "step"), steps.map((step) => svg("text.x", { x: x(step), y: BOTTOM + 24 }, step))];
 }
 
 function summary({ name, points }) {

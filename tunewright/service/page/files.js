@@ -6,7 +6,7 @@ import { button, el } from "./dom.js";
 import { dropzone } from "./dropzone.js";
 import { bytes, when } from "./format.js";
 import { say, showError } from "./say.js";
-import { save } from "./saving.js";
+import { decoded, save } from "./saving.js";
 
 export async function show(main, { signal }) {
   const failed = el("div");
@@ -19,7 +19,7 @@ export async function show(main, { signal }) {
   const bar = el("progress", { max: 1, value: 0, "aria-label": "Upload", hidden: true });
   const take = (file) => send(file, bar, failed, signal).then((kept) => kept && put(kept, true));
   (await all("/v1/files?limit=1000", { signal })).forEach((file) => put(file, false));
-  main.append(el("h1", { tabindex: "-1" }, "Files"), failed, el("section", dropzone("Upload a file", take), el("p"), bar), el("section", none, list));
+  main.append(el("h1", { tabindex: "-1" }, "Files"), failed, el("section", dropzone("Upload a file", take), bar), el("section", none, list));
 }
 
 async function send(file, bar, failed, signal) {
@@ -51,7 +51,8 @@ function row(file, place, signal) {
 }
 
 async function fetchFile(file, signal) {
-  save(file.filename, await (await ask("GET", `/v1/files/${file.id}/content`, undefined, signal)).blob());
+  const content = await ask("GET", `/v1/files/${file.id}/content`, undefined, signal);
+  save(file.filename, file.purpose === "fine-tune-results" ? decoded(await content.text()) : await content.blob());
 }
 
 async function drop(file, line, signal) {

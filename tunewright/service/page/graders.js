@@ -49,7 +49,7 @@ function trial(read, signal) {
     result.replaceChildren(el("p.notice.better", "The grader works. This answer gets ", el("b", figure(told.reward)), "."));
   };
   return el("details", el("summary", "Try it on an answer"),
-    el("div.pair", field("An answer", answer), field("Its row, as JSON", item)), el("p"), button("Grade it", run, { failed }), result);
+    el("div.pair", field("An answer", answer), field("Its row, as JSON", item)), button("Grade it", run, { failed }), result);
 }
 
 function parsed(input) {

@@ -27,5 +27,5 @@ export function room(model, base, signal) {
     el("form.form", { onsubmit: submit }, field("Prompt", prompt),
       el("div.pair.small", field("Seed", seed, "The same seed, the same noise."), field("Steps", steps), field("Guidance", guidance)),
       el("div.buttons", draw), failed),
-    el("p"), sides.node);
+    sides.node);
 }

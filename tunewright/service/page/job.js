@@ -9,7 +9,7 @@ import { follow } from "./follow.js";
 import { count, duration, figure, when } from "./format.js";
 import { nameOf } from "./hyperparameters.js";
 import { reportSection } from "./report.js";
-import { copier, save } from "./saving.js";
+import { copier, decoded, save } from "./saving.js";
 import { say, showError } from "./say.js";
 import { actions, badge, hasEnded, statusWord, titleOf } from "./status.js";
 
@@ -95,7 +95,7 @@ class View {
     }
     const left = job.status === "running" && job.estimated_finish ? job.estimated_finish - Date.now() / 1000 : 0;
     const text = `Step ${count(step.step)} of ${count(step.total_steps)}${left > 1 ? `, ${duration(left)} left` : ""}`;
-    this.progress.replaceChildren(el("p"), el("progress", { max: step.total_steps, value: step.step, "aria-label": "Progress" }), el("p.hint", text));
+    this.progress.replaceChildren(el("progress", { max: step.total_steps, value: step.step, "aria-label": "Progress" }), el("p.hint", text));
   }
 
   drawEnd() {
@@ -188,17 +188,16 @@ function success(job, signal) {
     button("Save the results (CSV)", () => saveResults(job, id, signal), { failed: (error) => showError(failed, error) }));
   return el("section",
     el("h2", "Your model"),
-    el("p", el("code", job.fine_tuned_model), " ", copier(job.fine_tuned_model)), el("p"),
+    el("p", el("code", job.fine_tuned_model), " ", copier(job.fine_tuned_model)),
     el("div.buttons", el("a.button.primary", { href: tryIt(job.fine_tuned_model) }, "Try it beside its base"), results),
     failed);
 }
 
 const tryIt = (model) => `#/playground?model=${encodeURIComponent(model)}`;
 
-/** The file is base64 around the table, as OpenAI's clients expect it. */
 async function saveResults(job, id, signal) {
   const text = await (await ask("GET", `/v1/files/${encodeURIComponent(id)}/content`, undefined, signal)).text();
-  save(`${job.id}.csv`, Uint8Array.from(atob(text.trim()), (character) => character.charCodeAt(0)), "text/csv");
+  save(`${job.id}.csv`, decoded(text), "text/csv");
 }
 
 function checkpoint(one) {

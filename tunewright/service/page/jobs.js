@@ -17,7 +17,7 @@ export async function show(main, { signal }) {
   older.hidden = !(await load(shown));
   main.append(
     el("div.headline", el("h1", { tabindex: "-1" }, "Jobs"), el("a.button.primary", { href: "#/new" }, "New job")),
-    shown.known.size ? shown.list : empty(), el("p"), older,
+    shown.known.size ? shown.list : empty(), older,
   );
   keepFresh(shown, main);
 }

@@ -36,7 +36,7 @@ export function room(model, base, signal) {
   return el("div",
     el("form.form", { onsubmit: submit }, el("div.pair", field("Text", text), el("div.field", el("span.label", "or an image"), dropzone("Image", take), picture)),
       el("div.buttons", send), failed),
-    el("p"), sides.node);
+    sides.node);
 }
 
 /** The probabilities of a prediction, the likeliest first; what else it says as text. */

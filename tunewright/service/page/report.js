@@ -13,7 +13,6 @@ export function reportSection(id, signal) {
   return el("section",
     el("h2", "Report"),
     el("p.note", "What the run did to the model: base and tuned model compared, with how sure one can be."),
-    el("p"),
     el("div.buttons",
       button("Show the report", async () => place.replaceChildren(frame(await text())), { failed }),
       button("Save it", async () => save(`${id}.html`, await text(), "text/html"), { failed })),

@@ -10,6 +10,9 @@ export function save(name, content, type = "application/octet-stream") {
   setTimeout(() => URL.revokeObjectURL(address), 10_000);
 }
 
+/** Results are base64 around a table, as clients of OpenAI's expect it. */
+export const decoded = (text) => Uint8Array.from(atob(text.trim()), (character) => character.charCodeAt(0));
+
 /** A button that copies a text. */
 export function copier(text, name = "Copy", label = `${name} ${text}`) {
   const node = el("button.quiet", { type: "button", "aria-label": label }, name);

@@ -38,7 +38,7 @@ function slider(changed) {
   });
   input.addEventListener("change", changed);
   const node = el("div.alpha", el("label", { for: input.id }, "α: how much of the tuning"), el("span"), input, output,
-    el("div.ends", el("span", "0 the base"), el("span", "tuned 1")));
+    el("div.ends", el("span", "0: the base"), el("span", "1: tuned")));
   return { node, input };
 }
 
