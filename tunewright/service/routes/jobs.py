@@ -24,6 +24,7 @@ from tunewright.service.routes._documents import body_of, listing
 from tunewright.service.routes._state import Parts, State
 from tunewright.service.settings import MEBI
 from tunewright.service.storage import CHUNK
+from tunewright.service.unpacking import Role
 from tunewright.service.validation import faults
 from tunewright.service.wire import openai
 from tunewright.service.wire.openai import ListQuery
@@ -64,21 +65,20 @@ def check_job(body: Any = JsonBody, who: Caller = MAY, parts: State = Parts) -> 
     spec = openai.create_job(body)
     parts.bringing.base_of(who.tenant, spec.model)
     check(spec)
-    named = {"training_file": spec.training_file, "validation_file": spec.validation_file}
-    files = {param: parts.store.files.get(who.tenant, id) for param, id in named.items() if id}
+    named: dict[Role, str | None] = {"training": spec.training_file, "validation": spec.validation_file}
+    files = {role: parts.store.files.get(who.tenant, id) for role, id in named.items() if id}
     if sum(file.bytes for file in files.values()) > LARGEST_CHECKED:
         return {"object": "fine_tuning.check", "read": False, "faults": []}
-    found = [fault for param, file in files.items() if (fault := _fault_of(parts, file, spec, param))]
+    found = [fault for role, file in files.items() if (fault := _fault_of(parts, file, spec, role))]
     return {"object": "fine_tuning.check", "read": True, "faults": found}
 
 
-def _fault_of(parts: State, file: File, spec: JobSpec, param: str) -> dict[str, Any] | None:
+def _fault_of(parts: State, file: File, spec: JobSpec, role: Role) -> dict[str, Any] | None:
     with tempfile.TemporaryDirectory(prefix="tunewright-check-") as folder:
-        path = Path(folder) / param
+        path = Path(folder) / "upload"
         with parts.storage.open(file.place) as source, path.open("wb") as target:
             shutil.copyfileobj(source, target, CHUNK)
-        fault = faults(path, spec, param)
-    return {"code": fault.code, "message": fault.message, "param": fault.param} if fault else None
+        return faults(path, spec, Path(folder) / "rows", role)
 
 
 @router.get("/jobs")
