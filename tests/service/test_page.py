@@ -270,6 +270,11 @@ def test_bad_lines_are_named_before_anything_starts(page: Any, service: Service,
     found = page.get_by_role("region", name="Check of the data")
     found.get_by_text("2 of 4 rows cannot be read.").wait_for()
     assert "Line 3: it is no JSON" in found.inner_text() and "Line 4: no assistant message" in found.inner_text()
+    found.get_by_text("2 of 4 rows cannot be used").wait_for()
+    before = len(service.store.jobs.page(TENANT, limit=100)[0])
+    page.get_by_role("button", name="Start the job").click()
+    page.get_by_text("Mend what the check names first.").wait_for()
+    assert len(service.store.jobs.page(TENANT, limit=100)[0]) == before
     page.get_by_label("From better and worse answers").check()
     found.get_by_text("4 of 4 rows cannot be read.").wait_for()
     shoot("bad-lines")

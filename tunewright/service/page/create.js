@@ -82,7 +82,7 @@ class Form {
     this.form.replaceChildren("One row a line: ", el("code", FORMS[this.kind]));
     this.hyper = hyperparameters(this.kind, this.given);
     this.options.replaceChildren(this.hyper.node);
-    this.editor = this.kind === "reinforcement" ? graderEditor(this.givenGrader, this.signal) : null;
+    this.editor = this.kind === "reinforcement" ? graderEditor(this.givenGrader, this.signal, () => this.look()) : null;
     this.grader.replaceChildren(...(this.editor ? [this.editor.node] : []));
     this.look();
   }
@@ -91,6 +91,7 @@ class Form {
   async look() {
     this.looking?.abort();
     this.looking = new AbortController();
+    this.isSound = true;
     const { signal } = this.looking;
     const { training } = this;
     if (!training.source && !training.id) return this.checked.replaceChildren();
@@ -101,10 +102,10 @@ class Form {
       const result = training.source ? await check(await training.source(), this.kind, signal) : null;
       if (signal.aborted) return;
       here.replaceChildren(...(result ? found(result) : []));
-      if (training.id) await askServer(this.body(false), there, signal);
+      if (training.id) this.isSound = await askServer(this.body(false), there, signal);
       else there.replaceChildren(el("p.hint", "The server checks it too when it has arrived."));
     } catch (error) {
-      if (!signal.aborted && error.name !== "AbortError") showError(there, error, "The file could not be checked");
+      if (!signal.aborted && error.name !== "AbortError") showError(there, error, "The check found this");
     }
   }
 
@@ -130,6 +131,7 @@ class Form {
   async create() {
     await Promise.all([this.training.arriving, this.validation.arriving]);
     if (!this.training.id) throw { message: "Choose a file with examples.", control: this.training.node.querySelector("input") };
+    if (!this.isSound) throw { message: "Mend what the check names first.", control: this.training.node.querySelector("input") };
     const job = await post("/v1/fine_tuning/jobs", this.body(), { signal: this.signal });
     say("The job is created.");
     location.hash = `#/jobs/${job.id}`;

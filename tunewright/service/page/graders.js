@@ -19,11 +19,13 @@ const EXAMPLES = {
 
 const written = (grader) => JSON.stringify(grader, null, 2);
 
-/** `editor.node`, `editor.read()` → the grader. Raises { message, control }. */
-export function graderEditor(given, signal) {
-  const text = el("textarea.code", { spellcheck: "false", rows: "9", value: written(given ?? Object.values(EXAMPLES)[0]) });
+/** `editor.node`, `editor.read()` → the grader; `changed()` is called where there is another one. Raises { message, control }. */
+export function graderEditor(given, signal, changed) {
+  const text = el("textarea.code", { spellcheck: "false", rows: "9", onchange: changed, value: written(given ?? Object.values(EXAMPLES)[0]) });
   const example = select([["", "Choose one …"], ...Object.keys(EXAMPLES)], "", () => {
-    if (example.value) text.value = written(EXAMPLES[example.value]);
+    if (!example.value) return;
+    text.value = written(EXAMPLES[example.value]);
+    changed();
   });
   const read = () => {
     try {
@@ -46,10 +48,16 @@ function trial(read, signal) {
   const failed = (error) => showError(result, error, "The grader cannot be used so");
   const run = async () => {
     const told = await post("/v1/fine_tuning/alpha/graders/run", { grader: read(), model_sample: answer.value, item: parsed(item) }, { signal });
-    result.replaceChildren(el("p.notice.better", "The grader works. This answer gets ", el("b", figure(told.reward)), "."));
+    result.replaceChildren(graded(told));
   };
   return el("details", el("summary", "Try it on an answer"),
     el("div.pair", field("An answer", answer), field("Its row, as JSON", item)), button("Grade it", run, { failed }), result);
+}
+
+function graded({ reward, metadata }) {
+  const wrong = Object.entries(metadata.errors).filter(([, said]) => said).map(([name, said]) => (said === true ? name.replaceAll("_", " ") : said));
+  if (wrong.length) return el("p.notice.worse", "This answer could not be graded: ", wrong.join("; "), ".");
+  return el("p.notice.better", "The grader works. This answer gets ", el("b", figure(reward)), ".");
 }
 
 function parsed(input) {

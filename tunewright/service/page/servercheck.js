@@ -3,11 +3,12 @@
 import { post } from "./api.js";
 import { el } from "./dom.js";
 
-/** Ask, and show in `place` what the server says. */
+/** Ask, and show in `place` what the server says. Whether a job can start so. */
 export async function askServer(body, place, signal) {
   place.replaceChildren(el("p.hint", "The server reads the file …"));
   const told = await post("/v1/fine_tuning/alpha/check", body, { signal });
   if (!signal.aborted) place.replaceChildren(shown(told));
+  return !told.faults.length;
 }
 
 function shown({ read, faults }) {
