@@ -225,7 +225,9 @@ def lines(path: Any, rows: list[dict[str, Any]]) -> str:
     return str(path)
 
 
-@pytest.mark.parametrize("module", ["recipes", "wire.openai", "wire.openai_chat", "wire.google_chat"])
+@pytest.mark.parametrize(
+    "module", ["recipes", "wire.openai", "wire.openai_chat", "wire.google_chat", "validation", "graders"]
+)
 def test_reading_requests_needs_no_torch(module: str) -> None:
     code = (
         f"import sys, tunewright.service.{module}; "

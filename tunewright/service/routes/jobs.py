@@ -19,7 +19,7 @@ from tunewright.service.auth import Caller, caller
 from tunewright.service.body import JsonBody
 from tunewright.service.entities import File, Job, JobSpec
 from tunewright.service.errors import Refused
-from tunewright.service.recipes import check, refuse_untrusted
+from tunewright.service.recipes import check
 from tunewright.service.routes._documents import body_of, listing
 from tunewright.service.routes._state import Parts, State
 from tunewright.service.settings import MEBI
@@ -41,7 +41,7 @@ LARGEST_CHECKED = 64 * MEBI
 def make_job(parts: State, who: Caller, spec: JobSpec, body: Any) -> Job:
     """A new job, or the one that the same request made a moment ago, where the client says that it sends it again."""
     parts.bringing.base_of(who.tenant, spec.model)
-    refuse_untrusted(spec.recipe)
+    check(spec)
     if parts.store.jobs.open(who.tenant) >= parts.limits.open_jobs:
         raise Refused(
             429, f"{parts.limits.open_jobs} jobs have not ended yet. Wait for some, or cancel them.",
