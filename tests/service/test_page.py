@@ -90,9 +90,7 @@ class Service:
 
     def running(self, suffix: str, **spec: Any) -> Job:
         """A job that a worker of this test's has claimed."""
-        made = self.store.jobs.create(
-            TENANT, JobSpec(model="tiny", training_file=self.file(), suffix=suffix, **spec)
-        )
+        made = self.store.jobs.create(TENANT, JobSpec(model="tiny", training_file=self.file(), suffix=suffix, **spec))
         while True:
             claimed = self.store.jobs.claim_validation("w", 60)
             assert claimed is not None
@@ -145,7 +143,9 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     parts.run = lambda model: home  # type: ignore[method-assign]
     engine = Echo()
     listener = listening("127.0.0.1", 0)
-    server = uvicorn.Server(uvicorn.Config(make_app(parts, engine, settings), log_config=None, timeout_graceful_shutdown=1))  # type: ignore[arg-type]
+    server = uvicorn.Server(
+        uvicorn.Config(make_app(parts, engine, settings), log_config=None, timeout_graceful_shutdown=1)
+    )  # type: ignore[arg-type]
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     _, key = parts.store.keys.create(TENANT, "test")
@@ -305,7 +305,13 @@ def test_a_job_is_followed_live_over_a_broken_connection(page: Any, service: Ser
 
 
 def test_rewards_have_curves_of_their_own(page: Any, service: Service, shoot: Any) -> None:
-    grader = {"type": "string_check", "name": "e", "operation": "eq", "input": "{{sample.output_text}}", "reference": "a"}
+    grader = {
+        "type": "string_check",
+        "name": "e",
+        "operation": "eq",
+        "input": "{{sample.output_text}}",
+        "reference": "a",
+    }
     job = service.running("rewarded", method={"type": "reinforcement", "grader": grader})
     told = metrics(20, 40, train_mean_reward=lambda step: step / 20, train_mean_kl=lambda step: step / 1000)
     service.store.jobs.progress(job.id, job.fence, events=told)
@@ -327,7 +333,9 @@ def test_the_report_runs_no_script_and_has_its_style(page: Any, service: Service
     report = page.frame_locator("iframe")
     report.get_by_role("heading", name="Better").wait_for()
     color = "node => getComputedStyle(node).color"
-    assert report.locator("h1").evaluate(color) == "rgb(1, 2, 3)" and report.locator("p").evaluate(color) == "rgb(4, 5, 6)"
+    assert (
+        report.locator("h1").evaluate(color) == "rgb(1, 2, 3)" and report.locator("p").evaluate(color) == "rgb(4, 5, 6)"
+    )
     assert report.locator("h1").evaluate("() => document.title") == "r"
     page.errors.clear()  # the policy says that it kept the report's own script and style from acting
     shoot("report")
@@ -431,7 +439,9 @@ NAMELESS = """() => [...document.querySelectorAll("button, a[href], input, selec
     return !(node.getAttribute("aria-label") || labelled || [...(node.labels ?? [])].map((one) => one.textContent).join("") ||
       node.textContent.trim() || node.title);
   }).map((node) => node.outerHTML)"""
-HEADINGS = "() => [...document.querySelectorAll('h1, h2, h3')].filter(n => n.checkVisibility()).map(n => Number(n.tagName[1]))"
+HEADINGS = (
+    "() => [...document.querySelectorAll('h1, h2, h3')].filter(n => n.checkVisibility()).map(n => Number(n.tagName[1]))"
+)
 
 
 def test_every_control_has_a_name(page: Any, service: Service, places: list[str]) -> None:
@@ -501,7 +511,9 @@ def contrast(one: list[float], other: list[float]) -> float:
     return (high + 0.05) / (low + 0.05)
 
 
-@pytest.mark.parametrize("page", [{"color_scheme": "dark"}, {"color_scheme": "light"}], indirect=True, ids=["dark", "light"])
+@pytest.mark.parametrize(
+    "page", [{"color_scheme": "dark"}, {"color_scheme": "light"}], indirect=True, ids=["dark", "light"]
+)
 def test_text_can_be_read(page: Any, service: Service, places: list[str], shoot: Any) -> None:
     scheme = "dark" if page.evaluate("matchMedia('(prefers-color-scheme: dark)').matches") else "light"
     for place in places:

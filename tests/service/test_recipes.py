@@ -38,11 +38,12 @@ def made(job: JobSpec, **files: str) -> Recipe:
     return recipes.make_recipe_for(job, "/bases/m", {**FILES, **files}, lambda name: f"/models/{name}", "/runs/1")
 
 
-def test_what_is_left_open_is_as_in_any_recipe() -> None:
+def test_what_is_left_open_is_as_in_any_recipe_but_that_each_epoch_s_model_is_kept() -> None:
     recipe = made(spec())
     assert recipe == Recipe(
         base="/bases/m",
         data={"train": "/files/a.jsonl", "validation": 0},
+        training={"snapshots": True},
         output="/runs/1",  # type: ignore[arg-type]
     )
     assert recipe.method.type == "lora"

@@ -61,7 +61,7 @@ def create_job(body: Any = JsonBody, who: Caller = MAY, parts: State = Parts) ->
 
 @router.post("/alpha/check", openapi_extra=body_of(openai.CreateJob))
 def check_job(body: Any = JsonBody, who: Caller = MAY, parts: State = Parts) -> dict[str, Any]:
-    """What would fail a job that is asked for so; nothing is started. `read` is false where a file is too large for it."""
+    """What would fail such a job; nothing is started. `read` is false where a file is too large for it."""
     spec = openai.create_job(body)
     parts.bringing.base_of(who.tenant, spec.model)
     check(spec)
