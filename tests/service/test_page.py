@@ -269,7 +269,8 @@ def test_bad_lines_are_named_before_anything_starts(page: Any, service: Service,
     page.locator("input[type=file]").first.set_input_files(rows)
     found = page.get_by_role("region", name="Check of the data")
     found.get_by_text("2 of 4 rows cannot be read.").wait_for()
-    assert "Line 3: it is no JSON" in found.inner_text() and "Line 4: no assistant message" in found.inner_text()
+    for said in ("Line 3: it is no JSON", "Line 4: no assistant message"):
+        found.get_by_text(said).wait_for()
     found.get_by_text("2 of 4 rows cannot be used").wait_for()
     before = len(service.store.jobs.page(TENANT, limit=100)[0])
     page.get_by_role("button", name="Start the job").click()
@@ -379,6 +380,29 @@ def test_classifiers_and_image_models_answer_in_their_way(page: Any, service: Se
     assert {one.prompt for one in service.engine.asked[-2:]} == {"a red square"}
 
 
+def test_a_grader_is_part_of_a_job(page: Any, service: Service, tmp_path: Path, shoot: Any) -> None:
+    rows = [{"messages": [{"role": "user", "content": f"What is {i} + 1?"}], "answer": str(i + 1)} for i in range(12)]
+    go(page, "new")
+    page.get_by_label("From a grader").check()
+    page.locator("input[type=file]").first.set_input_files(write(tmp_path / "asked.jsonl", rows))
+    page.get_by_text("item.answer", exact=True).first.wait_for()
+    page.get_by_text("The server has read the file").wait_for()
+    grader = page.get_by_label("The grader, as JSON")
+    grader.fill("{oops")
+    page.get_by_role("button", name="Start the job").click()
+    page.get_by_text("The grader is no JSON").wait_for()
+    assert grader.get_attribute("aria-invalid") == "true"
+    page.get_by_label("Begin with an example").select_option("The answer is near the reference")
+    page.get_by_text("Hyperparameters, seed").click()
+    page.get_by_label("Answers ×").fill("0.5")
+    shoot("reinforcement")
+    page.get_by_role("button", name="Start the job").click()
+    page.wait_for_url("**/#/jobs/ftjob-*")
+    made = service.store.jobs.get(TENANT, page.url.rpartition("/")[2]).spec.method
+    assert made.type == "reinforcement" and made.hyperparameters.compute_multiplier == 0.5
+    assert made.grader and made.grader["evaluation_metric"] == "fuzzy_match"
+
+
 def test_keys_are_made_shown_once_and_revoked(page: Any, service: Service, shoot: Any) -> None:
     go(page, "keys")
     page.get_by_label("Name").fill("laptop")
@@ -397,9 +421,16 @@ def test_keys_are_made_shown_once_and_revoked(page: Any, service: Service, shoot
     assert secret not in page.content()
 
 
-def test_files_and_models_are_listed_and_deleted(page: Any, service: Service, tmp_path: Path) -> None:
+DROP = """zone => {
+  const dataTransfer = new DataTransfer();
+  dataTransfer.items.add(new File(["{}"], "mine.jsonl"));
+  zone.dispatchEvent(new DragEvent("drop", { dataTransfer, bubbles: true, cancelable: true }));
+}"""
+
+
+def test_files_and_models_are_listed_and_deleted(page: Any, service: Service) -> None:
     go(page, "files")
-    page.locator("input[type=file]").set_input_files(write(tmp_path / "mine.jsonl", chats(3)))
+    page.locator(".drop").evaluate(DROP)
     page.get_by_role("button", name="Delete mine.jsonl").click()
     page.get_by_role("button", name="Delete the file").click()
     page.get_by_role("button", name="Delete mine.jsonl").wait_for(state="detached")

@@ -2,7 +2,7 @@
 
 import { stream } from "./api.js";
 import { busy, el, field } from "./dom.js";
-import { say, showError } from "./say.js";
+import { showError } from "./say.js";
 import { Sides } from "./sides.js";
 
 export function room(model, base, signal) {
@@ -21,7 +21,7 @@ export function room(model, base, signal) {
   const submit = (event) => {
     event.preventDefault();
     showError(failed, message.value.trim() ? null : { message: "Write a message first." }, "Nothing was sent");
-    if (message.value.trim()) busy(send, () => sides.ask().then(() => signal.aborted || say("Both have answered.")));
+    if (message.value.trim()) busy(send, () => sides.ask());
     else message.focus();
   };
   message.addEventListener("keydown", (event) => {

@@ -4,9 +4,9 @@ import { all, get, post } from "./api.js";
 import { found } from "./checked.js";
 import { busy, choices, chosenOf, el, field, select } from "./dom.js";
 import { FilePicker } from "./filepicker.js";
-import { isTuned } from "./format.js";
 import { graderEditor } from "./graders.js";
 import { hyperparameters } from "./hyperparameters.js";
+import { isTuned, sorted } from "./names.js";
 import { check } from "./rows.js";
 import { say, showError } from "./say.js";
 import { askServer } from "./servercheck.js";
@@ -92,21 +92,32 @@ class Form {
     this.looking?.abort();
     this.looking = new AbortController();
     this.isSound = true;
+    this.clear();
     const { signal } = this.looking;
     const { training } = this;
     if (!training.source && !training.id) return this.checked.replaceChildren();
-    const heading = el("h2", "Check of the data");
     const here = el("div", el("p", "Reading …")), there = el("div");
-    this.checked.replaceChildren(heading, here, there);
+    this.checked.replaceChildren(el("h2", "Check of the data"), here, there);
     try {
-      const result = training.source ? await check(await training.source(), this.kind, signal) : null;
-      if (signal.aborted) return;
-      here.replaceChildren(...(result ? found(result) : []));
+      here.replaceChildren(...(await this.readHere(signal)));
       if (training.id) this.isSound = await askServer(this.body(false), there, signal);
       else there.replaceChildren(el("p.hint", "The server checks it too when it has arrived."));
     } catch (error) {
       if (!signal.aborted && error.name !== "AbortError") showError(there, error, "The check found this");
     }
+  }
+
+  /** What the file itself shows. A file that has been read for this method is not read again. */
+  async readHere(signal) {
+    const { source } = this.training, method = this.kind;
+    if (!source) return [];
+    if (this.read?.source !== source || this.read.method !== method) {
+      this.read = null;
+      const nodes = found(await check(await source(), method, signal));
+      signal.throwIfAborted();
+      this.read = { source, method, nodes };
+    }
+    return this.read.nodes;
   }
 
   /** What is asked for. Raises { message, control } where a field is wrong. */
@@ -160,8 +171,8 @@ class Form {
 }
 
 function grouped(models) {
-  const names = models.map((one) => one.id);
-  return { Bases: names.filter((name) => !isTuned(name)), "Tuned here": names.filter(isTuned) };
+  const bases = models.filter((one) => !isTuned(one.id)), tuned = sorted(models.filter((one) => isTuned(one.id)));
+  return { Bases: bases.map((one) => one.id), "Tuned here": tuned.map((one) => one.id) };
 }
 
 function seedOf(input) {

@@ -29,7 +29,3 @@ export function duration(seconds) {
   if (seconds < 3600) return `${Math.round(seconds / 60)} min`;
   return `${Math.floor(seconds / 3600)} h ${Math.round((seconds % 3600) / 60)} min`;
 }
-
-/** The base that a tuned model's name names: `ft:BASE:…`. */
-export const baseOf = (name) => (name.startsWith("ft:") ? name.split(":")[1] : name);
-export const isTuned = (name) => name.startsWith("ft:");

@@ -2,7 +2,8 @@
 
 import { get } from "./api.js";
 import { button, el } from "./dom.js";
-import { baseOf, duration, isTuned, when } from "./format.js";
+import { duration, when } from "./format.js";
+import { baseOf, isTuned } from "./names.js";
 import { say } from "./say.js";
 import { badge, hasEnded, statusWord, titleOf } from "./status.js";
 

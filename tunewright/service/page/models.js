@@ -3,14 +3,15 @@
 import { get, remove } from "./api.js";
 import { sure } from "./dialog.js";
 import { button, el } from "./dom.js";
-import { baseOf, isTuned, when } from "./format.js";
+import { when } from "./format.js";
+import { baseOf, isTuned, shortName, sorted } from "./names.js";
 import { say, showError } from "./say.js";
 import { copier } from "./saving.js";
 
 export async function show(main, { signal }) {
   const { data } = await get("/v1/models", { signal });
   const failed = el("div");
-  const tuned = data.filter((one) => isTuned(one.id));
+  const tuned = sorted(data.filter((one) => isTuned(one.id)));
   const bases = data.filter((one) => !isTuned(one.id));
   main.append(
     el("h1", { tabindex: "-1" }, "Models"), failed,
@@ -30,7 +31,7 @@ function row(one, failed, signal) {
   const address = encodeURIComponent(one.id);
   const gone = button("Delete", () => drop(one, line, signal), { kind: "quiet", "aria-label": `Delete ${one.id}`, failed: (error) => showError(failed, error) });
   const line = el("li.row",
-    el("span.title", one.id.split(":")[3] || baseOf(one.id)),
+    el("span.title", shortName(one.id)),
     el("div.about", el("span.mono", one.id), el("span", `from ${baseOf(one.id)}`), el("span", when(one.created))),
     el("div.aside", el("div.buttons", copier(one.id, "Copy name"), gone,
       el("a.button", { href: `#/playground?model=${address}`, "aria-label": `Try ${one.id}` }, "Try it"))));

@@ -2,7 +2,7 @@
 
 import { get } from "./api.js";
 import { el, field, select } from "./dom.js";
-import { baseOf, isTuned } from "./format.js";
+import { baseOf, isTuned, sorted } from "./names.js";
 import * as chat from "./chat.js";
 import * as images from "./images.js";
 import * as predictions from "./predictions.js";
@@ -12,18 +12,18 @@ const WAY_OF = { "text-generation": "chat", "text-to-image": "images" };
 
 export async function show(main, { query, signal }) {
   const { data } = await get("/v1/models", { signal });
-  const ids = data.map((one) => one.id);
+  const tuned = sorted(data.filter((one) => isTuned(one.id))).map((one) => one.id);
+  const bases = data.map((one) => one.id).filter((id) => !isTuned(id));
   const wanted = query.get("model");
-  if (wanted && !ids.includes(wanted)) ids.push(wanted); // a checkpoint
+  if (wanted && isTuned(wanted) && !tuned.includes(wanted)) tuned.push(wanted); // another tenant's, which may be used
   const tasks = Object.fromEntries(data.map((one) => [one.id, one.task]));
-  main.append(el("h1", { tabindex: "-1" }, "Playground"), new Playground(ids, tasks, wanted, signal).node);
+  main.append(el("h1", { tabindex: "-1" }, "Playground"), new Playground(tuned, bases, tasks, wanted, signal).node);
 }
 
 class Playground {
-  constructor(ids, tasks, wanted, signal) {
+  constructor(tuned, bases, tasks, wanted, signal) {
     Object.assign(this, { tasks, signal });
-    const tuned = ids.filter(isTuned);
-    this.model = select({ "Tuned here": tuned, Bases: ids.filter((id) => !isTuned(id)) }, wanted ?? tuned[0], () => this.drawWay());
+    this.model = select({ "Tuned here": tuned, Bases: bases }, wanted ?? tuned[0], () => this.drawWay());
     this.ways = el("div.choices");
     this.room = el("div");
     this.node = el("div.form", el("div.pair", field("Model", this.model)), this.ways, this.room);

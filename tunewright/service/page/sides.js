@@ -1,7 +1,7 @@
 // Two answers beside each other: the base's, and the tuned model's at an α.
 
 import { el, fresh } from "./dom.js";
-import { showError } from "./say.js";
+import { say, showError } from "./say.js";
 
 /**
  * `answer(name, place, signal)` asks the model `name` and fills `place`; `ready()` says whether there is something to ask.
@@ -36,7 +36,11 @@ function slider(changed) {
     output.textContent = Number(input.value).toFixed(2);
     input.setAttribute("aria-valuetext", output.textContent);
   });
-  input.addEventListener("change", changed);
+  let waiting = null;
+  input.addEventListener("change", () => {
+    clearTimeout(waiting); // an arrow key is pressed several times in a row
+    waiting = setTimeout(changed, 300);
+  });
   const node = el("div.alpha", el("label", { for: input.id }, "α: how much of the tuning"), el("span"), input, output,
     el("div.ends", el("span", "0: the base"), el("span", "1: tuned")));
   return { node, input };
@@ -44,7 +48,7 @@ function slider(changed) {
 
 class Side {
   constructor(title, answer, signal, kind = "base") {
-    Object.assign(this, { answer, outer: signal });
+    Object.assign(this, { title, answer, outer: signal });
     this.name = el("p.asked.mono");
     this.place = el("div.answer");
     const id = fresh("side");
@@ -61,6 +65,7 @@ class Side {
     this.place.classList.add("waiting");
     try {
       await this.answer(name, this.place, signal);
+      say(`${this.title}: the answer is there.`);
     } catch (error) {
       if (!signal.aborted) showError(this.place, error, "No answer");
     } finally {
