@@ -147,7 +147,7 @@ class Bank:
 
     def _factors(self, name: str, parts: Mapping[str, Tensor], config: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         scale = lora_scale(config, name) * float(getattr(self._layers[name], "embed_scale", 1.0))
-        A_RI, B_OR = (parts[side].to(self._device, torch.float32) for side in "AB")
+        A_RI, B_OR = (parts[side].to(self._device, torch.promote_types(self._dtype, torch.float32)) for side in "AB")
         return A_RI.to(self._dtype).contiguous(), (B_OR.T * scale).to(self._dtype).contiguous()
 
     def _fits(self, name: str, factors: tuple[Tensor, Tensor]) -> bool:

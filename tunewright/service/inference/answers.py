@@ -26,7 +26,7 @@ class Words:
 
     def __init__(self, tokenizer: Any, before: list[int]) -> None:
         self._tokenizer, self._before, self._tokens = tokenizer, before[-CONTEXT:], list[int]()
-        self._said = ""
+        self._said, self._shown = "", 0
         quick = getattr(tokenizer, "backend_tokenizer", None)
         self._quick: Any = None if getattr(tokenizer, "clean_up_tokenization_spaces", False) else quick
         self._stream = DecodeStream(ids=self._before, skip_special_tokens=True)
@@ -36,29 +36,36 @@ class Words:
         self._tokens.append(token)
         new = self._step(token) if self._quick is not None else self._new()
         self._said += new
+        self._shown = len(self._tokens) if new else self._shown
         return new
 
     def rest(self) -> str:
         """What is left at the end: half characters."""
         whole = self._whole()
-        return whole[len(self._said) :] if whole.startswith(self._said) else ""
+        return whole[len(self._said) :] if whole.startswith(self._said) else self._unsaid()
 
     def _step(self, token: int) -> str:
         try:
             return self._stream.step(self._quick, token) or ""
-        except Exception:  # a decoder whose earlier text changes by what follows
-            self._quick = None
-            return self._new()
+        except Exception:  # bytes that are no text, which change what was whole before them: it stays said
+            self._stream = DecodeStream(ids=[token], skip_special_tokens=True)
+            return self._unsaid()
 
     def _new(self) -> str:
         whole = self._whole()
-        return "" if whole.endswith("\ufffd") else whole.removeprefix(self._said)
+        if whole.endswith("\ufffd"):
+            return ""
+        return whole[len(self._said) :] if whole.startswith(self._said) else self._unsaid()
+
+    def _unsaid(self) -> str:
+        return self._decoded(self._tokens[self._shown :])
 
     def _whole(self) -> str:
-        def decode(tokens: list[int]) -> str:
-            return str(self._tokenizer.decode(tokens, skip_special_tokens=True))
+        before = self._decoded(self._before) if self._before else ""
+        return self._decoded(self._before + self._tokens)[len(before) :]
 
-        return decode(self._before + self._tokens)[len(decode(self._before)) if self._before else 0 :]
+    def _decoded(self, tokens: list[int]) -> str:
+        return str(self._tokenizer.decode(tokens, skip_special_tokens=True))
 
 
 @dataclass

@@ -228,7 +228,8 @@ class _Lane:
             self.rows, self.batch, self.route = [], None, None
             return
         assert self.batch is not None
-        if self.batch.shrinks and not self.waiting and len(ended) >= ENDED * len(self.rows):
+        alone = not self.waiting or not self.form.joins  # nobody comes who could take their places
+        if self.batch.shrinks and alone and len(ended) >= ENDED * len(self.rows):
             self._shrink(ended)
         if self.form.joins:
             self.batch.trim([place for place, row in enumerate(self.rows) if row.going])

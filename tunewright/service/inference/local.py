@@ -14,9 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from tunewright.api import predict, question
-from tunewright.data.messages import check_prompt, text_of
-from tunewright.data.render import Renderer
+from tunewright.api import predict
 from tunewright.data.texts import is_whole
 from tunewright.drawing import Drawing, draw
 from tunewright.errors import TunewrightError
@@ -24,6 +22,7 @@ from tunewright.recipe import checked
 from tunewright.service.errors import Refused
 from tunewright.service.inference.engine import Batching, Limits, Request
 from tunewright.service.inference.models import Models, Ready
+from tunewright.service.inference.prompts import tokens_of
 from tunewright.service.inference.protocol import (
     Classify,
     Draw,
@@ -37,7 +36,6 @@ from tunewright.service.inference.protocol import (
     as_refused,
 )
 from tunewright.tasks.base import Model
-from tunewright.tasks.text_generation import prompt_tokens
 
 TOGETHER = 4096
 """Positions of a forward pass that embeds."""
@@ -170,21 +168,6 @@ class LocalEngine:
 def _can(ready: Ready, capability: str, otherwise: str) -> None:
     if not hasattr(ready.model.task, capability):
         raise Refused(400, f"{ready.ref.shown} {otherwise}", param="model")
-
-
-def tokens_of(asked: Generate, renderer: Renderer, chats: bool) -> list[int]:
-    """The tokens that a model is fed: as it saw them in training.
-
-    One that does not chat is given the texts of the messages, a line each. Raises DataError for what cannot be read.
-    """
-    if isinstance(asked.prompt, tuple):
-        return list(asked.prompt)
-    if asked.prompt is not None:
-        return prompt_tokens(renderer, question(asked.prompt, None, False))
-    messages = check_prompt(asked.messages)
-    if not chats:
-        return prompt_tokens(renderer, "\n".join(map(text_of, messages)))
-    return prompt_tokens(renderer, question(messages, asked.tools, True))
 
 
 # Vectors

@@ -207,7 +207,7 @@ class Models:
     def _lora(self, folder: Path, ref: ModelRef, below: _Entry) -> _Entry | None:
         key = ("lora", str(folder))
         if key not in self._entries:
-            size = 2 * sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+            size = 2 * self._numbers(str(folder))
             assert below.shared and below.shared.bank
             with self._room(key, ref.shown, size):
                 lora = below.shared.bank.read(folder)

@@ -1,0 +1,154 @@
+"""One base with many LoRAs: each row is answered by its own, at its own α, as if the run had been loaded alone."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.service.inference import train, tuned
+from tunewright.artifacts.interpolate import load
+from tunewright.service.errors import Refused
+from tunewright.service.inference.models import Models, Ready
+from tunewright.service.inference.protocol import ModelRef
+
+ALPHAS = (0.0, 0.35, 1.0)
+TOKENS = 9
+
+
+@pytest.fixture(scope="module")
+def runs(tiny_base: Callable[..., str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("runs")
+    base = tiny_base("llama")
+    made = {name: train(base, root / name, name) for name in ("lora", "rslora", "lora+", "table")}
+    made["other"] = train(base, root / "other", "lora", training={"seed": 5})
+    made["stacked"] = train(str(made["lora"]), root / "stacked", "lora+", training={"seed": 3})
+    return made
+
+
+def ids(rows: int) -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(1).integers(5, 250, (rows, TOKENS)))
+
+
+def alone(run: Path | str, alpha: float, ids_BT: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return load(run, alpha=alpha).module.double()(input_ids=ids_BT).logits
+
+
+def in_memory() -> Models:
+    """In fp64, in which nothing but a mistake differs by 1e-5: these models have gone far, and round visibly."""
+    models = Models(10**9, "cpu")
+    models.dtype = torch.float64
+    return models
+
+
+def assert_same(found: torch.Tensor, expected: torch.Tensor) -> None:
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def together(readies: list[Ready], ids_BT: torch.Tensor) -> torch.Tensor:
+    """[B, T, V] of one batch, a model for each row."""
+    (shared,) = {ready.shared for ready in readies}
+    assert shared.bank
+    with torch.inference_mode(), shared.bank.using(shared.bank.route([ready.terms for ready in readies])):
+        return shared.module(input_ids=ids_BT).logits
+
+
+def test_each_row_is_answered_by_its_own(runs: dict[str, Path], tiny_base: Callable[..., str]) -> None:
+    base = tiny_base("llama")
+    models = in_memory()
+    points = [(run, alpha) for run, alpha in itertools.product(runs.values(), ALPHAS)]
+    np.random.default_rng(2).shuffle(points)  # type: ignore[arg-type]
+    readies = [models.take(tuned(base, run, alpha)) for run, alpha in points]
+    readies.insert(4, models.take(ModelRef("base", base)))
+    ids_1T = ids(1)
+    found_BTV = together(readies, ids_1T.expand(len(readies), -1))
+    expected = [alone(run, alpha, ids_1T)[0] for run, alpha in points]
+    expected.insert(4, alone(base, 1.0, ids_1T)[0])
+    assert_same(found_BTV, torch.stack(expected))
+    ends = [place for place, ready in enumerate(readies) if ready.ref.alpha == 1]
+    apart = [(found_BTV[i] - found_BTV[j]).abs().max() for i, j in itertools.combinations(ends, 2)]
+    assert min(apart) > 0.05, "the runs answer alike, so that this shows nothing"
+    assert {one.kind for one in models.loaded()} == {"base", "adapter"}
+    assert len(models.loaded()) == 1 + len(runs) + 1  # and what `stacked` began with
+
+
+def test_layers_are_as_before_where_no_row_has_one(runs: dict[str, Path], tiny_base: Callable[..., str]) -> None:
+    base = tiny_base("llama")
+    models = in_memory()
+    ready, plain = models.take(tuned(base, runs["lora"])), models.take(ModelRef("base", base))
+    together([ready], ids(1))
+    assert torch.equal(together([plain] * 3, ids(3)), alone(base, 1.0, ids(3)))
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "gemma3", "qwen3"])
+def test_other_architectures(kind: str, tiny_base: Callable[..., str], tmp_path: Path) -> None:
+    """Transposed layers, windows and scaled tables, normed heads."""
+    base = tiny_base(kind)
+    made = [train(base, tmp_path / str(seed), "gpt2", training={"seed": seed}) for seed in (1, 2)]
+    models = in_memory()
+    readies = [models.take(tuned(base, made[i], alpha)) for i, alpha in ((1, 1.0), (0, 0.5), (1, 0.2))]
+    found = together(readies, ids(3))
+    for i, (n, alpha) in enumerate(((1, 1.0), (0, 0.5), (1, 0.2))):
+        assert_same(found[i], alone(made[n], alpha, ids(3))[i])
+
+
+@pytest.mark.parametrize("method", ["full", "freeze", "dora", "along", "adapter", "ia3", "prompt"])
+def test_all_others_are_models_of_their_own(method: str, tiny_base: Callable[..., str], tmp_path: Path) -> None:
+    base = tiny_base("llama")
+    run = train(base, tmp_path / "run", method)
+    models = in_memory()
+    for alpha in (0.0, 0.4, 1.0):
+        if method == "prompt" and alpha == 0.4:
+            with pytest.raises(Refused, match="only alpha 0 and 1"):
+                models.take(tuned(base, run, alpha))
+            continue
+        ready = models.take(tuned(base, run, alpha))
+        with torch.no_grad():
+            assert_same(ready.shared.module(input_ids=ids(2)).logits, alone(run, alpha, ids(2)))
+        assert not ready.terms and models.at_hand(ready.ref)
+    assert {one.kind for one in models.loaded()} == {"own"}
+    assert len(models.loaded()) == (2 if method == "prompt" else 3)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
+def test_a_broken_adapter_does_not_reach_others(
+    value: float, runs: dict[str, Path], tiny_base: Callable[..., str], tmp_path: Path
+) -> None:
+    """0 times infinity is not 0: such weights never stand beside others."""
+    base = tiny_base("llama")
+    broken = tmp_path / "broken"
+    shutil.copytree(runs["lora"], broken)
+    file = broken / "model" / "adapter_model.safetensors"
+    state: dict[str, Any] = load_file(file)
+    next(tensor for name, tensor in state.items() if "lora_A" in name)[0, 0] = value
+    save_file(state, file, metadata={"format": "pt"})
+    models = in_memory()
+    assert not models.take(tuned(base, broken)).terms
+    assert models.take(tuned(base, runs["lora"])).terms
+
+
+def test_loras_that_were_used_stay_side_by_side_while_there_is_room(
+    runs: dict[str, Path], tiny_base: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = tiny_base("llama")
+    models = in_memory()
+    one, two, three = (models.take(tuned(base, runs[name])) for name in ("lora", "other", "lora+"))
+    bank = one.shared.bank
+    assert bank
+    monkeypatch.setattr("tunewright.service.inference.adapters.RANKS", 8)
+    widths = []
+    for ready in (one, two, one, three, one):
+        assert_same(together([ready], ids(1)), alone(ready.ref.run_folder or "", 1.0, ids(1)))
+        widths.append(max(len(A) for A, _, _ in bank.route([ready.terms]).values()))
+    assert widths == [4, 8, 8, 7, 7]
+    bank.forget(one.terms[0][0])
+    together([two, three], ids(2))
+    assert max(len(A) for A, _, _ in bank.route([two.terms, three.terms]).values()) == 7

@@ -1,0 +1,354 @@
+"""Continuous batching: an answer is the one that its prompt would get alone, whoever comes and goes meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers as hf
+from hypothesis import given
+from hypothesis import strategies as st
+
+import tunewright as tw
+from tests.fixtures import tiny_tokenizer
+from tests.service.inference import chats, pieces, texts, train, tuned, with_engine
+from tunewright.service.errors import Refused
+from tunewright.service.inference.answers import Stops, Words, described
+from tunewright.service.inference.engine import Limits
+from tunewright.service.inference.local import LocalEngine
+from tunewright.service.inference.protocol import Embed, Generate, ModelRef, Sampling, Usage
+from tunewright.tasks._rows import Batch, draw_each
+
+JOINING = ("llama", "mistral", "gemma3", "gpt2", "bloom", "gpt_neox")
+"""Rotary, sliding, mixed, learned and no positions (ALiBi)."""
+LENGTHS = (5, 31, 1, 18, 40, 3, 25, 9, 60, 2, 14, 33)  # the sliding windows are of 12
+SETTINGS: tuple[dict[str, Any], ...] = (
+    {"temperature": 0},
+    {"temperature": 0.8, "seed": 3},
+    {"temperature": 1.3, "seed": 4, "top_p": 0.8, "n": 2},
+)
+
+
+def prompts(vocabulary: int = 250) -> list[tuple[int, ...]]:
+    generator = np.random.default_rng(3)
+    return [tuple(generator.integers(5, vocabulary, length).tolist()) for length in LENGTHS]
+
+
+def asked() -> list[tuple[tuple[int, ...], dict[str, Any]]]:
+    """Prompts of all lengths with answers of all lengths, greedy and drawn."""
+    settings = [{**SETTINGS[i % 3], "max_tokens": 3 + (i * 7) % 23} for i in range(len(LENGTHS))]
+    return list(zip(prompts(), settings, strict=True))
+
+
+async def one_by_one(engine: LocalEngine, models: list[ModelRef]) -> list[list[str]]:
+    return [
+        texts(await pieces(engine, models[i % len(models)], prompt, **how)) for i, (prompt, how) in enumerate(asked())
+    ]
+
+
+async def at_once(engine: LocalEngine, models: list[ModelRef], clients: int = 5) -> list[list[str]]:
+    """Each client asks its next question when the last one is answered: rows come and go all the time."""
+    found: dict[int, list[str]] = {}
+    left = list(enumerate(asked()))
+
+    async def client() -> None:
+        while left:
+            i, (prompt, how) = left.pop(0)
+            found[i] = texts(await pieces(engine, models[i % len(models)], prompt, **how))
+
+    await asyncio.gather(*(client() for _ in range(clients)))
+    return [found[i] for i in range(len(found))]
+
+
+@pytest.fixture
+def moves(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often rows took the place of others, came behind them, left, and gave up columns."""
+    seen: Counter[str] = Counter()
+    for name in ("put", "append", "keep", "trim"):
+        real = getattr(Batch, name)
+
+        def counted(self: Batch, *given: Any, name: str = name, real: Any = real) -> None:
+            before = self.length
+            real(self, *given)
+            seen[name] += 1 if name != "trim" else self.length < before
+
+        monkeypatch.setattr(Batch, name, counted)
+    return seen
+
+
+@pytest.mark.parametrize("kind", [*JOINING, "mamba"])
+def test_an_answer_does_not_depend_on_who_else_asks(
+    kind: str, tiny_base: Callable[..., str], moves: Counter[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tunewright.tasks._rows.WASTE", 4)
+    models = [ModelRef("base", tiny_base(kind))]
+    alone = with_engine(lambda engine: one_by_one(engine, models))
+    moves.clear()
+    assert with_engine(lambda engine: at_once(engine, models)) == alone
+    assert moves["keep"] and (kind == "mamba" or moves["put"] + moves["append"] > 3)
+    assert kind != "llama" or (moves["put"] and moves["append"] and moves["trim"])
+    module, tokenizer = hf.AutoModelForCausalLM.from_pretrained(models[0].base_folder), load_tokenizer(models[0])
+    for (prompt, how), said in zip(asked(), alone, strict=True):
+        if how["temperature"]:
+            continue
+        ids = torch.tensor([prompt])
+        room = {"max_new_tokens": how["max_tokens"], "attention_mask": torch.ones_like(ids)}
+        words = Words(tokenizer, list(prompt))
+        found = module.generate(ids, do_sample=False, **room)[0, len(prompt) :].tolist()
+        assert "".join(words.add(token) for token in found) + words.rest() == said[0]
+
+
+def load_tokenizer(model: ModelRef) -> Any:
+    return hf.AutoTokenizer.from_pretrained(model.base_folder)
+
+
+@pytest.fixture(scope="module")
+def runs(tiny_base: Callable[..., str], tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    root = tmp_path_factory.mktemp("runs")
+    return [train(tiny_base("llama"), root / name, name) for name in ("lora", "rslora", "full", "prompt")]
+
+
+def test_so_it_is_with_many_models_at_once(runs: list[Path], tiny_base: Callable[..., str]) -> None:
+    base = tiny_base("llama")
+    models = [
+        tuned(base, runs[0]), tuned(base, runs[1]), ModelRef("base", base), tuned(base, runs[0], 0.5),
+        tuned(base, runs[2]), tuned(base, runs[3]), tuned(base, runs[2], 0.5),
+    ]  # fmt: skip
+    alone = with_engine(lambda engine: one_by_one(engine, models))
+    assert with_engine(lambda engine: at_once(engine, models, clients=9)) == alone
+    few = Limits(rows=3, tokens=200, reading=30)
+    assert with_engine(lambda engine: at_once(engine, models, clients=9), limits=few) == alone
+
+
+def test_it_says_what_tunewright_says(tiny_base: Callable[..., str], tmp_path: Path) -> None:
+    """Conversations with tools, read as in training; and a model that does not chat is given plain text."""
+    base = tiny_base("qwen3")
+    run = train(base, tmp_path / "run", "lora", data=chats())
+    tool = {"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": [{"type": "text", "text": "fox"}]},
+    ]
+
+    async def ask(engine: LocalEngine) -> list[str]:
+        model = tuned(base, run, 0.7)
+        said = [
+            await pieces(engine, model, messages, temperature=0, max_tokens=12, tools=tools) for tools in (None, [tool])
+        ]
+        return [text for one in said for text in texts(one)]
+
+    expected = [tw.chat(f"{run}@0.7", messages, max_new_tokens=12, tools=tools) for tools in (None, [tool])]
+    assert with_engine(ask) == expected and expected[0] != expected[1]
+
+    plain = tiny_base("llama")
+    continued = train(plain, tmp_path / "plain", "lora")
+
+    async def tell(engine: LocalEngine) -> list[str]:
+        model = tuned(plain, continued)
+        return texts(
+            await pieces(engine, model, [{"role": "user", "content": "the fox "}], temperature=0, max_tokens=9)
+        )
+
+    assert with_engine(tell) == [tw.chat(continued, "the fox ", max_new_tokens=9)]
+
+
+def test_stories_go_on_from_their_beginning(shared: Path) -> None:
+    """The text joins the prompt's, spaces included; and it ends before a stop text, wherever tokens lie."""
+    model = ModelRef("stories", str(shared / "models/stories260k"))
+    beginning = "Once upon a time, there was a"
+
+    async def ask(engine: LocalEngine) -> tuple[Any, ...]:
+        how = {"temperature": 0, "max_tokens": 60}
+        whole = await pieces(engine, model, beginning, **how)
+        cut = await pieces(engine, model, beginning, stop=("girl nam", "nothing"), **how)
+        once = await pieces(engine, model, beginning, stop=("girl nam",), stream=False, **how)
+        return whole, cut, once
+
+    whole, cut, once = with_engine(ask)
+    (text,) = texts(whole)
+    assert text.startswith(" little girl named Lily") and len(whole) > 40
+    assert texts(cut) == texts(once) == [" little "] and len(once) == 2
+    assert cut[-2].finish == "stop" and whole[-2].finish == "length"
+    assert cut[-1].completion_tokens < whole[-1].completion_tokens == 60
+
+
+def test_log_probabilities_are_those_of_a_whole_pass(shared: Path) -> None:
+    model = ModelRef("stories", str(shared / "models/stories260k"))
+    tokenizer, module = load_tokenizer(model), hf.AutoModelForCausalLM.from_pretrained(model.base_folder)
+    prompt = tuple(tokenizer("Tom and Lily went")["input_ids"])
+
+    async def ask(engine: LocalEngine) -> list[Any]:
+        return await pieces(engine, model, prompt, temperature=0.7, seed=1, max_tokens=20, logprobs=3, stop=("zzz",))
+
+    said = with_engine(ask)
+    tokens = [token for piece in said[:-1] for token in piece.tokens]
+    assert "".join(token.text for token in tokens) == texts(said)[0] and len(tokens) == 20
+    ids: list[int] = list(prompt)
+    names = [described(tokenizer, i, 0.0) for i in range(512)]
+    for token in tokens:
+        with torch.no_grad():
+            logprob_V = module(input_ids=torch.tensor([ids])).logits[0, -1].log_softmax(-1)
+        values, likeliest = logprob_V.topk(3)
+        assert [one.text for one in token.top] == [names[i].text for i in likeliest.tolist()]
+        np.testing.assert_allclose([one.logprob for one in token.top], values.numpy(), atol=1e-4)
+        same = [i for i, name in enumerate(names) if name.bytes == token.bytes]
+        chosen = min(same, key=lambda i: abs(float(logprob_V[i]) - token.logprob))
+        assert abs(float(logprob_V[chosen]) - token.logprob) < 1e-4
+        ids.append(chosen)
+
+
+@given(st.text("ab", max_size=30), st.lists(st.text("ab", min_size=1, max_size=4), max_size=3), st.randoms())
+def test_stop_texts_end_an_answer_however_it_comes(text: str, stops: list[str], random: Any) -> None:
+    held, said = Stops(tuple(stops)), ""
+    for start in range(0, len(text), size := random.randint(1, 4)):
+        said += held.add(text[start : start + size])
+        ends = [text[: start + size].find(stop) for stop in stops]
+        if held.hit:
+            assert said == text[: min(end for end in ends if end >= 0)]
+            return
+        assert all(end < 0 for end in ends)
+        assert not any((said + "|").find(stop) >= 0 for stop in stops)
+    assert said + held.held == text
+
+
+@pytest.mark.parametrize("family", ["llama3", "mistral", "gemma", "qwen3"])
+def test_no_broken_characters_are_said(family: str) -> None:
+    tokenizer = tiny_tokenizer(family)
+    generator = np.random.default_rng(0)
+    for _ in range(40):
+        text = "".join(map(chr, generator.choice([*range(97, 123), 32, 32, 228, 8364, 128512, 0x4E2D], 12)))
+        tokens = tokenizer.encode(text, add_special_tokens=False)
+        noise = generator.integers(0, len(tokenizer), 6).tolist()
+        words, noisy = Words(tokenizer, []), Words(tokenizer, [])
+        said = [words.add(token) for token in tokens]
+        assert not any("\ufffd" in one for one in said)
+        assert "".join(said) + words.rest() == tokenizer.decode(tokens, skip_special_tokens=True)
+        garbled = "".join(noisy.add(token) for token in tokens + noise) + noisy.rest()
+        assert garbled.startswith("".join(said)[:-1])
+        for token in tokens:
+            assert len(described(tokenizer, token, 0.0).bytes) > 0
+        joined = b"".join(bytes(described(tokenizer, token, 0.0).bytes) for token in tokens).decode()
+        assert joined.strip() == tokenizer.decode(tokens).strip()
+
+
+def test_a_nucleus_is_the_likeliest_tokens_that_reach_top_p() -> None:
+    generator = np.random.default_rng(1)
+    logits_BV = torch.tensor(generator.normal(0, 2, (300, 20)), dtype=torch.float32)
+    top_p_B = torch.tensor(generator.choice([0.1, 0.5, 0.9, 1.0], 300), dtype=torch.float32)
+    temperature_B = torch.tensor(generator.choice([0.0, 0.5, 1.0], 300), dtype=torch.float32)
+    drawn = draw_each(logits_BV, temperature_B, top_p_B, torch.tensor(generator.random(300))).tolist()
+    for token, logits_V, top_p, temperature in zip(drawn, logits_BV.double(), top_p_B, temperature_B, strict=True):
+        order = logits_V.argsort(descending=True).tolist()
+        p_V = (logits_V / (temperature or 1)).softmax(-1)
+        reached = np.cumsum([float(p_V[i]) for i in order])
+        nucleus = order[: int((reached < float(top_p) - 1e-6).sum()) + 1] if temperature else order[:1]
+        assert token in nucleus
+    assert len(set(drawn)) > 10
+
+
+def test_who_goes_away_makes_room(tiny_base: Callable[..., str]) -> None:
+    model = ModelRef("base", tiny_base("llama"))
+
+    async def go(engine: LocalEngine) -> None:
+        first = engine.generate(Generate(model, prompt=(5, 6, 7), sampling=Sampling(temperature=0, max_tokens=200)))
+        await anext(first)
+        other = asyncio.create_task(pieces(engine, model, (7, 8), temperature=0, max_tokens=20))
+        assert (await engine.loaded())[0].used
+        await first.aclose()  # type: ignore[attr-defined]
+        assert isinstance((await other)[-1], Usage)
+        waiting = asyncio.create_task(pieces(engine, model, (7, 8), max_tokens=200))
+        await asyncio.sleep(0.01)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        assert (await engine.loaded())[0].used == 0
+        for _ in range(1000):
+            if not engine._batching._lanes:
+                return
+            await asyncio.sleep(0.01)
+        raise AssertionError("somebody is still answered")
+
+    with_engine(go, limits=Limits(rows=1))
+
+
+def test_what_cannot_be_asked_is_refused(
+    tiny_base: Callable[..., str], tmp_path: Path, runs: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = ModelRef("base", tiny_base("llama"))
+    bert = ModelRef("bert", tiny_base("bert"))
+    nowhere = ModelRef("base", base.base_folder, "ft:gone", str(tmp_path / "gone"))
+
+    async def refused(engine: LocalEngine, status: int, match: str, model: ModelRef, given: Any, **how: Any) -> None:
+        with pytest.raises(Refused, match=match) as caught:
+            await pieces(engine, model, given, **how)
+        assert caught.value.status == status
+
+    async def ask(engine: LocalEngine) -> None:
+        await refused(engine, 404, "no model ft:gone", nowhere, "a")
+        await refused(engine, 404, "no model other", ModelRef("other", str(tmp_path / "other")), "a")
+        await refused(engine, 400, "256 together", base, (5,) * 256)
+        await refused(engine, 400, "token id", base, (5, 10**6))
+        await refused(engine, 400, "token id", base, (-1,))
+        await refused(engine, 400, "token id", base, ())
+        await refused(engine, 400, "half of a character", base, "a\ud800")
+        await refused(engine, 400, "role", base, [{"role": "nobody", "content": "a"}])
+        await refused(engine, 400, "does not generate", bert, "a")
+        await refused(engine, 400, "temperature", base, "a", temperature=3)
+        await refused(engine, 400, "only alpha 0 and 1", tuned(base.base_folder, runs[3], 0.5), "a")
+        with pytest.raises(Refused, match="reads 256"):
+            await engine.embed(Embed(base, ((5,) * 300,)))
+        full = await pieces(engine, base, (5,) * 250, temperature=0)
+        assert full[-1] == Usage(250, 6) and full[-2].finish == "length"
+
+    with_engine(ask)
+
+
+def test_a_row_that_is_not_finite_fails_alone(tiny_base: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    model = ModelRef("base", tiny_base("llama"))
+    real = Batch.step
+
+    sound = [True]
+
+    def damaged(self: Batch, token_B: torch.Tensor) -> torch.Tensor:
+        logits_BV = real(self, token_B)
+        if len(logits_BV) == 2 and sound and sound.pop():
+            logits_BV[0] = torch.nan
+        return logits_BV
+
+    async def ask(engine: LocalEngine) -> list[Any]:
+        both = [pieces(engine, model, (5, 6, i), temperature=0, max_tokens=6) for i in (7, 8)]
+        return await asyncio.gather(*both, return_exceptions=True)
+
+    expected = with_engine(ask)
+    monkeypatch.setattr(Batch, "step", damaged)
+    one, other = with_engine(ask)
+    assert isinstance(one, Refused) and "NaN" in str(one) and one.status == 500
+    assert texts(other) == texts(expected[1])
+
+
+def test_an_error_in_a_batch_is_told_and_the_next_is_answered(
+    tiny_base: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = ModelRef("base", tiny_base("llama"))
+    real = Batch.step
+    fails = [True]
+
+    def step(self: Batch, token_B: torch.Tensor) -> torch.Tensor:
+        if fails and fails.pop():
+            raise RuntimeError("out of memory, in /secret/place")
+        return real(self, token_B)
+
+    async def ask(engine: LocalEngine) -> None:
+        with pytest.raises(Refused) as caught:
+            await pieces(engine, model, "the fox", max_tokens=5)
+        assert caught.value.status == 500 and "secret" not in str(caught.value)
+        assert isinstance((await pieces(engine, model, "the fox", max_tokens=5))[-1], Usage)
+
+    monkeypatch.setattr(Batch, "step", step)
+    with_engine(ask)
