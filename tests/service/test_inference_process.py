@@ -178,19 +178,18 @@ def test_there_is_no_room_while_all_are_used(
 def test_a_run_that_was_moved_finds_its_base(runs: list[Path], tiny_base: Callable[..., str], tmp_path: Path) -> None:
     base = Path(shutil.copytree(tiny_base("llama"), tmp_path / "there"))
     stacked = train(str(runs[0]), tmp_path / "stacked", "lora", training={"seed": 3})
-    for name, made in (
-        ("lora", train(str(base), tmp_path / "a", "lora")),
-        ("full", train(str(base), tmp_path / "b", "full")),
-    ):
+
+    def said(run: Path) -> list[str]:
+        return [tw.chat(name, "the fox", max_new_tokens=5) for name in (str(run), f"{run}@0.5")]
+
+    for name in ("lora", "full"):
+        made = train(str(base), tmp_path / f"made {name}", name)
         moved = Path(shutil.copytree(made, tmp_path / f"moved {name}"))
         expected = said(made)
         here = Path(shutil.copytree(base, tmp_path / f"here {name}"))
         base.rename(tmp_path / "gone")
         relocate(moved, str(here))
-        assert (
-            tw.chat(moved, "the fox", max_new_tokens=5),
-            tw.chat(f"{moved}@0.5", "the fox", max_new_tokens=5),
-        ) == expected
+        assert said(moved) == expected
         (tmp_path / "gone").rename(base)
     before = {path: path.read_bytes() for path in stacked.rglob("*.json")}
     relocate(stacked, "/another/place")

@@ -18,9 +18,11 @@ from typing import Any
 import httpx
 
 from tunewright.artifacts.interpolate import write_point
-from tunewright.artifacts.load import is_adapter, weights_folder
+from tunewright.artifacts.load import card_of_adapter, weights_folder
+from tunewright.artifacts.start import start_of
 from tunewright.data.render import Renderer
 from tunewright.errors import TunewrightError
+from tunewright.methods._lora_file import CONFIG
 from tunewright.service.errors import Refused, missing
 from tunewright.service.inference.prompts import tokens_of
 from tunewright.service.inference.protocol import (
@@ -46,10 +48,11 @@ PROBED = 8
 
 @dataclass
 class _Known:
-    """What feeds a model, and whether the server has it."""
+    """What feeds a model, its adapter if it has one, and whether the server has that."""
 
     renderer: Renderer
     chats: bool
+    adapter: Path | None
     loaded: bool = False
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -80,7 +83,7 @@ class VLLM:
         except TunewrightError as error:
             raise as_refused(error) from error
         body = self._body(asked, prompt, known)
-        async with self._response(asked.model, "/v1/completions", body) as response:
+        async with _Asking(self, asked.model, "/v1/completions", body) as response:
             usage = None
             async for line in response.aiter_lines():
                 if line.startswith("data: ") and line != "data: [DONE]":
@@ -95,12 +98,11 @@ class VLLM:
         yield Usage(usage["prompt_tokens"], usage["completion_tokens"])
 
     async def embed(self, asked: Embed) -> Embedded:
-        await self._know(asked.model)
+        known = await self._know(asked.model)
         given = [list(one) if isinstance(one, tuple) else one for one in asked.inputs]
-        async with self._response(
-            asked.model, "/v1/embeddings", {"model": self._name(asked.model), "input": given}
-        ) as r:
-            found = json.loads(await r.aread())
+        body = {"model": self._name(asked.model, known), "input": given}
+        async with _Asking(self, asked.model, "/v1/embeddings", body) as response:
+            found = json.loads(await response.aread())
         vectors = tuple(tuple(one["embedding"]) for one in sorted(found["data"], key=lambda one: one["index"]))
         return Embedded(vectors, found["usage"]["prompt_tokens"])
 
@@ -132,50 +134,46 @@ class VLLM:
         if self._scratch:
             self._scratch.cleanup()
 
-    def _name(self, model: ModelRef) -> str:
-        return model.shown if model.name and model.alpha else self._base
+    def _name(self, model: ModelRef, known: _Known) -> str:
+        return model.shown if known.adapter else self._base
 
     def _body(self, asked: Generate, prompt: list[int], known: _Known) -> dict[str, Any]:
         how = asked.sampling
         body: dict[str, Any] = {
-            "model": self._name(asked.model), "prompt": prompt, "temperature": how.temperature, "top_p": how.top_p,
-            "n": how.n, "seed": how.seed, "stop": list(how.stop), "logprobs": how.logprobs,
-            "max_tokens": how.max_tokens, "stop_token_ids": known.renderer.stop_ids(), "skip_special_tokens": True,
+            "model": self._name(asked.model, known), "prompt": prompt, "n": how.n, "seed": how.seed,
+            "temperature": how.temperature, "top_p": how.top_p, "max_tokens": how.max_tokens, "stop": list(how.stop),
+            "stop_token_ids": known.renderer.stop_ids(), "skip_special_tokens": True, "logprobs": how.logprobs,
             "stream": True, "stream_options": {"include_usage": True},
         }  # fmt: skip
         return {key: value for key, value in body.items() if value is not None}
-
-    def _response(self, model: ModelRef, path: str, body: dict[str, Any]) -> _Asking:
-        return _Asking(self, model, path, body)
 
     async def _know(self, model: ModelRef) -> _Known:
         """What feeds the model; its adapter is loaded and told from the base. Raises Refused where it cannot be."""
         known = self._known.get(model)
         if known is None:
             try:
-                known = await asyncio.to_thread(_known_of, model)
+                known = await asyncio.to_thread(_known_of, model, self._points)
             except TunewrightError as error:
                 raise as_refused(error) from error
             known = self._known.setdefault(model, known)
         async with known.lock:
-            if not known.loaded and self._name(model) != self._base:
-                await self._load(model, known)
+            if not known.loaded and known.adapter:
+                await self._load(self._name(model, known), known)
             known.loaded = True
         return known
 
-    async def _load(self, model: ModelRef, known: _Known) -> None:
-        folder = await asyncio.to_thread(_adapter_of, model, self._points)
-        asked = {"lora_name": self._name(model), "lora_path": str(folder)}
+    async def _load(self, name: str, known: _Known) -> None:
+        asked = {"lora_name": name, "lora_path": str(known.adapter)}
         try:
             response = await self._http.post("/v1/load_lora_adapter", json=asked)
             if response.is_error and "already" not in response.text:
-                raise Refused(502, f"The vLLM server does not take {model.shown}: {response.text[:200]}")
+                raise Refused(502, f"The vLLM server does not take {name}: {response.text[:200]}")
             prompt = known.renderer.prompt(PROBE)
-            one, other = [await self._probe(name, prompt) for name in (self._name(model), self._base)]
+            one, other = [await self._probe(model, prompt) for model in (name, self._base)]
         except httpx.HTTPError as error:
             raise _unreachable() from error
         if one == other:
-            raise Refused(500, f"vLLM answers for {model.shown} as for its base: its names of layers do not match.")
+            raise Refused(500, f"vLLM answers for {name} as for its base: its names of layers do not match.")
 
     async def _probe(self, name: str, prompt: list[int]) -> Any:
         asked = {"model": name, "prompt": prompt, "temperature": 0, "max_tokens": PROBED, "logprobs": 0}
@@ -220,33 +218,36 @@ class _Asking:
             raise Refused(503, "The vLLM server has ended in the middle of an answer. Ask again.") from error
 
 
-def _known_of(model: ModelRef) -> _Known:
+def _known_of(model: ModelRef, points: Path) -> _Known:
     """Raises Refused where the model is not there, or is no adapter."""
-    folder = model.base_folder
-    if model.run_folder is not None:
-        if not Path(model.run_folder).is_dir():
-            raise missing("model", model.shown, "model_not_found")
-        relocate(Path(model.run_folder), model.base_folder)
-        weights = weights_folder(model.run_folder)
-        if not is_adapter(weights) or not (weights / "adapter_config.json").is_file():
-            raise Refused(400, f"{model.shown} is no adapter, and a vLLM server has one base.", param="model")
-        folder = str(weights) if (weights / "tokenizer_config.json").is_file() else folder
-    tokenizer = load_tokenizer(folder)
-    chats = bool(tokenizer.chat_template)
-    if model.run_folder is not None:
-        from tunewright.artifacts.load import card_of_adapter
-
-        chats = card_of_adapter(weights_folder(model.run_folder)).chats
-    return _Known(Renderer(tokenizer), chats)
+    if model.run_folder is None:
+        tokenizer = load_tokenizer(model.base_folder)
+        return _Known(Renderer(tokenizer), bool(tokenizer.chat_template), None)
+    run = Path(model.run_folder)
+    if not run.is_dir():
+        raise missing("model", model.shown, "model_not_found")
+    relocate(run, model.base_folder)
+    weights = weights_folder(run)
+    if not (weights / CONFIG).is_file():
+        raise Refused(400, f"{model.shown} is no adapter, and a vLLM server has one base.", param="model")
+    own = (weights / "tokenizer_config.json").is_file()
+    tokenizer = load_tokenizer(str(weights) if own else model.base_folder)
+    return _Known(Renderer(tokenizer), card_of_adapter(weights).chats, _adapter_of(model, points))
 
 
-def _adapter_of(model: ModelRef, points: Path) -> Path:
-    """The folder of the adapter at α, which is written where it is a point in between."""
+def _adapter_of(model: ModelRef, points: Path) -> Path | None:
+    """The folder of the adapter at α, which is written where it is a point in between; None at the base."""
     assert model.run_folder is not None
     if model.alpha == 1:
         return weights_folder(model.run_folder)
+    if model.alpha == 0:
+        return start_of(model.run_folder).adapter
     folder = points / str(model.name).replace("/", "_") / f"{model.alpha:g}"
-    return folder if folder.is_dir() else write_point(model.run_folder, model.alpha, folder)
+    if not folder.is_dir():
+        write_point(model.run_folder, model.alpha, folder)
+    if not (folder / CONFIG).is_file():
+        raise Refused(400, f"{model.shown} is no adapter, and a vLLM server has one base.", param="model")
+    return folder
 
 
 def _piece(choice: dict[str, Any]) -> Piece:

@@ -1,0 +1,204 @@
+"""A vLLM server as the engine, against a stand-in that speaks its API and forgets adapters as it starts again."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+import tunewright as tw
+from tests.service.inference import chats, pieces, texts, train, tuned
+from tunewright.service.errors import Refused
+from tunewright.service.inference.local import LocalEngine
+from tunewright.service.inference.models import Models
+from tunewright.service.inference.protocol import Classify, Generate, ModelRef, Piece, Sampling, Usage
+from tunewright.service.inference.vllm import VLLM
+
+
+class StandIn:
+    """What vLLM's server answers, with this project's engine behind it.
+
+    Args:
+        deaf: it takes adapters, and serves its base for them.
+    """
+
+    def __init__(self, base: str, deaf: bool = False) -> None:
+        self.base, self.deaf = base, deaf
+        self.adapters: dict[str, str] = {}
+        self.loads: list[str] = []
+        self.asked: list[dict[str, Any]] = []
+        self.port = 0
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """A fresh start, on the same port."""
+        self.adapters.clear()
+        self.engine = LocalEngine(Models(10**9, "cpu"))
+        routes = [
+            Route("/v1/load_lora_adapter", self.load, methods=["POST"]),
+            Route("/v1/completions", self.complete, methods=["POST"]),
+            Route("/v1/models", self.models),
+            Route("/health", lambda _: Response()),
+        ]
+        listener = socket.socket()
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(("127.0.0.1", self.port))
+        self.port = listener.getsockname()[1]
+        server = uvicorn.Server(
+            uvicorn.Config(Starlette(routes=routes), log_level="error", timeout_graceful_shutdown=1)
+        )
+        serving = asyncio.create_task(server.serve([listener]))
+        while not server.started:
+            await asyncio.sleep(0.01)
+        try:
+            yield
+        finally:
+            server.should_exit = True
+            await serving
+            await self.engine.close()
+
+    async def load(self, request: Request) -> Response:
+        found = await request.json()
+        if found["lora_name"] in self.adapters:
+            return self._error(400, "The lora adapter has already been loaded.")
+        if not (Path(found["lora_path"]) / "adapter_model.safetensors").is_file():
+            return self._error(404, "No adapter found.")
+        self.adapters[found["lora_name"]] = found["lora_path"]
+        self.loads.append(found["lora_name"])
+        return PlainTextResponse("Success")
+
+    async def complete(self, request: Request) -> Response:
+        found = await request.json()
+        self.asked.append(found)
+        if found["model"] not in (*self.adapters, "the-base"):
+            return self._error(404, f"The model `{found['model']}` does not exist.")
+        if found.get("max_tokens") == 77:
+            return self._error(400, "This is wrong.")
+        place = None if self.deaf else self.adapters.get(found["model"])
+        model = ModelRef("b", self.base, found["model"] if place else None, place)
+        how = {
+            key: found[key] for key in ("temperature", "top_p", "seed", "max_tokens", "n", "logprobs") if key in found
+        }
+        asked = Generate(
+            model, prompt=tuple(found["prompt"]), sampling=Sampling(stop=tuple(found.get("stop", ())), **how)
+        )
+        said = [one async for one in self.engine.generate(asked)]
+        if not found.get("stream"):
+            text = "".join(one.text for one in said if isinstance(one, Piece))
+            return JSONResponse({"choices": [{"index": 0, "text": text, "logprobs": self._told(said)}]})
+        return StreamingResponse(self._events(said), media_type="text/event-stream")
+
+    async def _events(self, said: list[Any]) -> AsyncIterator[str]:
+        for one in said:
+            choices = []
+            if isinstance(one, Piece):
+                told = self._told([one]) if one.tokens else None
+                choices = [{"index": one.index, "text": one.text, "finish_reason": one.finish, "logprobs": told}]
+            usage = vars(one) if isinstance(one, Usage) else None
+            yield f"data: {json.dumps({'choices': choices, 'usage': usage})}\n\n"
+        yield "data: [DONE]\n\n"
+
+    def _told(self, said: list[Any]) -> dict[str, Any]:
+        tokens = [token for one in said if isinstance(one, Piece) for token in one.tokens]
+        return {
+            "tokens": [token.text for token in tokens],
+            "token_logprobs": [token.logprob for token in tokens],
+            "top_logprobs": [{top.text: top.logprob for top in token.top} for token in tokens],
+        }
+
+    async def models(self, _: Request) -> Response:
+        base = [{"id": "the-base", "parent": None}]
+        return JSONResponse({"data": base + [{"id": name, "parent": "the-base"} for name in self.adapters]})
+
+    def _error(self, status: int, message: str) -> Response:
+        return JSONResponse({"error": {"message": message, "type": "NotFoundError", "code": status}}, status)
+
+
+@pytest.fixture(scope="module")
+def runs(tiny_base: Callable[..., str], tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    root = tmp_path_factory.mktemp("runs")
+    made = [train(tiny_base("qwen3"), root / "chat", "lora", data=chats())]
+    made.append(train(str(made[0]), root / "stacked", "lora", data=chats()))
+    return [*made, train(tiny_base("qwen3"), root / "full", "full")]
+
+
+MESSAGES = [{"role": "user", "content": "the fox"}]
+
+
+def test_adapters_are_loaded_and_loaded_again(runs: list[Path], tiny_base: Callable[..., str], tmp_path: Path) -> None:
+    base = tiny_base("qwen3")
+    server = StandIn(base)
+    points = [(runs[0], 1.0), (runs[0], 0.4), (runs[1], 0.0), (runs[1], 1.0), (runs[1], 0.5)]
+
+    async def ask(engine: VLLM) -> list[str]:
+        said = [await pieces(engine, tuned(base, *point), MESSAGES, temperature=0, max_tokens=9) for point in points]
+        return [texts(one)[0] for one in said]
+
+    async def story() -> None:
+        async with server.running():
+            engine = VLLM(f"http://127.0.0.1:{server.port}/", "the-base", points=tmp_path)
+            expected = [tw.chat(f"{run}@{alpha}", MESSAGES, max_new_tokens=9) for run, alpha in points]
+            assert await ask(engine) == expected == await ask(engine) and len(set(expected)) > 2
+            assert len(server.loads) == len(points), "each is loaded once"
+            plain = await pieces(engine, ModelRef("base", base), "the fox", temperature=0, max_tokens=4, logprobs=2)
+            assert server.asked[-1]["model"] == "the-base" and len(plain[0].tokens[0].top) == 2
+            stops = server.asked[-1]["stop_token_ids"]
+            assert stops and all(isinstance(token, int) for token in stops)
+            assert {one.name for one in await engine.loaded()} == {"the-base", *server.loads}
+        assert not await engine.healthy()
+        with pytest.raises(Refused) as caught:
+            await ask(engine)
+        assert caught.value.status == 503
+        async with server.running():
+            assert await engine.healthy() and await ask(engine) == expected
+            assert len(server.loads) == 2 * len(points)
+            server.adapters.clear()  # as if it had started again while nobody asked
+            assert await asyncio.gather(*(ask(engine) for _ in range(3))) == [expected] * 3
+            assert len(server.loads) == 3 * len(points)
+            with pytest.raises(Refused, match="This is wrong") as caught:
+                await pieces(engine, tuned(base, runs[0]), MESSAGES, max_tokens=77)
+            assert caught.value.status == 400
+            await engine.close()
+
+    asyncio.run(story())
+
+
+def test_what_it_cannot_serve_is_refused(runs: list[Path], tiny_base: Callable[..., str], tmp_path: Path) -> None:
+    base = tiny_base("qwen3")
+
+    async def story() -> None:
+        server = StandIn(base, deaf=True)
+        async with server.running():
+            engine = VLLM(f"http://127.0.0.1:{server.port}", "the-base")
+            with pytest.raises(Refused, match="as for its base"):
+                await engine.check(tuned(base, runs[0]))
+            with pytest.raises(Refused, match="as for its base"):
+                await pieces(engine, tuned(base, runs[0]), MESSAGES)
+            with pytest.raises(Refused, match="is no adapter"):
+                await pieces(engine, tuned(base, runs[2]), MESSAGES)
+            with pytest.raises(Refused, match="There is no model"):
+                await pieces(engine, tuned(base, tmp_path / "none"), MESSAGES)
+            with pytest.raises(Refused, match="language models alone"):
+                await engine.classify(Classify(tuned(base, runs[0]), ("a",)))
+            await engine.close()
+
+    asyncio.run(story())
+
+
+def test_who_asks_needs_no_torch() -> None:
+    names = "client, protocol, vllm, prompts, process"
+    code = f"import sys\nfrom tunewright.service.inference import {names}\nassert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
