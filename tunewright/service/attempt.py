@@ -76,8 +76,8 @@ class Attempt:
             self.store.jobs.move(job.id, Status.PAUSED, by=job.fence)
             return
         try:
-            recipe = self._patiently(self._prepare)
-            self._train(recipe, leaving)
+            self._patiently(self._bring)
+            self._train(leaving)
         except KeyboardInterrupt:  # the run's; Interrupted, where it had begun
             self._save()
             to = Status.PAUSED if self.lease.check() is Status.PAUSING else Status.QUEUED
@@ -92,30 +92,39 @@ class Attempt:
 
     # the run
 
-    def _prepare(self) -> Recipe:
+    def _bring(self) -> None:
+        """Bring here what the run begins from, or goes on from."""
         job, spec, bringing = self.job, self.job.spec, self.bringing
         self.base = bringing.base_of(job.tenant, spec.model)
         if job.saved and not self._begun:
             bringing.state(job.saved, self.run.folder)
             self.saved = checkpoint.steps(self.run.folder / "checkpoints")[-1]
-        files = {"train": self._rows("training", spec.training_file)}
+        self.files = {"train": self._rows("training", spec.training_file)}
         if spec.validation_file:
-            files["validation"] = self._rows("validation", spec.validation_file)
-        base = bringing.model(job.tenant, spec.model)
+            self.files["validation"] = self._rows("validation", spec.validation_file)
+
+    def _recipe(self) -> Recipe:
+        """What the client asked for; of a run that has begun, what was decided then, with the files that lie here."""
         if self._begun:
             begun = self.run.recipe
-            data = begun.data.model_copy(update=files)
+            data = begun.data.model_copy(update=self.files)
             return begun.model_copy(update={"data": data, "output": str(self.run.folder)})
-        return make_recipe_for(spec, base, files, lambda name: str(bringing.model(job.tenant, name)), self.run.folder)
+
+        def lies(name: str) -> str:
+            return str(self.bringing.model(self.job.tenant, name))
+
+        spec = self.job.spec
+        return make_recipe_for(spec, lies(spec.model), self.files, lies, self.run.folder)
 
     def _rows(self, role: Role, id: str) -> str:
         shutil.rmtree(self.folder / role, ignore_errors=True)
         return placed(self.bringing.file(self.job, id, self.folder / role / "file"), self.folder / role / "rows", role)
 
-    def _train(self, recipe: Recipe, leaving: Callable[[], bool]) -> None:
+    def _train(self, leaving: Callable[[], bool]) -> None:
         crashes = 0
         while not (self._begun and self.run.done):
             try:
+                recipe = self._patiently(self._recipe)
                 apart.execute(recipe, self.run.folder, [self._hear], self._begun, lambda: self._look(leaving))
             except Killed as error:
                 crashes += 1

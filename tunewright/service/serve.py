@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tunewright.errors import TunewrightError
 from tunewright.service.bases import find_bases
 from tunewright.service.bringing import Bringing
 from tunewright.service.children import Child
@@ -75,7 +76,8 @@ def beside(settings: Settings, workers: int, engine: str | None, memory: float, 
         else:
             from tunewright.service.inference.vllm import VLLM
 
-            answering = VLLM(engine.removeprefix("vllm="))
+            url = engine.removeprefix("vllm=")
+            answering = VLLM(url, _base_at(url))
         for child in children:
             child.start()
         try:
@@ -85,6 +87,17 @@ def beside(settings: Settings, workers: int, engine: str | None, memory: float, 
         finally:
             for child in children:
                 child.leave()
+
+
+def _base_at(url: str) -> str:
+    """What a vLLM server calls its base. Raises TunewrightError where it does not answer."""
+    import httpx
+
+    try:
+        found = httpx.get(f"{url.rstrip('/')}/v1/models", timeout=10).raise_for_status().json()["data"]
+        return next(str(one["id"]) for one in found if not one.get("parent"))
+    except (httpx.HTTPError, KeyError, ValueError, StopIteration) as error:
+        raise TunewrightError(f"No vLLM server answers at {url}: {error}. Start it first.") from error
 
 
 def _wait_for(path: str) -> None:
