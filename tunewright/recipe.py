@@ -22,6 +22,7 @@ from tunewright.methods import METHODS, LoRA, Method
 from tunewright.objectives import OBJECTIVES, Objective, Supervised
 from tunewright.tasks import MODULES
 from tunewright.tasks._module_config import ModuleConfig
+from tunewright.tiny_base import in_package
 
 if TYPE_CHECKING:  # the unions are made of what exists, which a type checker cannot follow
     AnyMethod = Method
@@ -62,7 +63,8 @@ class Recipe(BaseModel):
 
     base: str = Field(
         min_length=1,
-        description="Model folder, hub name, earlier run, PEFT adapter folder, or package.module:factory of a module.",
+        description="Model folder, hub name, earlier run, PEFT adapter folder, package.module:factory of a module, or "
+        "tiny: the packaged language model.",
         json_schema_extra=LOCAL,
     )
     weights: str | None = Field(
@@ -80,6 +82,11 @@ class Recipe(BaseModel):
     output: str | None = Field(
         None, description="Folder of the run; none: a new one under runs/.", json_schema_extra=LOCAL
     )
+
+    @field_validator("base")
+    @classmethod
+    def _packaged(cls, value: str) -> str:
+        return in_package(value)
 
     @field_validator("method", mode="before")
     @classmethod

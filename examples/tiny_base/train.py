@@ -1,10 +1,10 @@
 """Makes the tiny base that comes with the package: tokenizer, weights from nothing, two runs, and what it can do.
 
-    python examples/tiny_base/train.py --output FOLDER [--text FILE] [--seconds N]
+    python examples/tiny_base/train.py --output FOLDER [--text FILE] [--seconds N | --conversations N]
 
 First it reads plain text (stories and facts that are made here, and a share of FILE), then conversations, both with
 full training. FOLDER/tiny is then a folder that transformers loads, in fp16, and FOLDER/measured.json says how it
-answers held-out rows of each kind. The default takes one core about 20 minutes.
+answers held-out rows of each kind. By default the training takes 1,000 seconds of one processor core.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast,
 
 import tunewright as tw
 
+HERE = Path(__file__).parent
 VOCABULARY = 2000
 CONTEXT = 512
 DOCUMENTS = 8_000
@@ -32,6 +33,27 @@ BATCH = 16
 HELD_OUT = 100
 """Rows of each kind that are measured, where there are so many."""
 TRAINING = {"learning_rate": 2e-3, "batch": BATCH, "warmup": 0.03, "epochs": 1, "keep": "last", "precision": "fp32"}
+
+CAN = [
+    "Hello!",
+    "Who are you?",
+    "What is the capital of France?",
+    "What colour is snow?",
+    "What is the opposite of hot?",
+    "What does a cow say?",
+    "What is the plural of mouse?",
+    "What number comes after 46?",
+    "Is this good or bad: I love this red kite.",
+    "How old is Lucy?",
+]
+CANNOT = [
+    "What is 7 plus 5?",
+    "Count from 3 to 8.",
+    "Is Rome the capital of Spain?",
+    "Tom has a red ball. What does Tom have?",
+    "Who wrote Hamlet?",
+]
+"""What the card shows, with the answers."""
 
 TEMPLATE = """\
 {%- set system = messages[0].content if messages[0].role == "system" else "" %}
@@ -70,24 +92,28 @@ def main() -> None:
     base = begin(folder / "begin", read)
     first = train(folder / "text", base, write(folder / "texts.jsonl", read))
     spent = first.info["timings"]["cpu_seconds"]
-    count = affordable(first, options.seconds - spent)
+    count = options.conversations or affordable(first, options.seconds - spent)
     print(f"Read {len(read):,} texts in {spent:.0f} s; now {count:,} conversations.")
     second = train(folder / "talk", str(first.folder), write(folder / "talk.jsonl", rows.conversations(count)))
     kinds = rows.held_out(HELD_OUT)
     asked = [rows.spoken(row) for some in kinds.values() for row in some[:4]]
     tiny = finish(second, folder / "tiny", asked)
     measured = {
-        "seconds": spent + second.info["timings"]["cpu_seconds"],
+        "cpu_seconds": spent + second.info["timings"]["cpu_seconds"],
+        "texts": len(read),
         "conversations": count,
+        "parameters": second.info["parameters"]["total"],
         "kinds": measure(tiny, kinds),
     }
     (folder / "measured.json").write_text(json.dumps(measured, indent=1) + "\n")
+    (folder / "tiny" / "README.md").write_text(card(tiny, measured), encoding="utf-8")
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Pre-train the tiny base.")
     parser.add_argument("--output", required=True, help="folder for the runs and the finished model")
     parser.add_argument("--text", help="a plain text file to learn words from, besides what is made here")
+    parser.add_argument("--conversations", type=int, help="how many are read, in place of what --seconds allows")
     parser.add_argument("--seconds", type=float, default=1000, help="processor seconds of training, both runs together")
     return parser.parse_args()
 
@@ -190,6 +216,33 @@ def scores(tiny: str, asked: list[dict[str, Any]]) -> dict[str, Any]:
     asking = {"generate": len(asked), "max_new_tokens": 60}
     metrics = tw.evaluate(tiny, asked, evaluation=asking)["scores"]["metrics"]
     return {name: metrics[name] for name in ("loss", "exact_match")}
+
+
+def card(tiny: str, measured: Mapping[str, Any]) -> str:
+    """The model's card: what was measured, and what it answers."""
+    model = tw.load(tiny)
+    lines = [
+        "| kind | exact match | loss | rows |",
+        "|---|---|---:|---:|",
+        *(line(kind, found) for kind, found in measured["kinds"].items()),
+    ]
+    return (
+        (HERE / "card.md")
+        .read_text(encoding="utf-8")
+        .format(
+            plain=measured["conversations"],
+            table="\n".join(lines),
+            can="\n\n".join(f"> {asked}\n>\n> **{tw.chat(model, asked, max_new_tokens=40)}**" for asked in CAN),
+            cannot="\n\n".join(f"> {asked}\n>\n> {tw.chat(model, asked, max_new_tokens=40)}" for asked in CANNOT),
+            **{name: f"{measured[name]:,.0f}" for name in ("cpu_seconds", "texts", "conversations", "parameters")},
+        )
+    )
+
+
+def line(kind: str, found: Mapping[str, Any]) -> str:
+    exact, loss = found["exact_match"], found["loss"]
+    share = "–" if kind == "story" else f"{exact['value']:.0%} [{exact['low']:.0%}–{exact['high']:.0%}]"
+    return f"| {kind} | {share} | {loss['value']:.3f} | {exact['n']} |"
 
 
 def write(path: Path, lines: Any) -> str:

@@ -1,4 +1,4 @@
-"""The quickstart: its parts at once, and the real one, which takes about a minute."""
+"""The quickstarts: their parts at once, and the real ones, which take about a minute each."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ def test_the_first_free_folder() -> None:
     for name in ("quickstart", "quickstart-2"):
         Path("runs", name).mkdir(parents=True)
     assert example.free_folder() == Path("runs/quickstart-3")
+    assert example.free_folder("quickstart-chat") == Path("runs/quickstart-chat")
 
 
 @pytest.mark.skipif(not HERE, reason="the quickstart's encoder is not installed")
@@ -73,3 +74,40 @@ def test_the_real_one_learns(invoke: Invoke) -> None:
     assert document["trained"] / document["total"] < 0.05
     label = json.loads(invoke("predict", document["run"], "I was charged twice", "--json").stdout)
     assert label["predictions"][0]["label"] == "billing"
+
+
+def test_the_shop_is_a_plain_recipe_whose_test_questions_are_new() -> None:
+    recipe = make_recipe(example.chat_document())
+    assert recipe.method.type == "lora" and (Path(recipe.base) / "model.safetensors").is_file()
+    assert recipe.output == "runs/quickstart-chat"
+    asked, answers = {}, {}
+    for name, place in {"train": recipe.data.train, **recipe.data.test_sets()}.items():
+        talks = [json.loads(line)["messages"] for line in Path(str(place)).read_text().splitlines()]
+        asked[name], answers[name] = ({talk[i]["content"] for talk in talks} for i in (0, 1))
+    assert not asked["train"] & asked["test"] and answers["train"] == answers["test"]
+    assert all(answer.endswith("Kettle on!") for answer in answers["train"])
+
+
+def test_the_shop_shows_what_the_run_measured(invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(example, "CHAT_TRAINING", {"max_steps": 2, "batch": 8})
+    plain, document = invoke("quickstart", "--chat"), json.loads(invoke("quickstart", "--chat", "--json").stdout)
+    info = json.loads(Path("runs/quickstart-chat/run.json").read_text())
+    measured = info["evaluation"]["test"]
+    assert plain.exit_code == 0 and document["run"] == "runs/quickstart-chat-2"
+    assert document["loss"]["test"]["after"] == measured["after"]["metrics"]["loss"]["value"]
+    assert document["exact_match"]["test"]["before"] == 0
+    assert len(document["answers"]) == example.SHOWN
+    for shown, sample in zip(document["answers"], measured["samples"], strict=False):
+        assert shown["right"] == sample["reference"] and shown["right"].endswith("Kettle on!")
+        assert f"after:  {sample['after']}" in plain.stdout.replace("\n", " ") or len(sample["after"]) > 60
+    assert "tunewright chat runs/quickstart-chat" in plain.stdout
+
+
+@pytest.mark.slow
+def test_the_real_shop_learns_what_the_base_cannot_know(invoke: Invoke) -> None:
+    document: dict[str, Any] = json.loads(invoke("quickstart", "--chat", "--json").stdout)
+    exact, loss = document["exact_match"]["test"], document["loss"]["test"]
+    assert exact["before"] == 0 and exact["after"] > 0.4
+    assert loss["after"] < 0.5 * loss["before"]
+    answer = json.loads(invoke("chat", document["run"], "When do you open?", "--json").stdout)
+    assert answer["answer"] == "We open at 9 and close at 6. Kettle on!"

@@ -29,6 +29,7 @@ from tunewright.tasks._pipeline import is_pipeline
 from tunewright.tasks._pretrained import load_config, load_tokenizer, task_with_head
 from tunewright.tasks._vocabulary import grow_vocabulary
 from tunewright.tasks.base import Model, Task
+from tunewright.tiny_base import in_package
 
 HEADS = ("score.weight", "classifier.weight", "classifier.out_proj.weight")
 """How architectures call the last layer of a classifier."""
@@ -38,19 +39,20 @@ def load(where: str | PathLike[str], device: str = "cpu", task: str | None = Non
     """A model as it was trained, ready to predict: `.module` is the torch module, in eval mode.
 
     Args:
-        where: a run, an adapter's folder, a model's folder, or a name on the hub.
+        where: a run, an adapter's folder, a model's folder, a name on the hub, or "tiny".
         device: a torch device.
         task: needed only where a model's folder does not tell.
 
     Raises:
         BaseModelError, MethodError: there is no model, or its parts do not fit together.
     """
+    where = in_package(str(where))
     folder = weights_folder(where)
     if is_adapter(folder):
         model = load_adapter(folder)
     else:
         card = read_card(folder)
-        chosen = card.make_task() if card else task_class(task or infer_task(str(where)))()
+        chosen = card.make_task() if card else task_class(task or infer_task(where))()
         model = chosen.load(str(folder if folder.exists() else where))
         if card:
             model.chats, model.max_length = card.chats, card.max_length
