@@ -65,7 +65,7 @@ def tuned(service: Served) -> Any:
 def test_the_printed_lines_are_enough_and_the_key_is_shown_once(service: Served) -> None:
     code = service.said[service.said.index("from openai") :]
     exec(code, {"print": lambda answer: answer.choices[0].message.content})
-    with served(service.home, [str(service.home.parent / "models")], "--workers", "0") as again:
+    with served(service.home, [], "--workers", "0") as again:
         assert not again.key and "tw-…" in again.said
 
 

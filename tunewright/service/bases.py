@@ -7,13 +7,14 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from tunewright.errors import BaseModelError
+from tunewright.tiny_base import NAME, tiny_base
 
 MARKS = ("config.json", "model_index.json", "module.json", "run.json")
 """What a model's folder, a pipeline's, a module's or a run's has in it."""
 
 
 def find_bases(folders: Iterable[Path]) -> dict[str, Path]:
-    """Every model that is one of these folders or lies right in one, by its name.
+    """Every model that is one of these folders or lies right in one, by its name; and the tiny one of the package.
 
     Raises BaseModelError where a folder holds none, or two have the same name.
     """
@@ -28,7 +29,7 @@ def find_bases(folders: Iterable[Path]) -> dict[str, Path]:
             if path.name in found:
                 raise BaseModelError(f"{found[path.name]} and {path} have the same name. Rename one of them.")
             found[path.name] = path
-    return found
+    return {**found, **({NAME: tiny_base()} if NAME not in found else {})}
 
 
 def _is_model(folder: Path) -> bool:
