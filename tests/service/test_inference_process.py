@@ -33,7 +33,7 @@ from tunewright.service.inference.local import LocalEngine
 from tunewright.service.inference.models import Models
 from tunewright.service.inference.process import app_of
 from tunewright.service.inference.protocol import Classify, Draw, Embed, Generate, ModelRef, Piece, Sampling
-from tunewright.service.inference.relocate import relocate
+from tunewright.service.relocation import note_places, relocate
 
 
 @pytest.fixture(scope="module")
@@ -184,16 +184,17 @@ def test_a_run_that_was_moved_finds_its_base(runs: list[Path], tiny_base: Callab
 
     for name in ("lora", "full"):
         made = train(str(base), tmp_path / f"made {name}", name)
+        note_places(made, {"tiny": base}, tmp_path / "cache")
         moved = Path(shutil.copytree(made, tmp_path / f"moved {name}"))
         expected = said(made)
         here = Path(shutil.copytree(base, tmp_path / f"here {name}"))
         base.rename(tmp_path / "gone")
-        relocate(moved, str(here))
+        relocate(moved, {"tiny": here}, tmp_path / "cache here")
         assert said(moved) == expected
         (tmp_path / "gone").rename(base)
-    before = {path: path.read_bytes() for path in stacked.rglob("*.json")}
-    relocate(stacked, "/another/place")
-    assert {path: path.read_bytes() for path in stacked.rglob("*.json")} == before, "its base is still here"
+    note_places(stacked, {"tiny": runs[0]}, tmp_path / "cache")
+    relocate(stacked, {"tiny": tmp_path / "moved base"}, tmp_path / "cache")
+    assert json.loads((stacked / "run.json").read_text())["recipe"]["base"] == str(tmp_path / "moved base")
     other = tiny_base("qwen3")
     broken = Path(shutil.copytree(tmp_path / "made lora", tmp_path / "broken"))
     shutil.rmtree(base)

@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import tempfile
 from collections.abc import Callable, Sequence
+from multiprocessing import forkserver
 from pathlib import Path
 
 from tunewright.engine.job import Watcher
@@ -45,6 +46,11 @@ def execute(
         with _Apart(str(path), str(folder), "resume" if resume else "start", str(words)) as process:
             refuse_failure(supervise(process, listener, stopped), listener, folder)
     return Run(folder)
+
+
+def warm_up() -> None:
+    """Let the process that runs are forked from begin to import, so that it has done so when the first run comes."""
+    forkserver.ensure_running()
 
 
 class _Apart:

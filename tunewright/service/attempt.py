@@ -145,7 +145,7 @@ class Attempt:
             recipe = self.run.recipe.model_dump(mode="json")
             self.columns["resolved"] = {**decided(self.job.spec, recipe), "task": info["task"]}
             if not self.job.saved:
-                self.notes += [Note("The training has begun."), *(Note(said, "warn") for said in info["notices"])]
+                self.notes += [Note("The training has begun."), *map(Note, info["notices"])]
         elif "step" in line:
             self.notes.append(
                 Note(event_message(line, line["total"]), "info", "metrics", event_data(line, line["total"]))

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from structlog import get_logger
 
+from tunewright.launch.apart import warm_up
 from tunewright.service.attempt import Attempt
 from tunewright.service.bringing import Bringing
 from tunewright.service.entities import Job, Status
@@ -42,6 +43,7 @@ class Worker:
 
     def work(self) -> None:
         """Work until `leaving` is set; a job that is under way is then saved and given back."""
+        warm_up()
         beside = threading.Thread(target=self._keep_looking, args=(self._validate_next,), daemon=True)
         beside.start()
         log.info("worker ready", worker=self.name)

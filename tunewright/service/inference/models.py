@@ -26,7 +26,6 @@ from tunewright.errors import BaseModelError, MethodError, TunewrightError
 from tunewright.service.errors import Refused, missing
 from tunewright.service.inference.adapters import Bank, Lora, Terms, terms_of
 from tunewright.service.inference.protocol import Loaded, ModelRef
-from tunewright.service.inference.relocate import relocate
 from tunewright.tasks import task_class
 from tunewright.tasks._pretrained import context_length, load_config, load_tokenizer, load_weights
 from tunewright.tasks._rows import Form, form_of
@@ -159,7 +158,6 @@ class Models:
         run = Path(ref.run_folder)
         if not run.is_dir():
             raise missing("model", ref.shown, "model_not_found")
-        relocate(run, ref.base_folder)
         return self._beside(ref, run) or self._apart(ref, run)
 
     def _base(self, folder: str, name: str) -> _Entry:

@@ -38,7 +38,6 @@ from tunewright.service.inference.protocol import (
     Usage,
     as_refused,
 )
-from tunewright.service.inference.relocate import relocate
 from tunewright.tasks._pretrained import load_tokenizer
 
 PROBE = "Once upon a time there was"
@@ -226,7 +225,6 @@ def _known_of(model: ModelRef, points: Path) -> _Known:
     run = Path(model.run_folder)
     if not run.is_dir():
         raise missing("model", model.shown, "model_not_found")
-    relocate(run, model.base_folder)
     weights = weights_folder(run)
     if not (weights / CONFIG).is_file():
         raise Refused(400, f"{model.shown} is no adapter, and a vLLM server has one base.", param="model")
