@@ -197,7 +197,7 @@ def test_a_run_that_was_moved_finds_its_base(runs: list[Path], tiny_base: Callab
     assert json.loads((stacked / "run.json").read_text())["recipe"]["base"] == str(tmp_path / "moved base")
     other = tiny_base("qwen3")
     broken = Path(shutil.copytree(tmp_path / "made lora", tmp_path / "broken"))
-    shutil.rmtree(base)
+    relocate(broken, {"tiny": Path(other)}, tmp_path / "cache")
     with pytest.raises(Refused) as caught:
         Models(10**9, "cpu").take(ModelRef("base", other, "ft:x", str(broken)))
     assert caught.value.status == 500 and str(tmp_path) not in str(caught.value)
