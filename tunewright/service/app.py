@@ -22,7 +22,7 @@ from tunewright.service.errors import Refused
 from tunewright.service.ids import random_text
 from tunewright.service.inference.protocol import Engine
 from tunewright.service.metrics import Metrics
-from tunewright.service.routes import azure, google, keys, operations, page
+from tunewright.service.routes import azure, google, keys, operations, page, reference
 from tunewright.service.settings import Settings
 from tunewright.service.wire import google as google_wire
 from tunewright.service.wire import openai as openai_wire
@@ -50,12 +50,12 @@ def make_app(bringing: Bringing, engine: Engine, settings: Settings) -> FastAPI:
         over.set()
         await engine.close()
 
-    app = FastAPI(title="Tunewright", version=__version__, docs_url="/docs", redoc_url=None, lifespan=life)
+    app = FastAPI(title="Tunewright", version=__version__, docs_url=None, redoc_url=None, lifespan=life)
     app.state.store, app.state.storage, app.state.bringing = bringing.store, bringing.storage, bringing
     app.state.engine, app.state.settings = engine, settings
     app.state.rates = Rates(settings.limits.requests_per_minute)
     app.state.metrics = Metrics(bringing.store)
-    for room in (operations, page, keys):
+    for room in (operations, page, reference, keys):
         app.include_router(room.router)
     azure.include(app)
     app.include_router(google.router)

@@ -2,13 +2,12 @@
 
 SCRATCH/ftjob-…-3/     the third claim of a job
   files/               what it learns from
-  run/                 the run
+  SUFFIX-…/            the run
   state/               what of it is being saved
 """
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -21,7 +20,7 @@ from structlog import get_logger
 from tunewright.artifacts.snapshots import FOLDER as SNAPSHOTS
 from tunewright.engine import checkpoint
 from tunewright.errors import DataError, OutputError, TunewrightError
-from tunewright.folder import INFO, LOCK, Run
+from tunewright.folder import INFO, Run
 from tunewright.launch import apart
 from tunewright.launch._supervise import Killed
 from tunewright.recipe import Recipe
@@ -30,7 +29,7 @@ from tunewright.service.entities import Job, Note, Status
 from tunewright.service.errors import Refused, Unavailable
 from tunewright.service.lease import Lease
 from tunewright.service.recipes import decided, make_recipe_for
-from tunewright.service.relocation import note_places
+from tunewright.service.run_copies import copy_finished, copy_state, without_places
 from tunewright.service.store import Result
 from tunewright.service.unpacking import Role, placed
 from tunewright.service.wire.metrics import checkpoint_metrics, event_data, event_message, results_file
@@ -55,7 +54,7 @@ class Attempt:
     def __init__(self, job: Job, bringing: Bringing, folder: Path, lease: Lease) -> None:
         self.job, self.bringing, self.folder, self.lease = job, bringing, folder, lease
         self.store, self.storage = bringing.store, bringing.storage
-        self.run = Run(folder / "run")
+        self.run = Run(folder / f"{job.spec.suffix or Path(job.spec.model).name.replace(':', '-')}-{job.id[6:14]}")
         self.saved = 0
         self.published: set[int] = set()
         self.notes: list[Note] = []
@@ -130,7 +129,7 @@ class Attempt:
                 crashes += 1
                 if crashes == CRASHES:
                     raise
-                self.notes.append(Note(f"{error} It is started again.", "warn"))
+                self.notes.append(Note(f"{self._told(error)} It is started again.", "warn"))
             except OutputError as error:
                 self._wait_for_room(error)
 
@@ -142,10 +141,13 @@ class Attempt:
         """A line of what the run tells."""
         if "started" in line:
             info = line["started"]
+            notices = list(map(self._told, info["notices"]))
+            if self.job.spec.integrations:
+                notices.append("Integrations are kept with the job, and drive nothing here.")
             recipe = self.run.recipe.model_dump(mode="json")
             self.columns["resolved"] = {**decided(self.job.spec, recipe), "task": info["task"]}
             if not self.job.saved:
-                self.notes += [Note("The training has begun."), *map(Note, info["notices"])]
+                self.notes += [Note("The training has begun."), *map(Note, notices)]
         elif "step" in line:
             self.notes.append(
                 Note(event_message(line, line["total"]), "info", "metrics", event_data(line, line["total"]))
@@ -178,32 +180,19 @@ class Attempt:
     # what is kept
 
     def _save(self) -> None:
-        """Put the run, with its newest checkpoint, into the storage: from there any worker can go on.
-
-        What the run goes on to write or to remove meanwhile is not seen: checkpoints are linked, the rest is copied.
-        """
+        """Put the run, with its newest checkpoint, into the storage: from there any worker can go on."""
         state = self.folder / "state"
-        shutil.rmtree(state, ignore_errors=True)
-        try:
-            shutil.copytree(self.run.folder, state, copy_function=_link_or_copy, ignore=_passing)
-        except shutil.Error:  # a checkpoint was removed, because there are newer ones
-            return
-        steps = checkpoint.steps(state / "checkpoints")
-        if not steps or steps[-1] <= self.saved:
-            return
-        note_places(state, self.bringing.bases, self.bringing.cache)
-        place = self._put(state, "states")
-        self._patiently(lambda: self.store.jobs.progress(self.job.id, self.job.fence, saved=place))
-        self.saved = steps[-1]
+        step = copy_state(self.run.folder, state, self.bringing.bases, self.bringing.cache)
+        if step > self.saved:
+            place = self._put(state, "states")
+            self._patiently(lambda: self.store.jobs.progress(self.job.id, self.job.fence, saved=place))
+            self.saved = step
 
     def _publish_snapshots(self) -> None:
         """Let each snapshot that is new answer as a model."""
         for step in sorted(set(checkpoint.steps(self.run.folder / SNAPSHOTS)) - self.published):
             self._write()  # what led to it comes first
-            folder = self.folder / "snapshot"
-            shutil.rmtree(folder, ignore_errors=True)
-            self._copy_run(folder, self.run.folder / SNAPSHOTS / f"step-{step}")
-            place = self._put(folder, "models")
+            place = self._put_finished(self.run.folder / SNAPSHOTS / f"step-{step}")
             named: dict[str, Any] = {"step": step, "base": self.base, "task": self._task, "place": place}
             named["metrics"] = checkpoint_metrics(self.run.metrics, step)
             self._patiently(partial(self.store.jobs.add_checkpoint, self.job.id, self.job.fence, **named))
@@ -213,10 +202,7 @@ class Attempt:
         """The run has ended: its model answers, its results can be fetched, and its job has succeeded."""
         self._publish_snapshots()
         self._patiently(self._write_all)
-        folder = self.folder / "finished"
-        shutil.rmtree(folder, ignore_errors=True)
-        self._copy_run(folder, self.run.folder / "model")
-        place = self._put(folder, "models")
+        place = self._put_finished(self.run.folder / "model")
         table = results_file(self.run.metrics)
         csv = self._patiently(lambda: self.store.places.reserve("files"))
         size, digest = self._patiently(lambda: self.storage.put(csv, [table]))
@@ -228,11 +214,10 @@ class Attempt:
             )
         )  # fmt: skip
 
-    def _copy_run(self, folder: Path, model: Path) -> None:
-        """All of the run that is kept, with this as its model."""
-        shutil.copytree(self.run.folder, folder, copy_function=_link_or_copy, ignore=_unfinished)
-        shutil.copytree(model, folder / "model", copy_function=_link_or_copy)
-        note_places(folder, self.bringing.bases, self.bringing.cache)
+    def _put_finished(self, model: Path) -> str:
+        folder = self.folder / "finished"
+        copy_finished(self.run.folder, model, folder, self.bringing.bases, self.bringing.cache)
+        return self._put(folder, "models")
 
     def _put(self, folder: Path, kind: str) -> str:
         place: str = self._patiently(lambda: self.store.places.reserve(kind))
@@ -248,8 +233,13 @@ class Attempt:
 
     def _fail(self, code: str, message: str, param: str | None = None) -> None:
         log.info("job failed", job=self.job.id, code=code, error=message)
+        told = self._told(message)
         self._patiently(self._write_all)
-        self._patiently(lambda: self.store.jobs.fail(self.job.id, self.job.fence, code, message, param))
+        self._patiently(lambda: self.store.jobs.fail(self.job.id, self.job.fence, code, told, param))
+
+    def _told(self, message: object) -> str:
+        """A message as clients are told it."""
+        return without_places(str(message), self.bringing.bases, self.folder, self.bringing.cache)
 
     def _write_all(self) -> None:
         self.store.jobs.progress(self.job.id, self.job.fence, events=self.notes, **self.columns)
@@ -273,7 +263,7 @@ class Attempt:
         self.waited += LONGEST_WAIT
         if self.waited > PATIENCE:
             raise error
-        self.notes.append(Note(f"{error} It goes on when there is room.", "warn"))
+        self.notes.append(Note(f"{self._told(error)} It goes on when there is room.", "warn"))
         self._write()
         self.lease.wait(LONGEST_WAIT)
 
@@ -287,22 +277,3 @@ def _reason(error: TunewrightError) -> tuple[str, str, str | None]:
     if isinstance(error, Killed):
         return "server_error", str(error), None
     return "training_failed", str(error), None
-
-
-def _link_or_copy(source: str, target: str) -> None:
-    """Weights are written once and then renamed: a link is a copy of them. Everything else goes on being written."""
-    if source.endswith(".safetensors"):
-        os.link(source, target)
-    else:
-        shutil.copyfile(source, target)
-
-
-def _passing(folder: str, names: list[str]) -> set[str]:
-    """What is no part of a state: locks, drafts, and models, which are made again."""
-    return {name for name in names if name in (LOCK, "model", SNAPSHOTS, "report.html") or name.endswith(".draft")}
-
-
-def _unfinished(folder: str, names: list[str]) -> set[str]:
-    """What is no part of a finished run."""
-    wanted = {"report.html"}
-    return (_passing(folder, names) | {name for name in names if name == "checkpoints"}) - wanted

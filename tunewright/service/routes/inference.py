@@ -22,9 +22,10 @@ from tunewright.service.ids import random_text
 from tunewright.service.inference.protocol import Classify, Draw, Embed, Generate, ModelRef, Piece, Usage
 from tunewright.service.routes._documents import body_of
 from tunewright.service.routes._state import Parts, State
+from tunewright.service.tool_calls import taken_out
 from tunewright.service.wire import openai_chat
 from tunewright.service.wire.body import Body, parsed, split_alpha
-from tunewright.service.wire.chat import Answer, ChatRequest, Reply
+from tunewright.service.wire.chat import Answer, ChatRequest, Reply, Said
 
 router = APIRouter(tags=["Inference"])
 log = get_logger()
@@ -93,7 +94,9 @@ async def answer(parts: State, who: Caller, asked: ChatRequest, form: Form) -> R
     said = _said(parts, model, asked)
     if not asked.stream:
         answers, usage = await _collected(said, len(asked.prompts or [1]) * asked.sampling.n)
+        answers = [_calling(one) for one in answers] if asked.tools else answers
         return JSONResponse(form.whole(reply, answers, usage, asked.sampling.logprobs is not None))
+    said = _held_back(said) if asked.tools else said
     first = await anext(said)
     return StreamingResponse(_streamed(first, said, reply, asked, form), media_type="text/event-stream")
 
@@ -155,6 +158,25 @@ def _joined(pieces: Sequence[Piece]) -> Answer:
     finish = pieces[-1].finish if pieces else None
     tokens = tuple(token for piece in pieces for token in piece.tokens)
     return Answer("".join(piece.text for piece in pieces), finish or "stop", tokens)
+
+
+def _calling(answer: Answer) -> Answer:
+    """An answer with the calls of tools that its text holds."""
+    text, calls = taken_out(answer.text)
+    return replace(answer, text=text, tool_calls=calls, finish="tool_calls") if calls else answer
+
+
+async def _held_back(said: AsyncIterator[Piece | Usage]) -> AsyncIterator[Piece | Usage]:
+    """A stream in which tools may be called: each answer comes at once, when it is known whether it calls any."""
+    pieces: dict[int, list[Piece]] = {}
+    async for one in said:
+        if isinstance(one, Usage):
+            yield one
+            continue
+        pieces.setdefault(one.index, []).append(one)
+        if one.finish:
+            whole = _calling(_joined(pieces.pop(one.index)))
+            yield Said(one.index, whole.text, whole.tokens, whole.finish, whole.tool_calls)
 
 
 async def _streamed(
