@@ -40,14 +40,14 @@ def _template() -> Any:
 
 def _described(method: str, path: str, operation: Mapping[str, Any]) -> dict[str, Any]:
     body = operation.get("requestBody", {}).get("content", {})
-    kind, media = next(iter(body.items()), ("", {}))
+    kind: str = next(iter(body), "")
     return {
         "method": method.upper(),
         "path": path,
         "says": operation.get("description", operation.get("summary", "")),
         "query": [one["name"] for one in operation.get("parameters", ()) if one["in"] == "query"],
         "kind": kind,
-        "fields": list(_fields(media.get("schema", {}))),
+        "fields": list(_fields(body[kind].get("schema", {}) if kind else {})),
     }
 
 
