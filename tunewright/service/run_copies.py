@@ -18,6 +18,8 @@ REPORT = "report.html"
 def copy_state(run: Path, folder: Path, bases: Mapping[str, Path], cache: Path) -> int:
     """Copy a run as it is now, whatever it goes on to write. The step of its newest checkpoint; 0: none."""
     shutil.rmtree(folder, ignore_errors=True)
+    if not run.is_dir():  # it was stopped before it began
+        return 0
     try:
         shutil.copytree(run, folder, copy_function=_link_or_copy, ignore=_passing)
     except shutil.Error:  # a checkpoint was removed, because there are newer ones
