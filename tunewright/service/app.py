@@ -8,11 +8,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import structlog
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
-from starlette.middleware.base import RequestResponseEndpoint
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tunewright import __version__
 from tunewright.service.auth import Rates
@@ -59,43 +61,65 @@ def make_app(bringing: Bringing, engine: Engine, settings: Settings) -> FastAPI:
         app.include_router(room.router)
     azure.include(app)
     app.include_router(google.router)
-    app.add_exception_handler(Exception, _unexpected)
     for kind in (Refused, HTTPException, RequestValidationError):
         app.add_exception_handler(kind, _refused)
-    app.middleware("http")(_accompany)
+    app.add_middleware(Accompany, metrics=app.state.metrics)
     app.add_middleware(BodyLimit, limits=settings.limits)
     return app
 
 
-async def _accompany(request: Request, call_next: RequestResponseEndpoint) -> Response:
-    """Give a request its id, and write a line about it when its answer begins. No key is ever in the log."""
-    request.state.id = f"req_{random_text()}"
-    began = time.perf_counter()
-    with structlog.contextvars.bound_contextvars(request=request.state.id):
-        response = await call_next(request)
-        seconds = time.perf_counter() - began
-        route = getattr(request.scope.get("route"), "path", "none")
-        request.app.state.metrics.request(request.method, route, response.status_code, seconds)
-        log.info("request", method=request.method, path=request.url.path, status=response.status_code,
-                 seconds=round(seconds, 4))  # fmt: skip
-    response.headers["x-request-id"] = request.state.id
-    for name, value in SAFE.items():
-        response.headers.setdefault(name, value)
-    return response
+class Accompany:
+    """Gives a request its id, and writes a line about it when its answer begins. No key is ever in the log."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self.app, self.metrics = app, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        id, began, begun = f"req_{random_text()}", time.perf_counter(), False
+        scope.setdefault("state", {})["id"] = id
+
+        async def sending(message: Message) -> None:
+            nonlocal begun
+            if message["type"] == "http.response.start":
+                begun = True
+                headers = MutableHeaders(scope=message)
+                headers["x-request-id"] = id
+                for name, value in SAFE.items():
+                    headers.setdefault(name, value)
+                self._tell(scope, message["status"], time.perf_counter() - began)
+            await send(message)
+
+        with structlog.contextvars.bound_contextvars(request=id):
+            try:
+                await self.app(scope, receive, sending)
+            except ClientDisconnect:
+                log.info("client gone", path=scope["path"])
+            except Exception as error:
+                log.error("unexpected", path=scope["path"], exc_info=error)
+                if begun:  # what was sent is not whole: the server closes the connection
+                    raise
+                await _unexpected(Request(scope))(scope, receive, sending)
+
+    def _tell(self, scope: Scope, status: int, seconds: float) -> None:
+        route = getattr(scope.get("route"), "path", "none")
+        self.metrics.request(scope["method"], route, status, seconds)
+        log.info("request", method=scope["method"], path=scope["path"], status=status, seconds=round(seconds, 4))
 
 
 def _refused(request: Request, error: Exception) -> JSONResponse:
     return _answer(request, _as_refused(error))
 
 
-def _unexpected(request: Request, error: Exception) -> JSONResponse:
-    log.error("unexpected", path=request.url.path, exc_info=error)
+def _unexpected(request: Request) -> JSONResponse:
     return _answer(request, Refused(500, "Something went wrong here. The log says what, under the request's id."))
 
 
 def _answer(request: Request, refused: Refused) -> JSONResponse:
     wire = google_wire if "/v1beta1/" in request.url.path else openai_wire
-    headers = {**refused.headers, "x-request-id": getattr(request.state, "id", "")}
+    headers = dict(refused.headers)
     if 400 <= refused.status < 500 and refused.status not in (408, 409, 429):
         headers["x-should-retry"] = "false"
     return JSONResponse(wire.error(refused), refused.status, headers)

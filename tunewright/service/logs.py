@@ -10,7 +10,9 @@ import structlog
 
 def set_up() -> None:
     """Let this process log."""
-    shown = structlog.dev.ConsoleRenderer() if sys.stderr.isatty() else structlog.processors.JSONRenderer()
+    plain = structlog.dev.plain_traceback  # the usual one shows local variables, and keys are among them
+    lines = structlog.dev.ConsoleRenderer(exception_formatter=plain)
+    shown = lines if sys.stderr.isatty() else structlog.processors.JSONRenderer()
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,

@@ -25,15 +25,15 @@ def include(app: FastAPI) -> None:
 
 
 @router.post("/{name:path}/chat/completions", response_model=None)
-async def chat(name: str, body: Any = JsonBody, who: Caller = inference.MAY, parts: State = Parts) -> Response:
+async def chat(name: str, who: Caller = inference.MAY, body: Any = JsonBody, parts: State = Parts) -> Response:
     return await inference.answer(parts, who, openai_chat.chat(body, name), inference.CHAT)
 
 
 @router.post("/{name:path}/completions", response_model=None)
-async def complete(name: str, body: Any = JsonBody, who: Caller = inference.MAY, parts: State = Parts) -> Response:
+async def complete(name: str, who: Caller = inference.MAY, body: Any = JsonBody, parts: State = Parts) -> Response:
     return await inference.answer(parts, who, openai_chat.completion(body, name), inference.COMPLETION)
 
 
 @router.post("/{name:path}/embeddings")
-async def embed(name: str, body: Any = JsonBody, who: Caller = inference.MAY, parts: State = Parts) -> dict[str, Any]:
-    return await inference.embed({**body, "model": name} if isinstance(body, dict) else body, who, parts)
+async def embed(name: str, who: Caller = inference.MAY, body: Any = JsonBody, parts: State = Parts) -> dict[str, Any]:
+    return await inference.embed(who, {**body, "model": name} if isinstance(body, dict) else body, parts)

@@ -92,7 +92,7 @@ def get_content(id: str, who: Caller = MAY, parts: State = Parts) -> StreamingRe
 
 
 @router.post("/uploads", openapi_extra=body_of(openai_files.CreateUpload))
-def create_upload(body: Any = JsonBody, who: Caller = MAY, parts: State = Parts) -> dict[str, Any]:
+def create_upload(who: Caller = MAY, body: Any = JsonBody, parts: State = Parts) -> dict[str, Any]:
     asked = openai_files.create_upload(body)
     if asked.bytes > parts.limits.upload_bytes:
         raise TooLarge(parts.limits.upload_bytes)
@@ -123,7 +123,7 @@ def _keep_part(parts: State, who: Caller, id: str, sent: UploadFile) -> Part:
 
 
 @router.post("/uploads/{id}/complete", openapi_extra=body_of(openai_files.CompleteUpload))
-def complete_upload(id: str, body: Any = JsonBody, who: Caller = MAY, parts: State = Parts) -> dict[str, Any]:
+def complete_upload(id: str, who: Caller = MAY, body: Any = JsonBody, parts: State = Parts) -> dict[str, Any]:
     asked = openai_files.complete_upload(body)
     made = parts.store.uploads.complete(who.tenant, id, asked.part_ids, parts.storage, asked.md5)
     parts.audit(who, "uploads.complete", id)

@@ -29,7 +29,7 @@ CONTENT = inference.Form("", google_chat.answer, _piece, None, google_chat.end)
 
 
 @router.post("/tuningJobs", openapi_extra=body_of(google.CreateTuning))
-def create(body: Any = JsonBody, who: Caller = jobs.MAY, parts: State = Parts) -> dict[str, Any]:
+def create(who: Caller = jobs.MAY, body: Any = JsonBody, parts: State = Parts) -> dict[str, Any]:
     return google.tuning_job(jobs.make_job(parts, who, google.create_tuning(body), body))
 
 
@@ -59,7 +59,7 @@ def cancel(id: str, who: Caller = jobs.MAY, parts: State = Parts) -> dict[str, A
 
 
 @router.post("/{model:path}", openapi_extra=body_of(google_chat.Generate), response_model=None)
-async def generate(model: str, body: Any = JsonBody, who: Caller = inference.MAY, parts: State = Parts) -> Response:
+async def generate(model: str, who: Caller = inference.MAY, body: Any = JsonBody, parts: State = Parts) -> Response:
     """`{model}:generateContent` and `{model}:streamGenerateContent`."""
     name, _, method = model.rpartition(":")
     if method not in ("generateContent", "streamGenerateContent"):

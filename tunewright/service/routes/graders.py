@@ -22,13 +22,13 @@ MAY = caller("jobs")
 
 
 @router.post("/validate", openapi_extra=body_of(graders.Validate))
-def validate(body: Any = JsonBody, who: Caller = MAY, parts: State = Parts) -> dict[str, Any]:
+def validate(who: Caller = MAY, body: Any = JsonBody, parts: State = Parts) -> dict[str, Any]:
     """The grader, if a job can use it."""
     return graders.validate_grader(body)
 
 
 @router.post("/run", openapi_extra=body_of(graders.Run))
-async def run(body: Any = JsonBody, who: Caller = MAY, parts: State = Parts) -> dict[str, Any]:
+async def run(who: Caller = MAY, body: Any = JsonBody, parts: State = Parts) -> dict[str, Any]:
     """The reward of one answer, and what each part of it gave."""
     loop = asyncio.get_running_loop()
 

@@ -76,13 +76,13 @@ COMPLETION = Form(
 
 
 @router.post("/chat/completions", openapi_extra=body_of(openai_chat.Chat), response_model=None)
-async def chat(body: Any = JsonBody, who: Caller = MAY, parts: State = Parts) -> Response:
+async def chat(who: Caller = MAY, body: Any = JsonBody, parts: State = Parts) -> Response:
     """The answer to a conversation. A tuned model takes α in its name: `ft:…@0.6`."""
     return await answer(parts, who, openai_chat.chat(body), CHAT)
 
 
 @router.post("/completions", openapi_extra=body_of(openai_chat.Complete), response_model=None)
-async def complete(body: Any = JsonBody, who: Caller = MAY, parts: State = Parts) -> Response:
+async def complete(who: Caller = MAY, body: Any = JsonBody, parts: State = Parts) -> Response:
     """The continuation of texts as they stand."""
     return await answer(parts, who, openai_chat.completion(body), COMPLETION)
 
@@ -209,7 +209,7 @@ async def _chained(first: Any, rest: AsyncIterator[Any]) -> AsyncIterator[Any]:
 
 
 @router.post("/embeddings", openapi_extra=body_of(openai_chat.Embed))
-async def embed(body: Any = JsonBody, who: Caller = MAY, parts: State = Parts) -> dict[str, Any]:
+async def embed(who: Caller = MAY, body: Any = JsonBody, parts: State = Parts) -> dict[str, Any]:
     """Vectors of texts."""
     asked = openai_chat.embedding(body)
     model = await run_in_threadpool(parts.model, who, asked.model, asked.alpha)
@@ -225,7 +225,7 @@ class Predict(Body):
 
 
 @router.post("/predictions", openapi_extra=body_of(Predict))
-async def predict(body: Any = JsonBody, who: Caller = MAY, parts: State = Parts) -> dict[str, Any]:
+async def predict(who: Caller = MAY, body: Any = JsonBody, parts: State = Parts) -> dict[str, Any]:
     """What a classifier says of texts or images: a label, and the probability of each."""
     asked = parsed(Predict, body)
     name, alpha = split_alpha(asked.model)
@@ -254,7 +254,7 @@ class DrawImages(Body):
 
 
 @router.post("/images/generations", openapi_extra=body_of(DrawImages))
-async def draw(body: Any = JsonBody, who: Caller = MAY, parts: State = Parts) -> Mapping[str, Any]:
+async def draw(who: Caller = MAY, body: Any = JsonBody, parts: State = Parts) -> Mapping[str, Any]:
     """Images of a text, as PNG in base64."""
     asked = parsed(DrawImages, body)
     name, alpha = split_alpha(asked.model)

@@ -54,13 +54,13 @@ def make_job(parts: State, who: Caller, spec: JobSpec, body: Any) -> Job:
 
 
 @router.post("/jobs", openapi_extra=body_of(openai.CreateJob))
-def create_job(body: Any = JsonBody, who: Caller = MAY, parts: State = Parts) -> dict[str, Any]:
+def create_job(who: Caller = MAY, body: Any = JsonBody, parts: State = Parts) -> dict[str, Any]:
     """Start a job. Its files are looked at when it runs: what is wrong with them fails the job, with the reason."""
     return openai.job(make_job(parts, who, openai.create_job(body), body))
 
 
 @router.post("/alpha/check", openapi_extra=body_of(openai.CreateJob))
-def check_job(body: Any = JsonBody, who: Caller = MAY, parts: State = Parts) -> dict[str, Any]:
+def check_job(who: Caller = MAY, body: Any = JsonBody, parts: State = Parts) -> dict[str, Any]:
     """What would fail such a job; nothing is started. `read` is false where a file is too large for it."""
     spec = openai.create_job(body)
     parts.bringing.base_of(who.tenant, spec.model)
@@ -163,8 +163,8 @@ def get_report(id: str, who: Caller = MAY, parts: State = Parts) -> StreamingRes
 # Who else may use a checkpoint
 
 
-@router.post("/checkpoints/{name:path}/permissions")
-def permit(name: str, body: Any = JsonBody, who: Caller = MAY, parts: State = Parts) -> dict[str, Any]:
+@router.post("/checkpoints/{name:path}/permissions", openapi_extra=body_of(openai.Projects))
+def permit(name: str, who: Caller = MAY, body: Any = JsonBody, parts: State = Parts) -> dict[str, Any]:
     """Let other tenants (`project_ids`) use a checkpoint."""
     made = parts.store.models.permit(who.tenant, name, openai.project_ids(body))
     parts.audit(who, "checkpoints.permit", name)

@@ -34,7 +34,7 @@ def list_keys(who: Caller = MAY, parts: State = Parts) -> dict[str, Any]:
 
 
 @router.post("/keys", openapi_extra=body_of(CreateKey))
-def create_key(body: Any = JsonBody, who: Caller = MAY, parts: State = Parts) -> dict[str, Any]:
+def create_key(who: Caller = MAY, body: Any = JsonBody, parts: State = Parts) -> dict[str, Any]:
     """A new key. Its secret is in this answer, and cannot be had again. It may do no more than the key that made it."""
     asked = parsed(CreateKey, body)
     if beyond := sorted(set(asked.scopes) - who.key.scopes):
@@ -56,7 +56,7 @@ def list_audit(
 ) -> dict[str, Any]:
     """Who did what, newest first: a hundred lines, those before number `before`."""
     found = parts.store.audit.entries(who.tenant, before, 101)
-    return openai.page([vars(one) for one in found[:100]], len(found) > 100)
+    return {"object": "list", "data": [vars(one) for one in found[:100]], "has_more": len(found) > 100}
 
 
 def _shown(key: Key) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -65,7 +66,7 @@ def file_form(form: Mapping[str, Any]) -> tuple[str, int | None]:
     given = {name: fields[key] for key, name in EXPIRY.items() if key in fields}
     if not given:
         return fields["purpose"], None
-    if str(given.get("seconds", "")).isdecimal() and len(given["seconds"]) < 10:
+    if re.fullmatch("[0-9]{1,9}", str(given.get("seconds", ""))):
         given["seconds"] = int(given["seconds"])
     return fields["purpose"], parsed(Expiry, given, "expires_after").seconds
 
