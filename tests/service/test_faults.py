@@ -309,9 +309,8 @@ def test_a_body_above_its_limit_is_413_whether_it_is_declared_or_not(address: st
     headers = service.headers()
     large = b"x" * (MEBI + 100_000)
     form, kind = _multipart(_field(b"file", large, b'; filename="x"'), PURPOSE)
-    upload = service.ask(
-        "POST", "/v1/uploads", json={"filename": "x", "purpose": "fine-tune", "bytes": 5 * MEBI}
-    ).json()
+    wanted = {"filename": "x", "purpose": "fine-tune", "bytes": 5 * MEBI}
+    upload = service.ask("POST", "/v1/uploads", json=wanted).json()
     data, _ = _multipart(_field(b"data", large, b'; filename="x"'))
     asked: list[tuple[str, Any, dict[str, str]]] = [
         ("files", form, kind), (f"uploads/{upload['id']}/parts", data, kind), ("chat/completions", large, {}),
