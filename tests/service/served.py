@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import openai
+import psutil
 
 WORDS = ["fox", "apples", "river", "stone", "cloud", "lamp"]
 CHAT = [
@@ -72,8 +73,12 @@ def served(home: Path, models: Sequence[str], *options: str) -> Iterator[Served]
         address = re.search(r"http://[\d.:]+", said)
         key = re.search(r"tw-[\w-]{43}", said)
         assert address
+        family = psutil.Process(process.pid).children(recursive=True)
         yield Served(address[0], key[0] if key else "", said, process, home)
         process.terminate()
+        process.wait(90)
+        _, left = psutil.wait_procs(family, timeout=10)
+        assert not left, "the service leaves nothing behind"
 
 
 def ended(client: Any, job: Any, seconds: float = 180) -> Any:

@@ -47,7 +47,7 @@ def runs(tiny_base: Callable[..., str], tmp_path_factory: pytest.TempPathFactory
 def process(tmp_path: Path) -> Iterator[str]:
     place = str(tmp_path / "s")
     command = [sys.executable, "-m", "tunewright.service.inference", "--socket", place, "--device", "cpu"]
-    running = subprocess.Popen(command, stderr=subprocess.PIPE)
+    running = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE)
     try:
         until = time.monotonic() + 120
         while not Path(place).exists():

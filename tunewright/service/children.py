@@ -71,8 +71,8 @@ class Child:
             self._leaving.wait(wait)
 
 
-def when_told_to_leave(leave: Callable[[], None]) -> None:
-    """In a child, or by hand: call `leave` once when its input ends, or at SIGTERM or Ctrl-C."""
+def when_told_to_leave(leave: Callable[[], None], child: bool) -> None:
+    """Call `leave` once, at SIGTERM or Ctrl-C; in a child also when its input ends."""
     told = threading.Event()
 
     def once(*_: object) -> None:
@@ -87,5 +87,5 @@ def when_told_to_leave(leave: Callable[[], None]) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, once)
-    if not sys.stdin.isatty():
+    if child:
         threading.Thread(target=wait, daemon=True).start()

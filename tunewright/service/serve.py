@@ -14,7 +14,7 @@ from typing import Any
 from tunewright.errors import TunewrightError
 from tunewright.service.bases import find_bases
 from tunewright.service.bringing import Bringing
-from tunewright.service.children import Child
+from tunewright.service.children import Child, when_told_to_leave
 from tunewright.service.settings import Settings
 from tunewright.service.storage import Storage
 from tunewright.service.store import Store
@@ -118,4 +118,7 @@ def run(app: Any, listener: socket.socket) -> None:
     config = uvicorn.Config(
         app, log_config=None, access_log=False, timeout_graceful_shutdown=10, server_header=False, date_header=True
     )
-    uvicorn.Server(config).run(sockets=[listener])
+    server = uvicorn.Server(config)
+    # uvicorn raises what ended it once more when it is done: then there is still something to do here
+    when_told_to_leave(lambda: setattr(server, "should_exit", True), child=False)
+    server.run(sockets=[listener])

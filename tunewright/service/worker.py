@@ -113,7 +113,7 @@ def main() -> None:
     set_up()
     settings = inherited_settings()
     worker = Worker(open_parts(settings), settings.scratch, settings.lease)
-    when_told_to_leave(worker.leaving.set)
+    when_told_to_leave(worker.leaving.set, child=True)
     worker.work()
 
 

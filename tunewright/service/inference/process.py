@@ -23,6 +23,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from tunewright.service.children import when_told_to_leave
 from tunewright.service.errors import Refused
 from tunewright.service.inference.protocol import (
     Classify,
@@ -134,12 +135,14 @@ async def _lines(first: Piece | Usage, pieces: AsyncIterator[Piece | Usage]) -> 
 
 
 def serve(make: Callable[[], Engine], socket: str | None, port: int | None, token: str | None) -> None:
-    """Listen until the process is told to end. A socket is open to its owner alone."""
+    """Listen until the process is told to end, with a socket also by the end of its input. It is its owner's alone."""
     where: dict[str, Any] = {"uds": socket} if socket else {"host": "127.0.0.1", "port": port}
     config = uvicorn.Config(
         app_of(make, token), log_level="warning", timeout_graceful_shutdown=GRACE, access_log=False, **where
     )
-    asyncio.run(_Server(config, socket).serve())
+    server = _Server(config, socket)
+    when_told_to_leave(lambda: setattr(server, "should_exit", True), child=socket is not None)
+    asyncio.run(server.serve())
 
 
 class _Server(uvicorn.Server):
