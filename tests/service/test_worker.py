@@ -191,3 +191,36 @@ def test_a_full_storage_is_waited_for(machine: Machine, monkeypatch: pytest.Monk
         assert machine.parts.store.jobs.look(job.id).status is Status.RUNNING
         full.clear()
         assert machine.ended(job).status is Status.SUCCEEDED
+
+
+def test_a_job_waits_for_a_worker_that_has_its_base(
+    machine: Machine, tiny_base: Callable[..., str], tmp_path: Path
+) -> None:
+    other = Machine(tmp_path, "there", tiny_base("llama"))
+    del other.parts.bases["tiny"]  # type: ignore[attr-defined]
+    job = machine.job()
+    with other.work() as worker:
+        machine.until(job, lambda now: job.id in worker.lacking)
+        assert machine.until(job, lambda now: now.status is Status.QUEUED)
+    with machine.work():
+        assert machine.ended(job).status is Status.SUCCEEDED
+    said = [event.message for event in machine.parts.store.jobs.news("acme", job.id)]
+    assert sum("has no base" in message for message in said) == 1
+
+
+def test_files_that_kill_their_readers_fail_and_what_the_killed_left_is_removed(machine: Machine) -> None:
+    job = machine.job()
+    for number in range(4):
+        store = machine.parts.store
+        assert store.jobs.claim_validation("dies", 0.05)
+        left = machine.settings.scratch / f"{job.id}-files-{number + 1}"
+        left.mkdir(parents=True)
+        time.sleep(0.1)
+    with machine.work():
+        end = time.monotonic() + 60
+        while (now := store.jobs.look(job.id)).status is not Status.FAILED:
+            assert time.monotonic() < end
+            time.sleep(0.05)
+    assert now.error and now.error["code"] == "invalid_training_file" and "silent" in now.error["message"]
+    # the last claim might have been a worker's that lives
+    assert [path.name for path in machine.settings.scratch.iterdir()] == [f"{job.id}-files-4"]

@@ -149,7 +149,7 @@ def list_keys(home: Home = HOME, database: Database = None, as_json: AsJson = Fa
     found = _store(home, database).keys.list()
     rows = [[k.id, k.tenant, k.name, k.hint, "revoked" if k.revoked_at else ", ".join(sorted(k.scopes))] for k in found]
     if not as_json:
-        out().print(table(["id", "tenant", "name", "secret", "scopes"], rows))
+        out().print(table(["id", "tenant", "name", "secret", "scopes"], rows, fixed=["id"]))
     return {"keys": [{**vars(key), "scopes": sorted(key.scopes)} for key in found]}
 
 

@@ -94,7 +94,7 @@ class Attempt:
     def _bring(self) -> None:
         """Bring here what the run begins from, or goes on from."""
         job, spec, bringing = self.job, self.job.spec, self.bringing
-        self.base = bringing.base_of(job.tenant, spec.model)
+        self.base, self.start = bringing.below(job)
         if job.saved and not self._begun:
             bringing.state(job.saved, self.run.folder)
             self.saved = checkpoint.steps(self.run.folder / "checkpoints")[-1]
@@ -112,8 +112,7 @@ class Attempt:
         def lies(name: str) -> str:
             return str(self.bringing.model(self.job.tenant, name))
 
-        spec = self.job.spec
-        return make_recipe_for(spec, lies(spec.model), self.files, lies, self.run.folder)
+        return make_recipe_for(self.job.spec, self.start, self.files, lies, self.run.folder)
 
     def _rows(self, role: Role, id: str) -> str:
         shutil.rmtree(self.folder / role, ignore_errors=True)

@@ -21,6 +21,8 @@ def find_bases(folders: Iterable[Path]) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for folder in (Path(one).expanduser().absolute() for one in folders):
         here = [folder] if _is_model(folder) else sorted(path for path in folder.glob("*") if _is_model(path))
+        if not folder.is_dir():
+            raise BaseModelError(f"--models {folder}: there is no such folder.")
         if not here:
             raise BaseModelError(f"{folder} holds no model: it, or folders in it, need one of {', '.join(MARKS)}.")
         for path in here:

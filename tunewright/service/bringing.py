@@ -39,7 +39,23 @@ class Bringing:
             return name
         if not name.startswith("ft:"):
             raise missing("model", name, "model_not_found", "model")
-        return self.store.models.get(tenant, name).base
+        base = self.store.models.get(tenant, name).base
+        if base not in self.bases:
+            raise missing("base", f"{base} here any more, on which {name} lies", "model_not_found", "model")
+        return base
+
+    def below(self, job: Job) -> tuple[str, Path]:
+        """What a job begins from: the name of its base, and the folder of that or of a run on it, deleted or not.
+
+        Raises Refused (404) where this machine lacks the base.
+        """
+        name = job.spec.model
+        if name in self.bases:
+            return name, self.bases[name]
+        model = self.store.models.stored(name)
+        if model is None or model.base not in self.bases:
+            raise missing("base here for", name, "model_not_found", "model")
+        return model.base, self.run(model)
 
     def model(self, tenant: str, name: str) -> Path:
         """The folder of a base, or of the run of one of the tenant's models. Raises Refused (404)."""
@@ -52,13 +68,20 @@ class Bringing:
         """The run of a tuned model, which names the bases and models of this machine."""
         if model.base not in self.bases:
             raise missing("base", model.base, "model_not_found", "model")
-        folder = self.cache / hashlib.sha256(model.place.encode()).hexdigest()[:24]
+        folder = self._folder(model)
         if not folder.is_dir():
             below = self.store.jobs.look(model.job).spec.model
             if below not in self.bases and (earlier := self.store.models.stored(below)):
                 self.run(earlier)
             self.state(model.place, folder)
         return folder
+
+    def forget(self, model: TunedModel) -> None:
+        """Remove what this machine holds of a model that was deleted."""
+        shutil.rmtree(self._folder(model), ignore_errors=True)
+
+    def _folder(self, model: TunedModel) -> Path:
+        return self.cache / hashlib.sha256(model.place.encode()).hexdigest()[:24]
 
     def state(self, place: str, folder: Path) -> None:
         """A run as it lies in the storage. Another process may bring the same one at the same time."""

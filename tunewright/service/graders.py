@@ -21,9 +21,9 @@ Embed = Callable[[Sequence[str]], Any]
 
 TRIED = ("string_check", "text_similarity", "score_model", "multi")
 """The graders that are tried out. What else there is needs a run's own models, or a client's regular expression."""
-LONGEST = 10_000
+LONGEST = 4_000
 """Characters of an answer, or of a text that a template makes: how alike two texts are takes their lengths' product."""
-MOST_GRADERS = 16
+MOST_GRADERS = 8
 LONGEST_SCORE = 16
 ERRORS = (
     *("formula_parse_error", "sample_parse_error", "truncated_observation_error", "unresponsive_reward_error"),

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from tunewright.errors import RecipeError
 from tunewright.grading import Grader
 from tunewright.recipe import Recipe, make_recipe, referring
+from tunewright.service.bounds import refuse_excess
 from tunewright.service.entities import JobSpec
 from tunewright.service.errors import Refused
 
@@ -141,6 +142,7 @@ def refuse_foreign(grader: Any, where: str = "method.reinforcement.grader") -> N
         raise Refused(400, f"{where}: code of clients is not run here: there are no python graders.", param=where)
     for path in local_fields(grader, [Grader], where):
         raise Refused(400, f"{path} may not be set from afar: it names a place on the machine.", param=path)
+    refuse_excess(grader, where)
 
 
 def _types(document: Any, depth: int = DEEPEST) -> Iterator[Any]:
@@ -169,6 +171,7 @@ def refuse_untrusted(recipe: Mapping[str, Any]) -> None:
         if name in training:
             path = f"recipe.training.{name}"
             raise Refused(400, f"{path} may not be set from afar: it is for the machine's owner to say.", param=path)
+    refuse_excess(recipe)
 
 
 def local_fields(document: Any, kinds: Iterable[Any], where: str, depth: int = DEEPEST) -> Iterator[str]:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tunewright.errors import TunewrightError
+from tunewright.errors import OutputError, TunewrightError
 from tunewright.service.bases import find_bases
 from tunewright.service.bringing import Bringing
 from tunewright.service.children import Child, when_told_to_leave
@@ -26,7 +26,10 @@ TENANT = "default"
 
 def open_parts(settings: Settings) -> Bringing:
     """The database, the storage and the bases. Raises TunewrightError where one of them cannot be had."""
-    settings.place.mkdir(parents=True, exist_ok=True, mode=0o700)
+    try:
+        settings.place.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise OutputError(f"--home {settings.place} cannot be made: {error}. Name another folder.") from error
     bases = find_bases(settings.models)
     store = Store(settings.database_url)
     return Bringing(store, Storage(settings.storage_url), bases, settings.cache)
@@ -49,6 +52,7 @@ def listening(host: str, port: int) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
+        listener.listen(128)
     except OSError:
         listener.close()
         raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import socket
 import threading
@@ -14,8 +15,8 @@ from structlog import get_logger
 from tunewright.launch.apart import warm_up
 from tunewright.service.attempt import Attempt
 from tunewright.service.bringing import Bringing
-from tunewright.service.entities import Job, Status
-from tunewright.service.errors import Lost, Unavailable
+from tunewright.service.entities import Job, Note, Status
+from tunewright.service.errors import Lost, Refused, Unavailable
 from tunewright.service.ids import random_text
 from tunewright.service.lease import Lease
 from tunewright.service.store import Store
@@ -25,6 +26,10 @@ from tunewright.service.validation import faults
 log = get_logger()
 
 SECONDS_BETWEEN_LOOKS = 0.5
+SECONDS_BETWEEN_BEATS = 1.0
+"""A run learns by a heartbeat that it was cancelled or is to pause."""
+READINGS = 3
+"""So often a worker may fall silent over the files of a job before they are thought to be the cause."""
 
 
 class Worker:
@@ -40,15 +45,30 @@ class Worker:
         self.store: Store = bringing.store
         self.name = f"{socket.gethostname()}-{os.getpid()}-{random_text(4)}"
         self.leaving = threading.Event()
+        self.lacking: set[str] = set()
+        """Jobs whose base is not on this machine."""
 
     def work(self) -> None:
         """Work until `leaving` is set; a job that is under way is then saved and given back."""
         warm_up()
+        self._tidy()
         beside = threading.Thread(target=self._keep_looking, args=(self._validate_next,), daemon=True)
         beside.start()
         log.info("worker ready", worker=self.name)
         self._keep_looking(self._train_next)
         beside.join(self.lease)
+
+    def _tidy(self) -> None:
+        """Remove what workers of this machine that were killed have left."""
+        for folder in self.scratch.glob("ftjob-*") if self.scratch.is_dir() else ():
+            id, fence = re.fullmatch(r"(ftjob-\w+)-(?:files-)?(\d+)", folder.name).groups()  # type: ignore[union-attr]
+            try:
+                job = self.store.jobs.look(id)
+                held = not job.status.ended and job.fence == int(fence)
+            except Refused as error:
+                held = error.status >= 500
+            if not held:
+                shutil.rmtree(folder, ignore_errors=True)
 
     def _keep_looking(self, take: Callable[[], bool]) -> None:
         while not self.leaving.is_set():
@@ -67,16 +87,33 @@ class Worker:
                 self.leaving.wait(SECONDS_BETWEEN_LOOKS)
 
     def _train_next(self) -> bool:
-        job = self.store.jobs.claim(self.name, self.lease)
+        job = self.store.jobs.claim(self.name, self.lease, self.lacking)
         if job is None:
             return False
+        if not self._has_base_of(job):
+            return True
         folder = self.scratch / f"{job.id}-{job.fence}"
         log.info("job claimed", worker=self.name, job=job.id, fence=job.fence)
         try:
-            with Lease(self.store, job, self.lease, self.lease / 6) as lease:
+            with Lease(self.store, job, self.lease, min(SECONDS_BETWEEN_BEATS, self.lease / 6)) as lease:
                 Attempt(job, self.bringing, folder, lease).work(self.leaving.is_set)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+        return True
+
+    def _has_base_of(self, job: Job) -> bool:
+        """Whether this machine can run it. If not it is given back, for another one."""
+        try:
+            self.bringing.below(job)
+        except Refused as error:
+            if error.status != 404:
+                raise
+            log.warning("no base", worker=self.name, job=job.id, error=str(error))
+            self.lacking.add(job.id)
+            to = Status.PAUSED if job.status is Status.PAUSING else Status.QUEUED
+            said = Note("A worker has no base for this job: it waits for one that has.", "warn")
+            self.store.jobs.move(job.id, to, by=job.fence, event=said)
+            return False
         return True
 
     def _validate_next(self) -> bool:
@@ -92,6 +129,10 @@ class Worker:
         return True
 
     def _validate(self, job: Job, folder: Path) -> None:
+        if job.lost >= READINGS:
+            said = f"It could not be read: a worker fell silent over it {job.lost} times."
+            self.store.jobs.fail(job.id, job.fence, "invalid_training_file", said, "training_file")
+            return
         roles: dict[Role, str | None] = {"training": job.spec.training_file, "validation": job.spec.validation_file}
         for role, id in roles.items():
             if id is None:

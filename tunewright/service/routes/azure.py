@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter, FastAPI
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import Response
 
 from tunewright.service.auth import Caller
@@ -25,13 +25,17 @@ def include(app: FastAPI) -> None:
 
 
 @router.post("/{name:path}/chat/completions", response_model=None)
-async def chat(name: str, who: Caller = inference.MAY, body: Any = JsonBody, parts: State = Parts) -> Response:
-    return await inference.answer(parts, who, openai_chat.chat(body, name), inference.CHAT)
+async def chat(
+    request: Request, name: str, who: Caller = inference.MAY, body: Any = JsonBody, parts: State = Parts
+) -> Response:
+    return await inference.answer(request, parts, who, openai_chat.chat(body, name), inference.CHAT)
 
 
 @router.post("/{name:path}/completions", response_model=None)
-async def complete(name: str, who: Caller = inference.MAY, body: Any = JsonBody, parts: State = Parts) -> Response:
-    return await inference.answer(parts, who, openai_chat.completion(body, name), inference.COMPLETION)
+async def complete(
+    request: Request, name: str, who: Caller = inference.MAY, body: Any = JsonBody, parts: State = Parts
+) -> Response:
+    return await inference.answer(request, parts, who, openai_chat.completion(body, name), inference.COMPLETION)
 
 
 @router.post("/{name:path}/embeddings")

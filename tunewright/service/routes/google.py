@@ -53,19 +53,21 @@ def get_job(id: str, who: Caller = jobs.MAY, parts: State = Parts) -> dict[str, 
 
 @router.post("/tuningJobs/{id}:cancel")
 def cancel(id: str, who: Caller = jobs.MAY, parts: State = Parts) -> dict[str, Any]:
-    parts.audit(who, "jobs.cancel", id)
     parts.store.jobs.cancel(who.tenant, id)
+    parts.audit(who, "jobs.cancel", id)
     return {}
 
 
 @router.post("/{model:path}", openapi_extra=body_of(google_chat.Generate), response_model=None)
-async def generate(model: str, who: Caller = inference.MAY, body: Any = JsonBody, parts: State = Parts) -> Response:
+async def generate(
+    request: Request, model: str, who: Caller = inference.MAY, body: Any = JsonBody, parts: State = Parts
+) -> Response:
     """`{model}:generateContent` and `{model}:streamGenerateContent`."""
     name, _, method = model.rpartition(":")
     if method not in ("generateContent", "streamGenerateContent"):
         raise missing("method", method or model)
     asked = google_chat.generate(name, body, method == "streamGenerateContent")
-    return await inference.answer(parts, who, asked, CONTENT)
+    return await inference.answer(request, parts, who, asked, CONTENT)
 
 
 def _shown(parts: State, job: Job) -> dict[str, Any]:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import base64
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import Field
+from starlette.requests import ClientDisconnect
 from structlog import get_logger
 
 from tunewright.service.auth import Caller, caller
@@ -30,7 +31,13 @@ from tunewright.service.wire.chat import Answer, ChatRequest, Reply, Said
 router = APIRouter(tags=["Inference"])
 log = get_logger()
 
+Result = TypeVar("Result")
+
 MAY = caller("inference")
+MOST_ANSWERS = 128
+SECONDS_BETWEEN_LOOKS = 1.0
+MOST_PIXELS = 4 << 20
+"""Of all images of a request."""
 
 
 @dataclass(frozen=True)
@@ -76,24 +83,29 @@ COMPLETION = Form(
 
 
 @router.post("/chat/completions", openapi_extra=body_of(openai_chat.Chat), response_model=None)
-async def chat(who: Caller = MAY, body: Any = JsonBody, parts: State = Parts) -> Response:
+async def chat(request: Request, who: Caller = MAY, body: Any = JsonBody, parts: State = Parts) -> Response:
     """The answer to a conversation. A tuned model takes α in its name: `ft:…@0.6`."""
-    return await answer(parts, who, openai_chat.chat(body), CHAT)
+    return await answer(request, parts, who, openai_chat.chat(body), CHAT)
 
 
 @router.post("/completions", openapi_extra=body_of(openai_chat.Complete), response_model=None)
-async def complete(who: Caller = MAY, body: Any = JsonBody, parts: State = Parts) -> Response:
+async def complete(request: Request, who: Caller = MAY, body: Any = JsonBody, parts: State = Parts) -> Response:
     """The continuation of texts as they stand."""
-    return await answer(parts, who, openai_chat.completion(body), COMPLETION)
+    return await answer(request, parts, who, openai_chat.completion(body), COMPLETION)
 
 
-async def answer(parts: State, who: Caller, asked: ChatRequest, form: Form) -> Response:
+async def answer(request: Request, parts: State, who: Caller, asked: ChatRequest, form: Form) -> Response:
     """Answer whole, or piece by piece. What is refused is refused before the first byte of a stream."""
+    if (count := len(asked.prompts) * asked.sampling.n) > MOST_ANSWERS:
+        raise Refused(
+            400, f"prompt: {count} answers are more than {MOST_ANSWERS} at a time: ask in parts.", param="prompt"
+        )
     model = await run_in_threadpool(parts.model, who, asked.model, asked.alpha)
     reply = Reply(f"{form.kind}{random_text()}", int(time.time()), asked.named)
     said = _said(parts, model, asked)
     if not asked.stream:
-        answers, usage = await _collected(said, len(asked.prompts or [1]) * asked.sampling.n)
+        whole = _collected(said, len(asked.prompts or [1]) * asked.sampling.n)
+        answers, usage = await while_connected(request, whole)
         answers = [_calling(one) for one in answers] if asked.tools else answers
         return JSONResponse(form.whole(reply, answers, usage, asked.sampling.logprobs is not None))
     said = _held_back(said) if asked.tools else said
@@ -141,6 +153,18 @@ async def _together(each: Sequence[AsyncIterator[Piece | Usage]], n: int) -> Asy
     finally:
         for task in tasks:
             task.cancel()
+
+
+async def while_connected(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
+    """What the work gives. It ends when the client goes away: nobody would hear what it gives."""
+    task = asyncio.ensure_future(work)
+    try:
+        while not (await asyncio.wait({task}, timeout=SECONDS_BETWEEN_LOOKS))[0]:
+            if await request.is_disconnected():
+                raise ClientDisconnect
+        return task.result()
+    finally:
+        task.cancel()
 
 
 async def _collected(said: AsyncIterator[Piece | Usage], count: int) -> tuple[list[Answer], Usage]:
@@ -247,7 +271,7 @@ class DrawImages(Body):
     response_format: Literal["b64_json"] = "b64_json"
     output_format: Literal["png"] = "png"
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    steps: Annotated[int, Field(ge=1, le=1000)] = 30
+    steps: Annotated[int, Field(ge=1, le=150)] = 30
     guidance: Annotated[float, Field(ge=1, le=100)] = 7.5
     negative_prompt: str | None = None
     user: str | None = None
@@ -260,6 +284,8 @@ async def draw(who: Caller = MAY, body: Any = JsonBody, parts: State = Parts) ->
     name, alpha = split_alpha(asked.model)
     model = await run_in_threadpool(parts.model, who, name, alpha)
     size = None if asked.size == "auto" else (int(asked.size.split("x")[0]), int(asked.size.split("x")[1]))
+    if size and size[0] * size[1] * asked.n > MOST_PIXELS:
+        raise Refused(400, f"size: more than {MOST_PIXELS:,} pixels in all: ask in parts.", param="size")
     wanted = Draw(model, asked.prompt, asked.n, asked.seed, size, asked.steps, asked.guidance, asked.negative_prompt)
     images = await parts.engine.images(wanted)
     return {"created": int(time.time()), "data": [{"b64_json": base64.b64encode(one).decode()} for one in images]}

@@ -96,22 +96,25 @@ def get_job(id: str, who: Caller = MAY, parts: State = Parts) -> dict[str, Any]:
 @router.post("/jobs/{id}/cancel")
 def cancel_job(id: str, who: Caller = MAY, parts: State = Parts) -> dict[str, Any]:
     """At once; a run that is under way stops within a step."""
+    job = parts.store.jobs.cancel(who.tenant, id)
     parts.audit(who, "jobs.cancel", id)
-    return openai.job(parts.store.jobs.cancel(who.tenant, id))
+    return openai.job(job)
 
 
 @router.post("/jobs/{id}/pause")
 def pause_job(id: str, who: Caller = MAY, parts: State = Parts) -> dict[str, Any]:
     """A run that is under way stops within a step, with its state kept."""
+    job = parts.store.jobs.pause(who.tenant, id)
     parts.audit(who, "jobs.pause", id)
-    return openai.job(parts.store.jobs.pause(who.tenant, id))
+    return openai.job(job)
 
 
 @router.post("/jobs/{id}/resume")
 def resume_job(id: str, who: Caller = MAY, parts: State = Parts) -> dict[str, Any]:
     """Queue a paused job: it goes on where it stopped."""
+    job = parts.store.jobs.resume(who.tenant, id)
     parts.audit(who, "jobs.resume", id)
-    return openai.job(parts.store.jobs.resume(who.tenant, id))
+    return openai.job(job)
 
 
 @router.get("/jobs/{id}/events", response_model=None)

@@ -46,8 +46,9 @@ def create_key(who: Caller = MAY, body: Any = JsonBody, parts: State = Parts) ->
 
 @router.delete("/keys/{id}")
 def revoke_key(id: str, who: Caller = MAY, parts: State = Parts) -> dict[str, Any]:
+    revoked = parts.store.keys.revoke(who.tenant, id)
     parts.audit(who, "keys.revoke", id)
-    return _shown(parts.store.keys.revoke(who.tenant, id))
+    return _shown(revoked)
 
 
 @router.get("/audit")

@@ -33,7 +33,9 @@ def delete_model(name: str, who: Caller = MAY, parts: State = Parts) -> dict[str
     """A tuned model answers no more."""
     if name in parts.bringing.bases:
         raise Refused(403, f"{name} is a base of this service, and no model of yours.", "not_yours")
+    model = parts.store.models.get(who.tenant, name)
     parts.store.models.delete(who.tenant, name)
+    parts.bringing.forget(model)
     parts.audit(who, "models.delete", name)
     return openai.deleted("model", name)
 

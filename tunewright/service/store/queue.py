@@ -7,7 +7,7 @@ job still held. So a worker that was merely slow cannot write over what its succ
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Row, Select, and_, func, or_, select, update
@@ -28,15 +28,18 @@ class Queue:
     def __init__(self, database: Database) -> None:
         self.database = database
 
-    def claim(self, worker: str, seconds: float) -> Job | None:
+    def claim(self, worker: str, seconds: float, but: Collection[str] = ()) -> Job | None:
         """The next job to run, held by `worker` for so long; None where there is nothing to do.
 
         The tenant with the fewest running jobs comes first, of these the one that was served the longest ago, and
         within a tenant first the jobs whose worker fell silent (RUNNING, to go on from `saved`; or PAUSING, to be
         paused), then the queued ones by age. Workers that claim at the same instant do not wait for each other, and
         so may both count a tenant's jobs before either has begun one.
+
+        Args:
+            but: jobs that this worker cannot run.
         """
-        return self._claim(worker, seconds, [HELD, (Status.QUEUED,)])
+        return self._claim(worker, seconds, [HELD, (Status.QUEUED,)], but)
 
     def claim_validation(self, worker: str, seconds: float) -> Job | None:
         """The next job whose files are to be read, in the same order."""
@@ -52,10 +55,12 @@ class Queue:
             raise Lost(f"{id} is no longer held by claim {fence}.")
         return Status(status)
 
-    def _claim(self, worker: str, seconds: float, kinds: list[tuple[Status, ...]]) -> Job | None:
+    def _claim(
+        self, worker: str, seconds: float, kinds: list[tuple[Status, ...]], but: Collection[str] = ()
+    ) -> Job | None:
         with self.database.write() as connection:
             now = self.database.now(connection)
-            waiting = [ready(statuses, now) for statuses in kinds]
+            waiting = [and_(ready(statuses, now), jobs.c.id.not_in(but)) for statuses in kinds]
             busy = [status for statuses in kinds for status in statuses if status is not Status.QUEUED]
             for tenant in connection.execute(ranking(waiting, busy, now)):
                 for condition in waiting:
