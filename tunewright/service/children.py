@@ -5,8 +5,10 @@ The input of a child ends also when this process is killed, so that none is ever
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -80,12 +82,22 @@ def when_told_to_leave(leave: Callable[[], None]) -> None:
             told.set()
             leave()
 
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, once)
+    when_input_ends(once)
+
+
+def when_input_ends(leave: Callable[[], None]) -> None:
+    """In a child: call `leave`, in a thread, when the pipe ends by which its parent holds it.
+
+    By hand, or under systemd or in a container, where the input is a terminal or /dev/null, nothing is waited for.
+    """
+
     def wait() -> None:
         while os.read(0, 4096):
             pass
-        once()
+        leave()
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, once)
-    if not sys.stdin.isatty():
-        threading.Thread(target=wait, daemon=True).start()
+    with contextlib.suppress(OSError):  # it has no input at all
+        if stat.S_ISFIFO(os.fstat(0).st_mode):
+            threading.Thread(target=wait, daemon=True).start()

@@ -23,6 +23,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from tunewright.service.children import when_input_ends
 from tunewright.service.errors import Refused
 from tunewright.service.inference.protocol import (
     Classify,
@@ -134,7 +135,7 @@ async def _lines(first: Piece | Usage, pieces: AsyncIterator[Piece | Usage]) -> 
 
 
 def serve(make: Callable[[], Engine], socket: str | None, port: int | None, token: str | None) -> None:
-    """Listen until the process is told to end. A socket is open to its owner alone."""
+    """Listen until the process is told to end, or its parent has. A socket is open to its owner alone."""
     where: dict[str, Any] = {"uds": socket} if socket else {"host": "127.0.0.1", "port": port}
     config = uvicorn.Config(
         app_of(make, token), log_level="warning", timeout_graceful_shutdown=GRACE, access_log=False, **where
@@ -146,6 +147,10 @@ class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, socket: str | None) -> None:
         super().__init__(config)
         self._socket = socket
+        when_input_ends(self._leave)
+
+    def _leave(self) -> None:
+        self.should_exit = True
 
     async def startup(self, sockets: Any = None) -> None:
         before = os.umask(0o177)
