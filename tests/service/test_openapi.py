@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from typing import Any
 
 import hypothesis
@@ -63,12 +64,17 @@ def test_nothing_that_is_asked_by_the_document_is_a_5xx(
         @hypothesis.given(case=operation.as_strategy(generation_mode=mode))
         def ask(case: Any) -> None:
             for name, value in case.path_parameters.items():
-                if len(str(value)) % 2:
-                    case.path_parameters[name] = fitting[len(str(case.body)) % len(fitting)]
+                if (chosen := zlib.crc32(str(value).encode())) % 2:
+                    case.path_parameters[name] = fitting[chosen // 2 % len(fitting)]
+            if isinstance(case.body, dict) and zlib.crc32(repr(case.body).encode()) % 2:
+                known = {"model": "tiny", "training_file": things["file"], "baseModel": things["model"]}
+                case.body.update({name: value for name, value in known.items() if name in case.body})
             case.call_and_validate(headers=service.headers(), checks=CHECKS)
 
         try:
             ask()
-        except (ExceptionGroup, AssertionError) as error:
+        except hypothesis.errors.Unsatisfiable:
+            continue  # there is no wrong way to ask for it
+        except (BaseExceptionGroup, AssertionError) as error:
             failures.append(f"{operation.label}: {error}")
     assert not failures, "\n\n".join(failures)

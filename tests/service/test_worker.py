@@ -132,6 +132,7 @@ def test_what_was_killed_paused_or_given_back_ends_with_the_same_weights_on_anot
     assert other.parts.store.jobs.look(paused.id).status is Status.QUEUED, "a worker that leaves gives back"
     with machine.work():
         assert machine.weights(machine.ended(paused)) == expected
+    assert not list(machine.settings.scratch.iterdir()), "what the killed worker left is gone"
     steps = [
         event.data["step"] for event in machine.parts.store.jobs.news("acme", paused.id) if event.type == "metrics"
     ]

@@ -16,8 +16,7 @@ from tunewright.service.entities import Key
 from tunewright.service.errors import Refused
 from tunewright.service.store import Store
 
-
-BEARER = HTTPBearer(auto_error=False, description="A key of this service: tw-…")
+BEARER: Any = Security(HTTPBearer(auto_error=False, description="A key of this service: tw-…"))
 """Only so that the OpenAPI document says it."""
 
 
@@ -70,7 +69,7 @@ def secret_of(request: Request) -> str | None:
 def caller(scope: str) -> Any:
     """Who asks, as a dependency of a route. Raises Refused: 401 without a key that holds, 403 without the scope."""
 
-    def check(request: Request, _: Any = Security(BEARER)) -> Caller:
+    def check(request: Request, _: Any = BEARER) -> Caller:
         store: Store = request.app.state.store
         secret = secret_of(request)
         key = store.keys.by_secret(secret) if secret else None
