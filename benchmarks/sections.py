@@ -14,4 +14,5 @@ def write_section(path: Path, name: str, text: str) -> None:
     head, *others = re.split(r"^## ", document, flags=re.MULTILINE)
     sections = dict(one.split("\n", 1) for one in others)
     sections[name] = f"\n{text.strip()}\n\n"
-    path.write_text(head.strip() + "\n\n" + "".join(f"## {n}\n{t}" for n, t in sections.items()).strip() + "\n", "utf-8")
+    joined = "".join(f"## {title}\n{body}" for title, body in sections.items())
+    path.write_text(f"{head.strip()}\n\n{joined.strip()}\n", encoding="utf-8")
