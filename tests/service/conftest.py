@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,44 +9,20 @@ from typing import Any
 import pytest
 from sqlalchemy import create_engine
 
+from tests.service.postgresql import binaries, server
 from tunewright.service.ids import random_text
 from tunewright.service.store import Store
 
 DATABASES = ("sqlite", "postgresql")
 
 
-def postgresql_binaries() -> Path | None:
-    found = shutil.which("pg_ctl")
-    places = [Path(found).parent] if found else []
-    return next(iter(places + sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)), None)
-
-
 @pytest.fixture(scope="session")
 def postgresql() -> Iterator[str]:
     """The address of a server on a socket in a temporary folder."""
-    binaries = postgresql_binaries()
-    if binaries is None:
+    if binaries() is None:
         pytest.skip("PostgreSQL is not installed (pg_ctl is not on the PATH)")
-    # a socket's path may have about a hundred characters: not in pytest's folder
-    folder = Path(tempfile.mkdtemp(prefix="tw-pg-"))
-    user: dict[str, Any] = {}
-    if os.geteuid() == 0:  # the server refuses to be root
-        shutil.chown(folder, "nobody")
-        user = {"user": "nobody", "group": os.stat(folder).st_gid, "extra_groups": []}
-
-    def call(program: str, *arguments: str) -> None:
-        done = subprocess.run([binaries / program, *arguments], capture_output=True, text=True, cwd=folder, **user)
-        assert done.returncode == 0, done.stdout + done.stderr
-
-    data = str(folder / "data")
-    options = f"-k {folder} -c listen_addresses= -c fsync=off -c max_connections=200"
-    try:
-        call("initdb", "-D", data, "-A", "trust", "-U", "tunewright", "-E", "UTF8", "--locale=C", "--no-sync")
-        call("pg_ctl", "-D", data, "-w", "-l", str(folder / "log"), "-o", options, "start")
-        yield f"postgresql://tunewright@/postgres?host={folder}"
-        call("pg_ctl", "-D", data, "-w", "-m", "immediate", "stop")
-    finally:
-        shutil.rmtree(folder)
+    with server() as running:
+        yield running.url
 
 
 @pytest.fixture(params=DATABASES)
@@ -59,11 +31,11 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str
     if request.param == "sqlite":
         yield f"sqlite:///{tmp_path}/tunewright.db"
         return
-    server, schema = request.getfixturevalue("postgresql"), f"t{random_text(12).lower()}"
-    engine = create_engine(server.replace("://", "+psycopg://"), isolation_level="AUTOCOMMIT")
+    address, schema = request.getfixturevalue("postgresql"), f"t{random_text(12).lower()}"
+    engine = create_engine(address.replace("://", "+psycopg://"), isolation_level="AUTOCOMMIT")
     with engine.connect() as connection:
         connection.exec_driver_sql(f"CREATE SCHEMA {schema}")
-        yield f"{server}&options=-csearch_path%3D{schema}"
+        yield f"{address}&options=-csearch_path%3D{schema}"
         connection.exec_driver_sql(f"DROP SCHEMA {schema} CASCADE")
     engine.dispose()
 

@@ -408,7 +408,7 @@ def test_hostile_contents_fail_the_job_and_not_the_worker(tmp_path: Path, conten
     failed = service.ask("GET", f"/v1/fine_tuning/jobs/{job['id']}").json()
     assert failed["status"] == "failed" and failed["error"]["code"].startswith("invalid_"), failed
     assert str(tmp_path) not in json.dumps(failed) and len(failed["error"]["message"]) < 5000
-    assert not list((tmp_path / "scratch").iterdir()), "what was unpacked is gone"
+    assert not list(working.scratch.iterdir()), "what was unpacked is gone"
 
 
 # Much of it

@@ -115,7 +115,7 @@ def worker(
     set_up()
     settings = _settings(home, database, storage, models, lease)
     working = Worker(open_parts(settings), settings.scratch, settings.lease)
-    when_told_to_leave(working.leaving.set, child=False)
+    when_told_to_leave(working.leaving.set)
     working.work()
     return {}
 

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import structlog
 from fastapi import FastAPI, Request
@@ -40,6 +41,13 @@ SAFE = {
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
 }
 
+REFUSAL = {"application/json": {"schema": {"type": "object", "required": ["error"], "properties": {"error": {
+    "type": "object", "required": ["message"], "properties": {"message": {"type": "string"}}}}}}}  # fmt: skip
+ERRORS: dict[int | str, dict[str, Any]] = {
+    "4XX": {"description": "What is asked cannot be done, and why.", "content": REFUSAL},
+    "503": {"description": "Not just now: ask again.", "content": REFUSAL},
+}
+
 
 def make_app(bringing: Bringing, engine: Engine, settings: Settings) -> FastAPI:
     """The service over a store, a storage and an engine."""
@@ -52,7 +60,9 @@ def make_app(bringing: Bringing, engine: Engine, settings: Settings) -> FastAPI:
         over.set()
         await engine.close()
 
-    app = FastAPI(title="Tunewright", version=__version__, docs_url=None, redoc_url=None, lifespan=life)
+    app = FastAPI(
+        title="Tunewright", version=__version__, docs_url=None, redoc_url=None, lifespan=life, responses=ERRORS
+    )
     app.state.store, app.state.storage, app.state.bringing = bringing.store, bringing.storage, bringing
     app.state.engine, app.state.settings = engine, settings
     app.state.rates = Rates(settings.limits.requests_per_minute)

@@ -9,11 +9,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from fastapi import Depends, Request
+from fastapi import Depends, Request, Security
+from fastapi.security import HTTPBearer
 
 from tunewright.service.entities import Key
 from tunewright.service.errors import Refused
 from tunewright.service.store import Store
+
+BEARER: Any = Security(HTTPBearer(auto_error=False, description="A key of this service: tw-…"))
+"""Only so that the OpenAPI document says it."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,7 @@ def secret_of(request: Request) -> str | None:
 def caller(scope: str) -> Any:
     """Who asks, as a dependency of a route. Raises Refused: 401 without a key that holds, 403 without the scope."""
 
-    def check(request: Request) -> Caller:
+    def check(request: Request, _: Any = BEARER) -> Caller:
         store: Store = request.app.state.store
         secret = secret_of(request)
         key = store.keys.by_secret(secret) if secret else None

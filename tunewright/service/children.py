@@ -5,8 +5,10 @@ The input of a child ends also when this process is killed, so that none is ever
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -71,8 +73,8 @@ class Child:
             self._leaving.wait(wait)
 
 
-def when_told_to_leave(leave: Callable[[], None], child: bool) -> None:
-    """Call `leave` once, at SIGTERM or Ctrl-C; in a child also when its input ends."""
+def at_signals(leave: Callable[[], None]) -> None:
+    """Call `leave` once, at SIGTERM or Ctrl-C."""
     told = threading.Event()
 
     def once(*_: object) -> None:
@@ -80,12 +82,22 @@ def when_told_to_leave(leave: Callable[[], None], child: bool) -> None:
             told.set()
             leave()
 
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, once)
+
+
+def when_told_to_leave(leave: Callable[[], None]) -> None:
+    """Call `leave` at SIGTERM or Ctrl-C, and, in a child, when the pipe ends by which its parent holds it.
+
+    By hand, or under systemd or in a container, where the input is a terminal or /dev/null, it is not waited for.
+    """
+
     def wait() -> None:
         while os.read(0, 4096):
             pass
-        once()
+        leave()
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, once)
-    if child:
-        threading.Thread(target=wait, daemon=True).start()
+    at_signals(leave)
+    with contextlib.suppress(OSError):  # it has no input at all
+        if stat.S_ISFIFO(os.fstat(0).st_mode):
+            threading.Thread(target=wait, daemon=True).start()

@@ -14,7 +14,7 @@ from typing import Any
 from tunewright.errors import OutputError, TunewrightError
 from tunewright.service.bases import find_bases
 from tunewright.service.bringing import Bringing
-from tunewright.service.children import Child, when_told_to_leave
+from tunewright.service.children import Child, at_signals
 from tunewright.service.settings import Settings
 from tunewright.service.storage import Storage
 from tunewright.service.store import Store
@@ -124,5 +124,5 @@ def run(app: Any, listener: socket.socket) -> None:
     )
     server = uvicorn.Server(config)
     # uvicorn raises what ended it once more when it is done: then there is still something to do here
-    when_told_to_leave(lambda: setattr(server, "should_exit", True), child=False)
+    at_signals(lambda: setattr(server, "should_exit", True))
     server.run(sockets=[listener])

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
-import re
 import shutil
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from structlog import get_logger
@@ -41,34 +42,26 @@ class Worker:
     """
 
     def __init__(self, bringing: Bringing, scratch: Path, lease: float = 30.0) -> None:
-        self.bringing, self.scratch, self.lease = bringing, scratch, lease
+        self.bringing, self.lease = bringing, lease
         self.store: Store = bringing.store
         self.name = f"{socket.gethostname()}-{os.getpid()}-{random_text(4)}"
+        self.scratch = scratch / self.name
         self.leaving = threading.Event()
         self.lacking: set[str] = set()
         """Jobs whose base is not on this machine."""
 
     def work(self) -> None:
         """Work until `leaving` is set; a job that is under way is then saved and given back."""
+        with own(self.scratch):
+            self._work()
+
+    def _work(self) -> None:
         warm_up()
-        self._tidy()
         beside = threading.Thread(target=self._keep_looking, args=(self._validate_next,), daemon=True)
         beside.start()
         log.info("worker ready", worker=self.name)
         self._keep_looking(self._train_next)
         beside.join(self.lease)
-
-    def _tidy(self) -> None:
-        """Remove what workers of this machine that were killed have left."""
-        for folder in self.scratch.glob("ftjob-*") if self.scratch.is_dir() else ():
-            id, fence = re.fullmatch(r"(ftjob-\w+)-(?:files-)?(\d+)", folder.name).groups()  # type: ignore[union-attr]
-            try:
-                job = self.store.jobs.look(id)
-                held = not job.status.ended and job.fence == int(fence)
-            except Refused as error:
-                held = error.status >= 500
-            if not held:
-                shutil.rmtree(folder, ignore_errors=True)
 
     def _keep_looking(self, take: Callable[[], bool]) -> None:
         while not self.leaving.is_set():
@@ -145,6 +138,29 @@ class Worker:
         self.store.jobs.move(job.id, Status.QUEUED, by=job.fence, event="The files are sound; the job is queued.")
 
 
+@contextmanager
+def own(folder: Path) -> Iterator[None]:
+    """Inside, a folder beside those of other workers, of which those that were killed left theirs: these are deleted.
+
+    Who lives holds a lock beside its folder.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    for path in folder.parent.glob("*.lock"):
+        with suppress(OSError), path.open("w") as other:
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(path.with_suffix(""), ignore_errors=True)
+            path.unlink()
+    mine = folder.with_name(f"{folder.name}.lock")
+    with mine.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        folder.mkdir()
+        try:
+            yield
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+            mine.unlink(missing_ok=True)
+
+
 def main() -> None:
     """Work with the settings of the process that started this one."""
     from tunewright.service.children import when_told_to_leave
@@ -154,7 +170,7 @@ def main() -> None:
     set_up()
     settings = inherited_settings()
     worker = Worker(open_parts(settings), settings.scratch, settings.lease)
-    when_told_to_leave(worker.leaving.set, child=True)
+    when_told_to_leave(worker.leaving.set)
     worker.work()
 
 

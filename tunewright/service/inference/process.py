@@ -141,7 +141,7 @@ def serve(make: Callable[[], Engine], socket: str | None, port: int | None, toke
         app_of(make, token), log_level="warning", timeout_graceful_shutdown=GRACE, access_log=False, **where
     )
     server = _Server(config, socket)
-    when_told_to_leave(lambda: setattr(server, "should_exit", True), child=socket is not None)
+    when_told_to_leave(lambda: setattr(server, "should_exit", True))
     asyncio.run(server.serve())
 
 

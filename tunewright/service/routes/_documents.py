@@ -19,6 +19,14 @@ def body_of(kind: type[BaseModel]) -> dict[str, Any]:
     }
 
 
+def answering(*kinds: str) -> dict[int | str, dict[str, Any]]:
+    """What a route answers with, where that is not JSON, or not always: `responses` of the route."""
+    return {200: {"content": {kind: {"schema": {}} for kind in kinds}}}
+
+
+STREAMED = answering("application/json", "text/event-stream")
+
+
 def _inlined(value: Any, definitions: dict[str, Any]) -> Any:
     """A schema with what it refers to in its place: no schema here refers to itself."""
     if isinstance(value, list):

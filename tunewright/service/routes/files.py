@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any, BinaryIO
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 from starlette.datastructures import UploadFile
@@ -14,7 +14,7 @@ from tunewright.service.auth import Caller, caller
 from tunewright.service.body import JsonBody, TooLarge, refuse_too_large
 from tunewright.service.entities import File, Part
 from tunewright.service.errors import Refused
-from tunewright.service.routes._documents import body_of, listing
+from tunewright.service.routes._documents import answering, body_of, listing
 from tunewright.service.routes._state import Parts, State
 from tunewright.service.storage import CHUNK
 from tunewright.service.wire import openai, openai_files
@@ -81,7 +81,7 @@ def delete_file(id: str, who: Caller = MAY, parts: State = Parts) -> dict[str, A
     return openai.deleted("file", id)
 
 
-@router.get("/files/{id}/content")
+@router.get("/files/{id}/content", response_class=Response, responses=answering("application/octet-stream"))
 def get_content(id: str, who: Caller = MAY, parts: State = Parts) -> StreamingResponse:
     kept = parts.store.files.get(who.tenant, id)
     headers = {"Content-Length": str(kept.bytes), "Content-Disposition": "attachment"}

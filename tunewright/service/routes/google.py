@@ -13,7 +13,7 @@ from tunewright.service.entities import Job
 from tunewright.service.errors import missing
 from tunewright.service.inference.protocol import Piece
 from tunewright.service.routes import inference, jobs
-from tunewright.service.routes._documents import body_of
+from tunewright.service.routes._documents import STREAMED, body_of
 from tunewright.service.routes._state import Parts, State
 from tunewright.service.wire import google, google_chat
 from tunewright.service.wire.chat import Reply
@@ -58,7 +58,7 @@ def cancel(id: str, who: Caller = jobs.MAY, parts: State = Parts) -> dict[str, A
     return {}
 
 
-@router.post("/{model:path}", openapi_extra=body_of(google_chat.Generate), response_model=None)
+@router.post("/{model:path}", openapi_extra=body_of(google_chat.Generate), response_model=None, responses=STREAMED)
 async def generate(
     request: Request, model: str, who: Caller = inference.MAY, body: Any = JsonBody, parts: State = Parts
 ) -> Response:

@@ -21,7 +21,7 @@ from tunewright.service.body import JsonBody
 from tunewright.service.errors import Refused
 from tunewright.service.ids import random_text
 from tunewright.service.inference.protocol import Classify, Draw, Embed, Generate, ModelRef, Piece, Usage
-from tunewright.service.routes._documents import body_of
+from tunewright.service.routes._documents import STREAMED, body_of
 from tunewright.service.routes._state import Parts, State
 from tunewright.service.tool_calls import taken_out
 from tunewright.service.wire import openai_chat
@@ -82,13 +82,13 @@ COMPLETION = Form(
 )
 
 
-@router.post("/chat/completions", openapi_extra=body_of(openai_chat.Chat), response_model=None)
+@router.post("/chat/completions", openapi_extra=body_of(openai_chat.Chat), response_model=None, responses=STREAMED)
 async def chat(request: Request, who: Caller = MAY, body: Any = JsonBody, parts: State = Parts) -> Response:
     """The answer to a conversation. A tuned model takes α in its name: `ft:…@0.6`."""
     return await answer(request, parts, who, openai_chat.chat(body), CHAT)
 
 
-@router.post("/completions", openapi_extra=body_of(openai_chat.Complete), response_model=None)
+@router.post("/completions", openapi_extra=body_of(openai_chat.Complete), response_model=None, responses=STREAMED)
 async def complete(request: Request, who: Caller = MAY, body: Any = JsonBody, parts: State = Parts) -> Response:
     """The continuation of texts as they stand."""
     return await answer(request, parts, who, openai_chat.completion(body), COMPLETION)

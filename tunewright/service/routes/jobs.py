@@ -20,7 +20,7 @@ from tunewright.service.body import JsonBody
 from tunewright.service.entities import File, Job, JobSpec
 from tunewright.service.errors import Refused
 from tunewright.service.recipes import check
-from tunewright.service.routes._documents import body_of, listing
+from tunewright.service.routes._documents import STREAMED, answering, body_of, listing
 from tunewright.service.routes._state import Parts, State
 from tunewright.service.settings import MEBI
 from tunewright.service.storage import CHUNK
@@ -117,7 +117,7 @@ def resume_job(id: str, who: Caller = MAY, parts: State = Parts) -> dict[str, An
     return openai.job(job)
 
 
-@router.get("/jobs/{id}/events", response_model=None)
+@router.get("/jobs/{id}/events", response_model=None, responses=STREAMED)
 def list_events(
     id: str, who: Caller = MAY, parts: State = Parts, asked: ListQuery = EVENTS, stream: bool = False
 ) -> Response:
@@ -152,7 +152,7 @@ def list_checkpoints(id: str, who: Caller = MAY, parts: State = Parts, asked: Li
     return openai.page([openai.checkpoint(one) for one in found], more)
 
 
-@router.get("/jobs/{id}/report")
+@router.get("/jobs/{id}/report", response_class=Response, responses=answering("text/html"))
 def get_report(id: str, who: Caller = MAY, parts: State = Parts) -> StreamingResponse:
     """What the run says of itself: curves, and the tuned model beside the base."""
     job = parts.store.jobs.get(who.tenant, id)

@@ -10,6 +10,7 @@ from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from tunewright.service.errors import Refused
+from tunewright.service.routes._documents import answering
 
 router = APIRouter(tags=["Operations"])
 
@@ -32,6 +33,6 @@ async def ready(request: Request) -> JSONResponse:
     return JSONResponse(found, 200 if set(found.values()) == {"ok"} else 503)
 
 
-@router.get("/metrics")
+@router.get("/metrics", response_class=Response, responses=answering("text/plain"))
 def numbers(request: Request) -> Response:
     return Response(request.app.state.metrics.text(), media_type=CONTENT_TYPE_LATEST)
