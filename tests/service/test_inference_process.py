@@ -123,7 +123,9 @@ def test_a_port_asks_for_its_token(tiny_base: Callable[..., str]) -> None:
         main(["--port", "0"])
 
 
-def test_a_process_that_is_not_there(tmp_path: Path) -> None:
+def test_a_process_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tunewright.service.inference.client.STARTING", 0.5)
+
     async def ask() -> None:
         client = Client(socket=str(tmp_path / "none"))
         assert not await client.healthy()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -76,8 +77,14 @@ def serve(
         raise RecipeError(f"Port {port} of {host} cannot be had: {error}. Give another --port.") from error
     if host not in ("127.0.0.1", "localhost", "::1"):
         say(f"Anybody who reaches {host} can knock: put TLS in front of it (docs/deploy.md).", style="yellow")
-    with beside(settings, workers, engine, memory * 1e9, device) as answering:
-        _greet(f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{listener.getsockname()[1]}", parts)
+    address = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{listener.getsockname()[1]}"
+    with beside(settings, workers, engine, memory * 1e9, device) as (answering, ready):
+
+        def greet() -> None:
+            ready()
+            _greet(address, parts)
+
+        threading.Thread(target=greet, daemon=True).start()
         run(make_app(parts, answering, settings), listener)
     return {}
 

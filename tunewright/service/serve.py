@@ -8,6 +8,7 @@ import socket
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ def listening(host: str, port: int) -> socket.socket:
 
 @contextlib.contextmanager
 def beside(settings: Settings, workers: int, engine: str | None, memory: float, device: str) -> Iterator[Any]:
-    """Inside, workers and the process that answers run; gives the engine.
+    """Inside, workers and the process that answers run; gives the engine, and what waits until it is there.
 
     Args:
         engine: None, or `vllm=URL`: models answer there.
@@ -85,9 +86,7 @@ def beside(settings: Settings, workers: int, engine: str | None, memory: float, 
         for child in children:
             child.start()
         try:
-            if engine is None:
-                _wait_for(path)
-            yield answering
+            yield answering, partial(_wait_for, path) if engine is None else lambda: None
         finally:
             for child in children:
                 child.leave()
@@ -105,8 +104,8 @@ def _base_at(url: str) -> str:
 
 
 def _wait_for(path: str) -> None:
-    """Until a process listens at this socket, or a minute is over: then clients are told that it is not there yet."""
-    end = time.monotonic() + 60
+    """Until a process listens at this socket, or five minutes are over."""
+    end = time.monotonic() + 300
     with contextlib.closing(socket.socket(socket.AF_UNIX)) as probe:
         while time.monotonic() < end:
             with contextlib.suppress(OSError):

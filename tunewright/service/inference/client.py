@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -28,6 +30,8 @@ from tunewright.service.inference.protocol import (
 
 CONNECT = 5.0
 """Seconds to reach the process; an answer may take as long as it takes."""
+STARTING = 60.0
+"""Seconds for which a process that is being started is waited for."""
 
 
 class Client:
@@ -40,6 +44,7 @@ class Client:
 
     def __init__(self, socket: str | None = None, url: str | None = None, token: str | None = None) -> None:
         assert (socket is None) != (url is None), "a socket or a url"
+        self._socket = socket
         self._http = httpx.AsyncClient(
             transport=httpx.AsyncHTTPTransport(uds=socket, limits=httpx.Limits(max_connections=None)),
             base_url=url or "http://inference",
@@ -49,6 +54,7 @@ class Client:
 
     async def generate(self, asked: Generate) -> AsyncIterator[Piece | Usage]:
         ended = False
+        await self._there()
         async with _reaching(), self._http.stream("POST", "/generate", content=write(asked)) as response:
             if response.is_error:
                 await response.aread()
@@ -90,7 +96,20 @@ class Client:
     async def close(self) -> None:
         await self._http.aclose()
 
+    async def _there(self) -> None:
+        """Until the process is there, which is started again where it has ended; at most so long."""
+        end = time.monotonic() + STARTING
+        while self._socket and time.monotonic() < end:
+            try:
+                _, writer = await asyncio.open_unix_connection(self._socket)
+            except (FileNotFoundError, ConnectionRefusedError):
+                await asyncio.sleep(0.2)
+            else:
+                writer.close()
+                return
+
     async def _post(self, path: str, body: bytes) -> Any:
+        await self._there()
         async with _reaching():
             response = await self._http.post(path, content=body)
         if response.is_error:
@@ -100,12 +119,12 @@ class Client:
 
 @asynccontextmanager
 async def _reaching() -> AsyncIterator[None]:
-    """Inside, a process that cannot be reached, or goes away, is a 503, after which clients ask again."""
+    """Inside, a process that goes away is a 503, after which clients ask again."""
     try:
         yield
     except httpx.HTTPError as error:
         raise Refused(
-            503, "The process that answers cannot be reached. Ask again in a moment.", headers={"Retry-After": "2"}
+            503, "The process that answers cannot be reached. Ask again in a moment.", headers={"Retry-After": "10"}
         ) from error
 
 
