@@ -18,6 +18,7 @@ from tunewright.artifacts.interpolate import load
 from tunewright.service.errors import Refused
 from tunewright.service.inference.models import Models, Ready
 from tunewright.service.inference.protocol import ModelRef
+from tunewright.tasks._pretrained import load_tokenizer
 
 ALPHAS = (0.0, 0.35, 1.0)
 TOKENS = 9
@@ -100,6 +101,26 @@ def test_other_architectures(kind: str, tiny_base: Callable[..., str], tmp_path:
         assert_same(found[i], alone(made[n], alpha, ids(3))[i])
 
 
+@pytest.mark.parametrize("kind", ["llama", "gemma3"])
+def test_rows_of_tokens_train_beside(kind: str, tiny_base: Callable[..., str], tmp_path: Path) -> None:
+    """A table and a head of their own, and one weight for both, which Gemma scales where it is the table."""
+    base = tiny_base(kind)
+    names = load_tokenizer(base).convert_ids_to_tokens([31, 77, 140])
+    made = [
+        train(base, tmp_path / str(i), "lora", data={"special_tokens": names[i : i + 2]}, training={"seed": i})
+        for i in (0, 1)
+    ]
+    made.append(train(str(made[0]), tmp_path / "stacked", "lora+", data={"special_tokens": names[1:]}))
+    ids_BT = ids(1)
+    ids_BT[0, 2:5] = torch.tensor([31, 77, 140])
+    models = in_memory()
+    points = [*itertools.product(made, ALPHAS)]
+    readies = [models.take(tuned(base, run, alpha)) for run, alpha in points]
+    readies.append(models.take(ModelRef("base", base)))
+    found = together(readies, ids_BT.expand(len(readies), -1))
+    assert_same(found, torch.stack([alone(run, alpha, ids_BT)[0] for run, alpha in [*points, (base, 1.0)]]))
+
+
 @pytest.mark.parametrize("method", ["full", "freeze", "dora", "along", "adapter", "ia3", "prompt"])
 def test_all_others_are_models_of_their_own(method: str, tiny_base: Callable[..., str], tmp_path: Path) -> None:
     base = tiny_base("llama")
@@ -147,8 +168,8 @@ def test_loras_that_were_used_stay_side_by_side_while_there_is_room(
     widths = []
     for ready in (one, two, one, three, one):
         assert_same(together([ready], ids(1)), alone(ready.ref.run_folder or "", 1.0, ids(1)))
-        widths.append(max(len(A) for A, _, _ in bank.route([ready.terms]).values()))
+        widths.append(max(len(B) for *_, B in bank.route([ready.terms]).values()))
     assert widths == [4, 8, 8, 7, 7]
     bank.forget(one.terms[0][0])
     together([two, three], ids(2))
-    assert max(len(A) for A, _, _ in bank.route([two.terms, three.terms]).values()) == 7
+    assert max(len(B) for *_, B in bank.route([two.terms, three.terms]).values()) == 7

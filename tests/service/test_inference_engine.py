@@ -158,13 +158,20 @@ def test_it_says_what_tunewright_says(tiny_base: Callable[..., str], tmp_path: P
     assert with_engine(tell) == [tw.chat(continued, "the fox ", max_new_tokens=9)]
 
 
-def test_stories_go_on_from_their_beginning(shared: Path) -> None:
+def test_stories_go_on_from_their_beginning(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The text joins the prompt's, spaces included; and it ends before a stop text, wherever tokens lie."""
     model = ModelRef("stories", str(shared / "models/stories260k"))
     beginning = "Once upon a time, there was a"
 
     async def ask(engine: LocalEngine) -> tuple[Any, ...]:
         how = {"temperature": 0, "max_tokens": 60}
+        monkeypatch.setattr("tunewright.service.inference.engine.PAUSE", 1000.0)
+        hasty = await pieces(engine, model, beginning, logprobs=0, **how)
+        assert len(hasty) == 3, "the first token, then the others together as they came too soon, and the usage"
+        monkeypatch.setattr("tunewright.service.inference.engine.PAUSE", 0.0)
+        whole = await pieces(engine, model, beginning, logprobs=0, **how)
+        assert texts(hasty) == texts(whole)
+        assert [t.text for p in hasty[:-1] for t in p.tokens] == [t.text for p in whole[:-1] for t in p.tokens]
         whole = await pieces(engine, model, beginning, **how)
         cut = await pieces(engine, model, beginning, stop=("girl nam", "nothing"), **how)
         once = await pieces(engine, model, beginning, stop=("girl nam",), stream=False, **how)

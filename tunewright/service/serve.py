@@ -49,11 +49,12 @@ def inherited_settings() -> Settings:
 def listening(host: str, port: int) -> socket.socket:
     """A socket that clients reach. Raises OSError where the port is taken."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    # with its protocol named: asyncio else leaves Nagle's algorithm on, and every answer waits 40 ms for the client
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
-        listener.listen(128)
+        listener.listen()  # who reads the address may come at once, and waits until there is somebody to answer
     except OSError:
         listener.close()
         raise

@@ -2,8 +2,10 @@
 
     y_b = W x_b + Σ_k c_bk · B_k A_k x_b
 
-with all A below and all B beside one another, so that a layer needs two products for all of them: of A x the columns
-of LoRAs that a row does not use are multiplied by 0. For that, all weights have to be finite and of ordinary size.
+with all A below and all B beside one another, so that a layer needs two products for all of them, and layers that read
+the same (queries, keys and values) have the first in common: of A x the columns of LoRAs that a row does not use are
+multiplied by 0. For that, all weights have to be finite and of ordinary size.
+The rows of tokens that trained are LoRAs too: what is added to a row, where its token stands.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,16 @@ from transformers.pytorch_utils import Conv1D
 
 from tunewright.artifacts.load import card_of_adapter, is_adapter, weights_folder
 from tunewright.artifacts.start import start_of
-from tunewright.methods._lora_file import CONFIG, DIFFUSERS, WEIGHTS, lora_scale, module_of, read_adapter, stackable
+from tunewright.methods._lora_file import (
+    CONFIG,
+    DIFFUSERS,
+    TOKENS,
+    WEIGHTS,
+    lora_scale,
+    module_of,
+    read_adapter,
+    stackable,
+)
 
 LARGEST = 1e4
 """A weight above it is none of ordinary size: what others' rows are multiplied by 0 with must not be infinite."""
@@ -75,11 +86,11 @@ def terms_of(run: Path, alpha: float) -> list[tuple[Path, float]] | None:
 
 
 def _is_plain(folder: Path) -> bool:
-    """Whether a folder holds a LoRA for a language model, and nothing that trained beside it."""
+    """Whether a folder holds a LoRA for a language model, and nothing that trained beside it but rows of tokens."""
     if not is_adapter(folder) or not (folder / CONFIG).is_file() or (folder / DIFFUSERS).exists():
         return False
     config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    more = ("modules_to_save", "trainable_token_indices", "layer_replication", "megatron_config")
+    more = ("modules_to_save", "layer_replication", "megatron_config")
     alone = stackable(config) and not any(config.get(name) for name in more)
     return alone and card_of_adapter(folder).task == "text-generation" and (folder / WEIGHTS).is_file()
 
@@ -87,39 +98,96 @@ def _is_plain(folder: Path) -> bool:
 # On a base
 
 
+@dataclass(frozen=True, eq=False)
+class _Below:
+    """A [R, in] of all LoRAs of the layers that read the same, and of which LoRA each row is."""
+
+    A_RI: Tensor
+    owners: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class _Read:
+    """A [R, in], and by what each column of A x is multiplied in each row, [B, 1, R]."""
+
+    A_RI: Tensor
+    factor_B1R: Tensor
+
+
+Route = Mapping[str, tuple[_Read, slice, Tensor]]
+"""For each layer what is computed of its input, which columns of that are its own, and their B [R, out]."""
+
+
 class Bank:
     """The LoRAs on a base. Its layers are changed once, and compute as before where no row uses one."""
 
     def __init__(self, module: nn.Module) -> None:
-        self._layers = {name: part for name, part in module.named_modules() if _kind(part)}
+        self._layers: dict[str, Any] = {name: part for name, part in module.named_modules() if _kind(part)}
         first = next(module.parameters())
         self._device, self._dtype = first.device, first.dtype
         self._lock = threading.Lock()
         self._adapted: set[str] = set()
         self._beside: list[Lora] = []
-        self._joined: dict[str, tuple[Tensor, Tensor, tuple[int, ...]]] = {}
-        self._now: Mapping[str, tuple[Tensor, Tensor, Tensor]] = {}
+        self._joined: dict[str, tuple[_Below, slice, Tensor]] = {}
+        self._now: Route = {}
+        self._last: tuple[_Read, Tensor, Tensor] | None = None
+        self._module = module
+        self._first: dict[str, str] | None = None
 
     def read(self, folder: Path) -> Lora | None:
         """The LoRA in a folder, on the base's device; None where it cannot stand side by side with others."""
         state, config = read_adapter(folder)
+        if not _ordinary(state):
+            return None
+        indices = config.get("trainable_token_indices") or {}
+        rows = {table: state.pop(TOKENS.format(table), None) for table in indices}
+        tokens = self._of_tokens(rows, indices)
         names = {module_of(key) for key in state}
         known = all(name in self._layers and ".experts." not in name for name in names)
-        if not names or not known or not _ordinary(state):
+        if not names or not known or tokens is None or names & tokens.keys():
             return None
         found: dict[str, dict[str, Tensor]] = {name: {} for name in names}
         for key, tensor in state.items():
             found[module_of(key)]["A" if ".lora_A" in key or ".lora_embedding_A" in key else "B"] = tensor
         factors = {name: self._factors(name, parts, config) for name, parts in found.items()}
-        return Lora(factors) if all(self._fits(name, factors[name]) for name in names) else None
+        factors |= tokens
+        return Lora(factors) if all(self._fits(name, factors[name]) for name in factors) else None
+
+    def _of_tokens(
+        self, rows: Mapping[str, Tensor | None], indices: Mapping[str, Sequence[int]]
+    ) -> dict[str, tuple[Tensor, Tensor]] | None:
+        """Trained rows of tables as LoRAs of the layers with these weights; None where the base has no such rows.
+
+        Args:
+            rows: of each table, [K, H], in place of those of the base.
+            indices: the K tokens.
+        """
+        found = {}
+        for table, row_KH in rows.items():
+            layer = self._layers.get(table)
+            if layer is None or row_KH is None or row_KH.shape != (len(indices[table]), layer.weight.shape[1]):
+                return None
+            size = layer.weight.shape[0]
+            if not 0 <= min(indices[table]) <= max(indices[table]) < size:
+                return None
+            token_K = torch.tensor(indices[table], device=self._device)
+            where_KV = F.one_hot(token_K, size).to(self._dtype)
+            wide = torch.promote_types(self._dtype, torch.float32)
+            added_KH = row_KH.to(self._device, wide) - layer.weight[token_K].detach().to(wide)
+            for name, other in self._layers.items():
+                if other.weight is layer.weight and isinstance(other, nn.Embedding):
+                    found[name] = where_KV, (added_KH * _embed_scale(other)).to(self._dtype)
+                elif other.weight is layer.weight:
+                    found[name] = added_KH.to(self._dtype), where_KV
+        return found
 
     def forget(self, lora: Lora) -> None:
         with self._lock:
             if lora in self._beside:
                 self._beside, self._joined = [], {}
 
-    def route(self, rows: Sequence[Terms]) -> Mapping[str, tuple[Tensor, Tensor, Tensor]]:
-        """For each layer all A [R, in], all B [R, out], and the factor of each column of A x in each row [B, 1, R]."""
+    def route(self, rows: Sequence[Terms]) -> Route:
+        """How the rows of a batch use LoRAs."""
         wanted = list(dict.fromkeys(lora for terms in rows for lora, _ in terms))
         if not wanted:
             return {}
@@ -133,20 +201,21 @@ class Bank:
             for lora, factor in terms:
                 factor_BK[row, place[lora]] += factor
         factor_BK = factor_BK.to(self._device, self._dtype)
-        columns = {owners: factor_BK[:, list(owners)][:, None] for _, _, owners in joined.values()}
-        return {name: (A_RI, B_RO, columns[owners]) for name, (A_RI, B_RO, owners) in joined.items()}
+        factors = {below.owners: factor_BK[:, list(below.owners)][:, None] for below, _, _ in joined.values()}
+        reads = {below: _Read(below.A_RI, factors[below.owners]) for below, _, _ in joined.values()}
+        return {name: (reads[below], own, B_RO) for name, (below, own, B_RO) in joined.items()}
 
     @contextmanager
-    def using(self, route: Mapping[str, tuple[Tensor, Tensor, Tensor]]) -> Iterator[None]:
+    def using(self, route: Route) -> Iterator[None]:
         """Inside, the rows of a batch use the LoRAs of this route. For one thread at a time."""
         self._now = route
         try:
             yield
         finally:
-            self._now = {}
+            self._now, self._last = {}, None
 
     def _factors(self, name: str, parts: Mapping[str, Tensor], config: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-        scale = lora_scale(config, name) * float(getattr(self._layers[name], "embed_scale", 1.0))
+        scale = lora_scale(config, name) * _embed_scale(self._layers[name])
         A_RI, B_OR = (parts[side].to(self._device, torch.promote_types(self._dtype, torch.float32)) for side in "AB")
         return A_RI.to(self._dtype).contiguous(), (B_OR.T * scale).to(self._dtype).contiguous()
 
@@ -161,11 +230,31 @@ class Bank:
                 beside.append(lora)
                 total += lora.rank
         self._beside, self._joined = beside, {}
+        groups: dict[str, list[str]] = {}
         for name in dict.fromkeys(name for lora in beside for name in lora.factors):
-            parts = [(i, *lora.factors[name]) for i, lora in enumerate(beside) if name in lora.factors]
-            owners = tuple(i for i, A_RI, _ in parts for _ in range(len(A_RI)))
-            self._joined[name] = torch.cat([A for _, A, _ in parts]), torch.cat([B for _, _, B in parts]), owners
+            groups.setdefault(self._firsts().get(name, name), []).append(name)
             self._adapt(name)
+        for names in groups.values():
+            self._join(names)
+
+    def _join(self, names: Sequence[str]) -> None:
+        """Put the LoRAs of layers that read the same side by side."""
+        places = [(name, i) for name in names for i, lora in enumerate(self._beside) if name in lora.factors]
+        factors = [self._beside[i].factors[name] for name, i in places]
+        owners = tuple(i for (_, i), (A_RI, _) in zip(places, factors, strict=True) for _ in range(len(A_RI)))
+        below, begin = _Below(torch.cat([A for A, _ in factors]), owners), 0
+        for name in names:
+            B_RO = torch.cat([B for (other, _), (_, B) in zip(places, factors, strict=True) if other == name])
+            self._joined[name] = below, slice(begin, begin + len(B_RO)), B_RO
+            begin += len(B_RO)
+
+    def _firsts(self) -> dict[str, str]:
+        """Of layers that read the same tensor one after another, the first; found by a look at a token's way."""
+        if self._first is None:
+            self._first = {}
+            with suppress(Exception):  # then each layer is by itself
+                self._first = _read_together(self._module, self._layers)
+        return self._first
 
     def _adapt(self, name: str) -> None:
         if name not in self._adapted:
@@ -179,16 +268,50 @@ class Bank:
             found = self._now.get(name)
             if found is None:
                 return y_BTO
-            A_RI, B_RO, factor_B1R = found
-            h_BTR = F.embedding(x, A_RI.T) if table else F.linear(x, A_RI)
-            rows, _, rank = factor_B1R.shape
-            if h_BTR.dim() != 3:  # rows and positions in one
-                h_BTR = h_BTR.view(rows, -1, rank)
-            h_BTR.mul_(factor_B1R)
-            y_BTO.view(-1, y_BTO.shape[-1]).addmm_(h_BTR.view(-1, rank), B_RO)
+            read, own_columns, B_RO = found
+            h_NR = self._product(read, x, table)[:, own_columns]
+            y_BTO.view(-1, y_BTO.shape[-1]).addmm_(h_NR, B_RO)
             return y_BTO
 
         return forward
+
+    def _product(self, read: _Read, x: Tensor, table: bool) -> Tensor:
+        """A x with each row's factors, [N, R]: rows and positions in one. Kept until another is asked for."""
+        last = self._last
+        if last is None or last[0] is not read or last[1] is not x:
+            h_BTR = F.embedding(x, read.A_RI.T) if table else F.linear(x, read.A_RI)
+            rows, _, rank = read.factor_B1R.shape
+            h_NR = h_BTR.view(rows, -1, rank).mul_(read.factor_B1R).view(-1, rank)
+            self._last = last = read, x, h_NR
+        return last[2]
+
+
+def _read_together(module: nn.Module, layers: Mapping[str, nn.Module]) -> dict[str, str]:
+    """For each linear layer the first of those that read the same tensor right after one another."""
+    found: dict[str, str] = {}
+    before: tuple[Any, str] = (None, "")
+
+    def watch(name: str) -> Callable[..., None]:
+        def see(_: nn.Module, given: tuple[Any, ...]) -> None:
+            nonlocal before
+            before = before if given[0] is before[0] else (given[0], name)
+            found[name] = before[1]
+
+        return see
+
+    hooks = [layer.register_forward_pre_hook(watch(name)) for name, layer in layers.items()]
+    try:
+        with torch.inference_mode():
+            module(input_ids=torch.zeros(1, 1, dtype=torch.long, device=next(module.parameters()).device))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
+
+
+def _embed_scale(layer: Any) -> float:
+    """What Gemma multiplies the rows of its table by."""
+    return float(getattr(layer, "embed_scale", 1.0))
 
 
 def _kind(layer: nn.Module) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import secrets
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -33,6 +34,9 @@ EXPECTED = 1024
 """Tokens of an answer for which room is kept; most that may be longer are not."""
 ENDED = 0.25
 """The share of rows that ended from which on they leave the batch; to leave is to copy the cache of all the others."""
+
+PAUSE = 0.04
+"""Seconds between pieces of an answer in a stream, after the first: tokens that come sooner are said together."""
 
 Hear = Callable[[list[tuple["Request", "Piece | Usage | Refused"]]], None]
 
@@ -71,6 +75,7 @@ class Request:
     answers: list[Answer] = field(init=False)
     gone: bool = False
     _kept: dict[int, list[Piece]] = field(default_factory=dict)
+    _spoke: dict[int, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         model, limit = self.ready.model, self.ready.limit
@@ -107,13 +112,14 @@ class Request:
         return all(answer.finish for answer in self.answers)
 
     def said(self, piece: Piece) -> Piece | None:
-        """The piece to give out now: itself, or at the end of an answer all that was kept, if that is wanted."""
-        if self.stream:
-            return piece if piece.text or piece.tokens or piece.finish else None
+        """The piece to give out now: all that was kept, at the end of an answer or when a stream is to go on."""
         kept = self._kept.setdefault(piece.index, [])
         kept.append(piece)
-        if not piece.finish:
+        now = time.monotonic()
+        goes_on = self.stream and now - self._spoke.get(piece.index, -PAUSE) >= PAUSE
+        if not piece.finish and not (goes_on and any(one.text or one.tokens for one in kept)):
             return None
+        self._kept[piece.index], self._spoke[piece.index] = [], now
         tokens = tuple(token for one in kept for token in one.tokens)
         return Piece(piece.index, "".join(one.text for one in kept), tokens, piece.finish)
 

@@ -48,6 +48,9 @@ LARGEST = 64 * 2**20
 GRACE = 10
 """Seconds that answers have to end in when the process is told to end."""
 
+KEPT = 60
+"""Seconds for which an idle connection stays: longer than the client keeps it, which would else use a closed one."""
+
 
 def app_of(make: Callable[[], Engine], token: str | None = None) -> Starlette:
     """The application. `make` is called where its event loop runs."""
@@ -138,8 +141,9 @@ def serve(make: Callable[[], Engine], socket: str | None, port: int | None, toke
     """Listen until the process is told to end, with a socket also by the end of its input. It is its owner's alone."""
     where: dict[str, Any] = {"uds": socket} if socket else {"host": "127.0.0.1", "port": port}
     config = uvicorn.Config(
-        app_of(make, token), log_level="warning", timeout_graceful_shutdown=GRACE, access_log=False, **where
-    )
+        app_of(make, token), log_level="warning", timeout_graceful_shutdown=GRACE, access_log=False,
+        timeout_keep_alive=KEPT, **where,
+    )  # fmt: skip
     server = _Server(config, socket)
     when_told_to_leave(lambda: setattr(server, "should_exit", True))
     asyncio.run(server.serve())
