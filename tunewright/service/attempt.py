@@ -1,7 +1,7 @@
 """One worker's go at a job: from its files to its model.
 
 SCRATCH/ftjob-…-3/     the third claim of a job
-  files/               what it learns from
+  training/            what it learns from
   SUFFIX-…/            the run
   state/               what of it is being saved
 """
@@ -170,11 +170,9 @@ class Attempt:
         if not (self.notes or self.columns):
             return
         try:
-            self.store.jobs.progress(self.job.id, self.job.fence, events=self.notes, **self.columns)
+            self._write_all()
         except Unavailable as error:
             log.warning("nothing written", job=self.job.id, error=str(error))
-            return
-        self.notes, self.columns, self.written = [], {}, time.monotonic()
 
     # what is kept
 
@@ -202,10 +200,10 @@ class Attempt:
         self._publish_snapshots()
         self._patiently(self._write_all)
         place = self._put_finished(self.run.folder / "model")
-        table = results_file(self.run.metrics)
+        lines = self.run.metrics
         csv = self._patiently(lambda: self.store.places.reserve("files"))
-        size, digest = self._patiently(lambda: self.storage.put(csv, [table]))
-        tokens = sum(line.get("tokens", 0) for line in self.run.metrics)
+        size, digest = self._patiently(lambda: self.storage.put(csv, [results_file(lines)]))
+        tokens = sum(line.get("tokens", 0) for line in lines)
         self._patiently(
             lambda: self.store.jobs.finish(
                 self.job.id, self.job.fence, base=self.base, task=self._task, run=place,
@@ -242,7 +240,7 @@ class Attempt:
 
     def _write_all(self) -> None:
         self.store.jobs.progress(self.job.id, self.job.fence, events=self.notes, **self.columns)
-        self.notes, self.columns = [], {}
+        self.notes, self.columns, self.written = [], {}, time.monotonic()
 
     def _patiently(self, do: Callable[[], T]) -> T:
         """Do it, again and again while the database or the storage is away or full, as long as the job is held."""

@@ -35,14 +35,16 @@ class Bringing:
 
     def base_of(self, tenant: str, name: str) -> str:
         """The name of the base below a base, or below a tuned model. Raises Refused (404)."""
-        if name in self.bases:
-            return name
+        return name if name in self.bases else self.tuned(tenant, name).base
+
+    def tuned(self, tenant: str, name: str) -> TunedModel:
+        """One of the tenant's models, whose base is here. Raises Refused (404)."""
         if not name.startswith("ft:"):
             raise missing("model", name, "model_not_found", "model")
-        base = self.store.models.get(tenant, name).base
-        if base not in self.bases:
-            raise missing("base", f"{base} here any more, on which {name} lies", "model_not_found", "model")
-        return base
+        model = self.store.models.get(tenant, name)
+        if model.base not in self.bases:
+            raise missing("base", f"{model.base} here any more, on which {name} lies", "model_not_found", "model")
+        return model
 
     def below(self, job: Job) -> tuple[str, Path]:
         """What a job begins from: the name of its base, and the folder of that or of a run on it, deleted or not.
@@ -59,10 +61,7 @@ class Bringing:
 
     def model(self, tenant: str, name: str) -> Path:
         """The folder of a base, or of the run of one of the tenant's models. Raises Refused (404)."""
-        if name in self.bases:
-            return self.bases[name]
-        self.base_of(tenant, name)
-        return self.run(self.store.models.get(tenant, name))
+        return self.bases[name] if name in self.bases else self.run(self.tuned(tenant, name))
 
     def run(self, model: TunedModel) -> Path:
         """The run of a tuned model, which names the bases and models of this machine."""

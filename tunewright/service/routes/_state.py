@@ -33,14 +33,14 @@ class State:
 
     def model(self, who: Caller, name: str, alpha: float | None = None) -> ModelRef:
         """The model that is to answer, brought to this machine. Raises Refused: 404, or 400 for a base with an α."""
-        base = self.bringing.base_of(who.tenant, name)
-        folder = str(self.bringing.bases[base])
-        if base == name:
+        bases = self.bringing.bases
+        if name in bases:
             if alpha is not None:
                 raise Refused(400, f"{name} is a base: only tuned models (ft:…) have an α behind @.", param="model")
-            return ModelRef(base, folder)
-        run = self.bringing.run(self.store.models.get(who.tenant, name))
-        return ModelRef(base, folder, name, str(run), 1.0 if alpha is None else alpha)
+            return ModelRef(name, str(bases[name]))
+        tuned = self.bringing.tuned(who.tenant, name)
+        run = str(self.bringing.run(tuned))
+        return ModelRef(tuned.base, str(bases[tuned.base]), name, run, 1.0 if alpha is None else alpha)
 
 
 Parts: Any = Depends(State)

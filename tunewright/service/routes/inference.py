@@ -26,7 +26,7 @@ from tunewright.service.routes._state import Parts, State
 from tunewright.service.tool_calls import taken_out
 from tunewright.service.wire import openai_chat
 from tunewright.service.wire.body import Body, parsed, split_alpha
-from tunewright.service.wire.chat import Answer, ChatRequest, Reply, Said
+from tunewright.service.wire.chat import MOST_ANSWERS, Answer, ChatRequest, Reply, Said
 
 router = APIRouter(tags=["Inference"])
 log = get_logger()
@@ -34,7 +34,6 @@ log = get_logger()
 Result = TypeVar("Result")
 
 MAY = caller("inference")
-MOST_ANSWERS = 128
 SECONDS_BETWEEN_LOOKS = 1.0
 MOST_PIXELS = 4 << 20
 """Of all images of a request."""

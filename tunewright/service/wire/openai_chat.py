@@ -15,6 +15,7 @@ from tunewright.errors import DataError
 from tunewright.service.errors import Refused
 from tunewright.service.inference.protocol import Piece, Sampling, Token, Usage
 from tunewright.service.inference.protocol import logprob as finite
+from tunewright.service.wire import openai
 from tunewright.service.wire.body import Body, parsed, split_alpha
 from tunewright.service.wire.chat import (
     MOST_ANSWERS,
@@ -245,10 +246,8 @@ def event(told: Mapping[str, Any]) -> bytes:
 
 def failure(error: Exception) -> dict[str, Any]:
     """What a stream says that cannot go on: clients raise it. Of an error that is not meant for them only that."""
-    if isinstance(error, Refused):
-        return {"error": {"message": str(error), "type": error.type, "param": error.param, "code": error.code}}
-    said = "The model could not finish its answer. Try again."
-    return {"error": {"message": said, "type": "server_error", "param": None, "code": None}}
+    told = error if isinstance(error, Refused) else Refused(500, "The model could not finish its answer. Try again.")
+    return openai.error(told)
 
 
 def _usage(usage: Usage) -> dict[str, int]:
