@@ -27,14 +27,14 @@ from tunewright.service.settings import Settings
 from tunewright.service.worker import Worker
 
 LEASE = 2.0
-LONG = 24
-"""Epochs of a run that does not end before it is seen to run, on a crowded machine too."""
 WORDS = ["fox", "apples", "river", "stone", "cloud", "lamp"]
 ROWS = [
     {"messages": [{"role": "user", "content": f"{a} {b}"}, {"role": "assistant", "content": f"{b} {a}"}]}
     for a in WORDS
     for b in WORDS[:2]
 ]
+LONG, MANY = 12, ROWS * 10
+"""Epochs of a run that does not end before it is seen to run, on a crowded machine too."""
 
 
 class Machine:
@@ -82,9 +82,9 @@ class Machine:
         size, digest = self.parts.storage.put(place, ["\n".join(map(json.dumps, rows)).encode()])
         return store.files.add("acme", "rows.jsonl", "fine-tune", size, digest, place).id
 
-    def job(self, model: str = "tiny", epochs: int = 2, **recipe: Any) -> Job:
+    def job(self, model: str = "tiny", epochs: int = 2, rows: list[dict[str, Any]] = ROWS, **recipe: Any) -> Job:
         teaching = Teaching(hyperparameters=Hyperparameters(n_epochs=epochs, batch_size=3))
-        spec = JobSpec(model=model, training_file=self.file(), method=teaching, seed=1, recipe=recipe)
+        spec = JobSpec(model=model, training_file=self.file(rows), method=teaching, seed=1, recipe=recipe)
         return self.parts.store.jobs.create("acme", spec)
 
     def until(self, job: Job, true: Callable[[Job], Any], seconds: float = 300) -> Job:
@@ -115,7 +115,7 @@ def test_what_was_killed_paused_or_given_back_ends_with_the_same_weights_on_anot
     machine: Machine, tiny_base: Callable[..., str], tmp_path: Path
 ) -> None:
     other = Machine(tmp_path, "there", tiny_base("llama"))
-    undisturbed, killed = machine.job(epochs=LONG), machine.job(epochs=LONG)
+    undisturbed, killed = machine.job(epochs=LONG, rows=MANY), machine.job(epochs=LONG, rows=MANY)
     with machine.work():
         expected = machine.weights(machine.ended(undisturbed))
     with machine.worker() as process:
@@ -124,7 +124,7 @@ def test_what_was_killed_paused_or_given_back_ends_with_the_same_weights_on_anot
     with other.work():
         done = other.ended(killed)
         assert done.fence > 1 and other.weights(done) == expected
-        paused = machine.job(epochs=LONG)
+        paused = machine.job(epochs=LONG, rows=MANY)
         other.until(paused, lambda job: job.saved)
         other.parts.store.jobs.pause("acme", paused.id)
         held = other.until(paused, lambda job: job.status is Status.PAUSED)
@@ -138,7 +138,7 @@ def test_what_was_killed_paused_or_given_back_ends_with_the_same_weights_on_anot
     steps = [
         event.data["step"] for event in machine.parts.store.jobs.news("acme", paused.id) if event.type == "metrics"
     ]
-    assert set(steps) == set(range(1, 4 * LONG + 1))
+    assert set(steps) == set(range(1, 40 * LONG + 1))
 
 
 def test_what_is_cancelled_stops_and_leaves_nothing(machine: Machine) -> None:

@@ -79,6 +79,7 @@ class Attempt:
             self._train(leaving)
         except KeyboardInterrupt:  # the run's; Interrupted, where it had begun
             self._save()
+            self._patiently(self._write_all)
             to = Status.PAUSED if self.lease.check() is Status.PAUSING else Status.QUEUED
             self._patiently(lambda: self.store.jobs.move(job.id, to, by=job.fence))
         except TunewrightError as error:
