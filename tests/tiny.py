@@ -33,7 +33,7 @@ NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 DECODERS: dict[str, tuple[str, Callable[..., Any]]] = {
     "llama": ("llama3", lambda **o: hf.LlamaConfig(**{**GROUPED, "tie_word_embeddings": False, **o})),
     "qwen3": ("qwen3", lambda **o: hf.Qwen3Config(**GROUPED, **HEADS, tie_word_embeddings=True, **o)),
-    "mistral": ("mistral", lambda **o: hf.MistralConfig(**GROUPED, **HEADS, sliding_window=12, **o)),
+    "mistral": ("mistral", lambda **o: hf.MistralConfig(**{**GROUPED, **HEADS, "sliding_window": 12, **o})),
     "mixtral": ("mistral", lambda **o: hf.MixtralConfig(**GROUPED, **HEADS, num_local_experts=4, **o)),
     "gpt2": (
         "chatml",
@@ -84,6 +84,7 @@ OTHERS: dict[str, tuple[str, Callable[..., Any]]] = {
             **GROUPED, **HEADS, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16, **o
         ),
     ),
+    "qwen2": ("qwen3", lambda **o: hf.Qwen2Config(**GROUPED, tie_word_embeddings=True, **o)),
     "bloom": ("qwen3", lambda **o: hf.BloomConfig(hidden_size=32, n_layer=3, n_head=4, initializer_range=0.15, **o)),
     "mamba": ("qwen3", lambda **o: hf.MambaConfig(hidden_size=32, num_hidden_layers=3, initializer_range=0.15, **o)),
     "gpt_neox": ("qwen3", lambda **o: hf.GPTNeoXConfig(**SIZES, **o)),

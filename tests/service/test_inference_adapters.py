@@ -143,7 +143,7 @@ def test_all_others_are_models_of_their_own(method: str, tiny_base: Callable[...
 def test_a_broken_adapter_does_not_reach_others(
     value: float, runs: dict[str, Path], tiny_base: Callable[..., str], tmp_path: Path
 ) -> None:
-    """0 times infinity is not 0: such weights never stand beside others."""
+    """0 times infinity is not 0: a row meets no weights but its own."""
     base = tiny_base("llama")
     broken = tmp_path / "broken"
     shutil.copytree(runs["lora"], broken)
@@ -152,8 +152,12 @@ def test_a_broken_adapter_does_not_reach_others(
     next(tensor for name, tensor in state.items() if "lora_A" in name)[0, 0] = value
     save_file(state, file, metadata={"format": "pt"})
     models = in_memory()
-    assert not models.take(tuned(base, broken)).terms
-    assert models.take(tuned(base, runs["lora"])).terms
+    readies = [models.take(tuned(base, run)) for run in (runs["other"], broken, broken, runs["lora"])]
+    readies.insert(2, models.take(ModelRef("base", base)))
+    found_BTV = together(readies, ids(1).expand(5, -1))
+    for place, run in ((0, runs["other"]), (2, base), (4, runs["lora"])):
+        assert_same(found_BTV[place], alone(run, 1.0, ids(1))[0])
+    assert (found_BTV[1] - found_BTV[4]).abs().max() > 0.05 or found_BTV[1].isnan().any()
 
 
 def test_loras_that_were_used_stay_side_by_side_while_there_is_room(
@@ -165,11 +169,40 @@ def test_loras_that_were_used_stay_side_by_side_while_there_is_room(
     bank = one.shared.bank
     assert bank
     monkeypatch.setattr("tunewright.service.inference.adapters.RANKS", 8)
-    widths = []
-    for ready in (one, two, one, three, one):
-        assert_same(together([ready], ids(1)), alone(ready.ref.run_folder or "", 1.0, ids(1)))
-        widths.append(max(len(B) for *_, B in bank.route([ready.terms]).values()))
-    assert widths == [4, 8, 8, 7, 7]
+    stacked = []
+    for readies in ([one, two], [one], [three, one], [two, three], [two, one], [three]):
+        whole = [alone(ready.ref.run_folder or "", 1.0, ids(1))[0] for ready in readies]
+        assert_same(together(readies, ids(1).expand(len(readies), -1)), torch.stack(whole))
+        route = bank.route([ready.terms for ready in readies])
+        assert route
+        stacked.append([round(lora.rank) for lora in route.stack.loras])
+    assert stacked == [[4, 4], [4], [3, 4], [4, 3], [4, 4], [3]]
+    monkeypatch.setattr("tunewright.service.inference.adapters.RANKS", 11)
+    for readies in ([one, two], [two, three], [three, one]):
+        route = bank.route([ready.terms for ready in readies])
+    assert route
+    assert len(route.stack.loras) == 3
     bank.forget(one.terms[0][0])
-    together([two, three], ids(2))
-    assert max(len(B) for *_, B in bank.route([two.terms, three.terms]).values()) == 7
+    route = bank.route([two.terms, three.terms])
+    assert route
+    assert len(route.stack.loras) == 2
+
+
+def test_rows_with_one_lora_with_two_and_without(runs: dict[str, Path], tiny_base: Callable[..., str]) -> None:
+    base = tiny_base("llama")
+    models = in_memory()
+    kinds: dict[str, tuple[Path | str, float]] = {
+        "one": (runs["lora"], 1.0), "other": (runs["other"], 1.0), "two": (runs["stacked"], 0.35), "none": (base, 1.0),
+    }  # fmt: skip
+    readies = {name: models.take(tuned(base, run, alpha)) for name, (run, alpha) in kinds.items() if run != base}  # type: ignore[arg-type]
+    readies["none"] = models.take(ModelRef("base", base))
+    whole = {name: alone(run, alpha, ids(1))[0] for name, (run, alpha) in kinds.items()}
+    for names in (["none", "one"], ["one", "none", "one"], ["none", "two"], ["other", "one", "other"], ["one", "one"]):
+        found = together([readies[name] for name in names], ids(1).expand(len(names), -1))
+        assert_same(found, torch.stack([whole[name] for name in names]))
+    bank = readies["one"].shared.bank
+    assert bank
+    route = bank.route([readies[name].terms for name in ("other", "one", "other")])
+    assert route and route.to_N is None and route.row_S is not None, "what is most frequent is not done in the fast way"
+    route = bank.route([readies["one"].terms] * 2)
+    assert route and route.row_S is None and route.factor_GM1 is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -66,6 +67,17 @@ async def at_once(engine: LocalEngine, models: list[ModelRef], clients: int = 5)
     return [found[i] for i in range(len(found))]
 
 
+def slowly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps that take a while, so that others come meanwhile."""
+    real = Batch.step
+
+    def step(self: Batch, token_B: torch.Tensor) -> torch.Tensor:
+        time.sleep(0.002)
+        return real(self, token_B)
+
+    monkeypatch.setattr(Batch, "step", step)
+
+
 @pytest.fixture
 def moves(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """How often rows took the place of others, came behind them, left, and gave up columns."""
@@ -79,6 +91,7 @@ def moves(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
             seen[name] += 1 if name != "trim" else self.length < before
 
         monkeypatch.setattr(Batch, name, counted)
+    slowly(monkeypatch)
     return seen
 
 
@@ -318,8 +331,8 @@ def test_what_cannot_be_asked_is_refused(
 
 def test_a_row_that_is_not_finite_fails_alone(tiny_base: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
     model = ModelRef("base", tiny_base("llama"))
+    slowly(monkeypatch)
     real = Batch.step
-
     sound = [True]
 
     def damaged(self: Batch, token_B: torch.Tensor) -> torch.Tensor:

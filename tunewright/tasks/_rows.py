@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from tunewright.errors import BaseModelError
+from tunewright.tasks._quick import Quick, quick_of
 
 WASTE = 64
 """Columns of a cache that no row uses are given up from so many on, if they are a quarter of all."""
@@ -79,6 +80,8 @@ class Form:
     virtual: int
     remembers: bool
     """Whether all that it keeps are keys and values, so that rows of any length can stand side by side."""
+    quick: Quick | None
+    """What draws from a cache of keys and values with fewer calls."""
 
     @property
     def cache(self) -> str:
@@ -96,11 +99,12 @@ class Form:
 
 
 def form_of(module: nn.Module) -> Form:
+    """How a module in evaluation is to be called."""
     base: Any = module.get_base_model() if hasattr(module, "get_base_model") else module  # type: ignore[operator]
     config: Any = getattr(module, "active_peft_config", None)
     virtual = config.num_virtual_tokens if config is not None and config.is_prompt_learning else 0
     takes = frozenset(inspect.signature(base.forward).parameters)
-    return Form(module, base if virtual else module, takes, virtual, _remembers(base.config))
+    return Form(module, base if virtual else module, takes, virtual, _remembers(base.config), quick_of(base))
 
 
 def _remembers(config: Any) -> bool:
@@ -142,6 +146,7 @@ class Batch:
     cache: Any = None
     length: int = field(init=False, default=0)
     start_B: np.ndarray = field(init=False, default_factory=lambda: np.zeros(0, dtype=np.int64))
+    _roomy: bool = field(init=False, default=False)
     _start_B1: Tensor | None = field(init=False, default=None)
 
     @property
@@ -163,6 +168,8 @@ class Batch:
     def step(self, token_B: Tensor) -> Tensor:
         """Logits [B, V] for the tokens after these."""
         self.length += 1
+        if self.form.quick and self._roomy:
+            return self.form.quick.step(token_B, self.cache, self._start(token_B.device), self.limit)
         given: dict[str, Any] = {self.form.cache: self.cache}
         start_B1 = self._start(token_B.device)
         if start_B1 is not None and self.form.cache == "past_key_values":  # else the cache has seen the padding
@@ -251,6 +258,7 @@ class Batch:
         for place, layer in enumerate(layers):
             if type(layer) is DynamicLayer and layer.is_initialized:
                 layers[place] = _Roomy(layer)
+        self._roomy = bool(layers) and all(type(layer) is _Roomy for layer in layers)
 
 
 class _Roomy(DynamicLayer):

@@ -57,14 +57,14 @@ def sample(
     Raises:
         BaseModelError: the module keeps no cache from which it can go on, or its logits are not finite.
     """
-    form = form_of(module)
-    limit -= form.virtual
-    assert prompts and all(0 < len(prompt) < limit for prompt in prompts), "a prompt is empty or leaves no room"
     assert uniform.dtype == np.float64 and uniform.shape == (len(prompts) * copies, max_new_tokens)
     assert uniform.min() >= 0 and uniform.max() < 1
     uniform_PCT = uniform.reshape(len(prompts), copies, max_new_tokens)
     answers: dict[int, list[Sampled]] = {}
     with evaluating(module), torch.inference_mode():
+        form = form_of(module)
+        limit -= form.virtual
+        assert prompts and all(0 < len(prompt) < limit for prompt in prompts), "a prompt is empty or leaves no room"
         for group in _groups(form, [len(prompt) for prompt in prompts], copies, max_new_tokens, batch_tokens):
             chosen = [prompts[i] for i in group]
             room_N = np.repeat([min(max_new_tokens, limit - len(prompt)) for prompt in chosen], copies)

@@ -2,9 +2,8 @@
 
     y_b = W x_b + Σ_k c_bk · B_k A_k x_b
 
-with all A below and all B beside one another, so that a layer needs two products for all of them, and layers that read
-the same (queries, keys and values) have the first in common: of A x the columns of LoRAs that a row does not use are
-multiplied by 0. For that, all weights have to be finite and of ordinary size.
+The rows of each LoRA are brought together, so that a layer needs two products of stacked matrices for all of them, and
+layers that read the same (queries, keys and values) have the first in common. A row meets no weights but its own.
 The rows of tokens that trained are LoRAs too: what is added to a row, where its token stands.
 """
 
@@ -21,6 +20,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers.pytorch_utils import Conv1D
 
 from tunewright.artifacts.load import card_of_adapter, is_adapter, weights_folder
@@ -36,10 +36,8 @@ from tunewright.methods._lora_file import (
     stackable,
 )
 
-LARGEST = 1e4
-"""A weight above it is none of ordinary size: what others' rows are multiplied by 0 with must not be infinite."""
 RANKS = 256
-"""LoRAs that were used before stay side by side with those in use until their ranks add up to more."""
+"""LoRAs that were used before stay stacked with those in use until their ranks add up to more."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +53,7 @@ class Lora:
 
     @property
     def bytes(self) -> int:
-        """In memory twice: by itself, and side by side with the others."""
+        """In memory twice: by itself, and stacked with others."""
         return 2 * sum(part.nbytes for factors in self.factors.values() for part in factors)
 
 
@@ -99,23 +97,60 @@ def _is_plain(folder: Path) -> bool:
 
 
 @dataclass(frozen=True, eq=False)
-class _Below:
-    """A [R, in] of all LoRAs of the layers that read the same, and of which LoRA each row is."""
+class _Stack:
+    """G LoRAs, filled up with zeros where others have a layer or a rank that they have not.
 
-    A_RI: Tensor
-    owners: tuple[int, ...]
+    Attributes:
+        below: A [G, I, R] of all layers that read the same, by the first of them.
+        above: for each layer that first one, which of the columns are its own, and B [G, R, O].
+    """
+
+    loras: tuple[Lora, ...]
+    below: Mapping[str, Tensor]
+    above: Mapping[str, tuple[str, slice, Tensor]]
 
 
 @dataclass(frozen=True, eq=False)
-class _Read:
-    """A [R, in], and by what each column of A x is multiplied in each row, [B, 1, R]."""
+class Route:
+    """How the rows of a batch use a stack: each of its LoRAs has M slots, of which some may be empty.
 
-    A_RI: Tensor
-    factor_B1R: Tensor
+    Attributes:
+        row_S: the row in each of the G · M slots, any in empty ones; None where all rows use the only LoRA.
+        factor_GM1: by what a LoRA is multiplied in each slot; None for ones.
+        slot_N, to_N: the slots that are not empty, in the order of their rows, and these; None for each row once.
+    """
 
+    stack: _Stack
+    row_S: Tensor | None
+    factor_GM1: Tensor | None
+    slot_N: Tensor
+    to_N: Tensor | None
 
-Route = Mapping[str, tuple[_Read, slice, Tensor]]
-"""For each layer what is computed of its input, which columns of that are its own, and their B [R, out]."""
+    def below(self, first: str, x: Tensor, table: bool) -> Tensor:
+        """A x of all slots, [G, M · T, R], with their factors; x is [B, I] or [B, T, I], for a table without I."""
+        A_GIR = self.stack.below[first]
+        count, size, rank = A_GIR.shape
+        if self.row_S is not None:
+            x = x.index_select(0, self.row_S)
+        if table:
+            offset_G1 = size * torch.arange(count, device=x.device)[:, None]
+            h_GNR = F.embedding(x.reshape(count, -1) + offset_G1, A_GIR.reshape(-1, rank))
+        else:
+            h_GNR = torch.bmm(x.reshape(count, -1, size), A_GIR)
+        if self.factor_GM1 is not None:
+            h_GNR.view(*self.factor_GM1.shape[:2], -1).mul_(self.factor_GM1)
+        return h_GNR
+
+    def add(self, y: Tensor, h_GNR: Tensor, B_GRO: Tensor) -> None:
+        """B h of all slots, added to the rows that they belong to."""
+        if self.row_S is None:
+            y.view(-1, y.shape[-1]).addmm_(h_GNR[0], B_GRO[0])
+        else:
+            added_N = torch.bmm(h_GNR, B_GRO).view(-1, *y.shape[1:]).index_select(0, self.slot_N)
+            if self.to_N is None:
+                y.add_(added_N)
+            else:
+                y.index_add_(0, self.to_N, added_N)
 
 
 class Bank:
@@ -127,18 +162,15 @@ class Bank:
         self._device, self._dtype = first.device, first.dtype
         self._lock = threading.Lock()
         self._adapted: set[str] = set()
-        self._beside: list[Lora] = []
-        self._joined: dict[str, tuple[_Below, slice, Tensor]] = {}
-        self._now: Route = {}
-        self._last: tuple[_Read, Tensor, Tensor] | None = None
+        self._stack: _Stack | None = None
+        self._now: Route | None = None
+        self._last: tuple[str, Tensor, Tensor] | None = None
         self._module = module
         self._first: dict[str, str] | None = None
 
     def read(self, folder: Path) -> Lora | None:
-        """The LoRA in a folder, on the base's device; None where it cannot stand side by side with others."""
+        """The LoRA in a folder, on the base's device; None where it cannot be stacked with others."""
         state, config = read_adapter(folder)
-        if not _ordinary(state):
-            return None
         indices = config.get("trainable_token_indices") or {}
         rows = {table: state.pop(TOKENS.format(table), None) for table in indices}
         tokens = self._of_tokens(rows, indices)
@@ -183,36 +215,46 @@ class Bank:
 
     def forget(self, lora: Lora) -> None:
         with self._lock:
-            if lora in self._beside:
-                self._beside, self._joined = [], {}
+            if self._stack and lora in self._stack.loras:
+                self._stack = None
 
-    def route(self, rows: Sequence[Terms]) -> Route:
-        """How the rows of a batch use LoRAs."""
+    def route(self, rows: Sequence[Terms]) -> Route | None:
+        """How the rows of a batch use LoRAs; None where none does."""
         wanted = list(dict.fromkeys(lora for terms in rows for lora, _ in terms))
         if not wanted:
-            return {}
+            return None
         with self._lock:
-            if not set(wanted) <= set(self._beside):
-                self._set_beside(wanted)
-            beside, joined = self._beside, self._joined
-        place = {lora: i for i, lora in enumerate(beside)}
-        factor_BK = torch.zeros(len(rows), len(beside))
+            stack = self._stack_of(wanted)
+        slots: dict[Lora, list[tuple[int, float]]] = {lora: [] for lora in stack.loras}
         for row, terms in enumerate(rows):
             for lora, factor in terms:
-                factor_BK[row, place[lora]] += factor
-        factor_BK = factor_BK.to(self._device, self._dtype)
-        factors = {below.owners: factor_BK[:, list(below.owners)][:, None] for below, _, _ in joined.values()}
-        reads = {below: _Read(below.A_RI, factors[below.owners]) for below, _, _ in joined.values()}
-        return {name: (reads[below], own, B_RO) for name, (below, own, B_RO) in joined.items()}
+                slots[lora].append((row, factor))
+        width = max(map(len, slots.values()))
+        row_GM = torch.zeros(len(slots), width, dtype=torch.long)
+        factor_GM, taken_GM = torch.ones(len(slots), width), torch.zeros(len(slots), width, dtype=torch.bool)
+        for g, of_lora in enumerate(slots.values()):
+            for m, (row, factor) in enumerate(of_lora):
+                row_GM[g, m], factor_GM[g, m], taken_GM[g, m] = row, factor, True
+        slot_N = taken_GM.view(-1).nonzero()[:, 0]
+        slot_N = slot_N[row_GM.view(-1)[slot_N].argsort(stable=True)]
+        to_N = row_GM.view(-1)[slot_N]
+        once = torch.equal(to_N, torch.arange(len(rows)))
+        return Route(
+            stack,
+            None if once and len(slots) == 1 else row_GM.view(-1).to(self._device),
+            None if bool((factor_GM == 1).all()) else factor_GM.to(self._device, self._dtype)[..., None],
+            slot_N.to(self._device),
+            None if once else to_N.to(self._device),
+        )
 
     @contextmanager
-    def using(self, route: Route) -> Iterator[None]:
+    def using(self, route: Route | None) -> Iterator[None]:
         """Inside, the rows of a batch use the LoRAs of this route. For one thread at a time."""
         self._now = route
         try:
             yield
         finally:
-            self._now, self._last = {}, None
+            self._now, self._last = None, None
 
     def _factors(self, name: str, parts: Mapping[str, Tensor], config: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         scale = lora_scale(config, name) * _embed_scale(self._layers[name])
@@ -222,31 +264,23 @@ class Bank:
     def _fits(self, name: str, factors: tuple[Tensor, Tensor]) -> bool:
         return tuple(part.shape[1] for part in factors) == _sizes(self._layers[name])
 
-    def _set_beside(self, wanted: list[Lora]) -> None:
-        """Put the wanted LoRAs side by side, with as many of those that were as there is room for."""
-        total, beside = sum(lora.rank for lora in wanted), list(wanted)
-        for lora in self._beside:
-            if lora not in beside and total + lora.rank <= RANKS:
-                beside.append(lora)
+    def _stack_of(self, wanted: list[Lora]) -> _Stack:
+        """A stack with the wanted LoRAs, and with as many of those that were in use before as there is room for."""
+        if len(wanted) > 1 and self._stack and set(wanted) <= set(self._stack.loras):
+            return self._stack
+        total, loras = sum(lora.rank for lora in wanted), list(wanted)
+        for lora in self._stack.loras if self._stack and len(wanted) > 1 else ():
+            if lora not in loras and total + lora.rank <= RANKS:
+                loras.append(lora)
                 total += lora.rank
-        self._beside, self._joined = beside, {}
         groups: dict[str, list[str]] = {}
-        for name in dict.fromkeys(name for lora in beside for name in lora.factors):
+        for name in dict.fromkeys(name for lora in loras for name in lora.factors):
             groups.setdefault(self._firsts().get(name, name), []).append(name)
             self._adapt(name)
-        for names in groups.values():
-            self._join(names)
-
-    def _join(self, names: Sequence[str]) -> None:
-        """Put the LoRAs of layers that read the same side by side."""
-        places = [(name, i) for name in names for i, lora in enumerate(self._beside) if name in lora.factors]
-        factors = [self._beside[i].factors[name] for name, i in places]
-        owners = tuple(i for (_, i), (A_RI, _) in zip(places, factors, strict=True) for _ in range(len(A_RI)))
-        below, begin = _Below(torch.cat([A for A, _ in factors]), owners), 0
-        for name in names:
-            B_RO = torch.cat([B for (other, _), (_, B) in zip(places, factors, strict=True) if other == name])
-            self._joined[name] = below, slice(begin, begin + len(B_RO)), B_RO
-            begin += len(B_RO)
+        stack = _stacked(loras, groups)
+        if len(wanted) > 1:  # one by itself is put together as often as it comes
+            self._stack = stack
+        return stack
 
     def _firsts(self) -> dict[str, str]:
         """Of layers that read the same tensor one after another, the first; found by a look at a token's way."""
@@ -264,26 +298,41 @@ class Bank:
 
     def _with_loras(self, name: str, own: Callable[[Tensor], Tensor], table: bool) -> Callable[[Tensor], Tensor]:
         def forward(x: Tensor) -> Tensor:
-            y_BTO = own(x)
-            found = self._now.get(name)
-            if found is None:
-                return y_BTO
-            read, own_columns, B_RO = found
-            h_NR = self._product(read, x, table)[:, own_columns]
-            y_BTO.view(-1, y_BTO.shape[-1]).addmm_(h_NR, B_RO)
-            return y_BTO
+            y = own(x)
+            route = self._now
+            found = route.stack.above.get(name) if route else None
+            if route and found:
+                first, own_columns, B_GRO = found
+                route.add(y, self._below(route, first, x, table)[..., own_columns], B_GRO)
+            return y
 
         return forward
 
-    def _product(self, read: _Read, x: Tensor, table: bool) -> Tensor:
-        """A x with each row's factors, [N, R]: rows and positions in one. Kept until another is asked for."""
+    def _below(self, route: Route, first: str, x: Tensor, table: bool) -> Tensor:
+        """What layers that read the same have in common, kept until another is asked for."""
         last = self._last
-        if last is None or last[0] is not read or last[1] is not x:
-            h_BTR = F.embedding(x, read.A_RI.T) if table else F.linear(x, read.A_RI)
-            rows, _, rank = read.factor_B1R.shape
-            h_NR = h_BTR.view(rows, -1, rank).mul_(read.factor_B1R).view(-1, rank)
-            self._last = last = read, x, h_NR
+        if last is None or last[0] != first or last[1] is not x:
+            self._last = last = first, x, route.below(first, x, table)
         return last[2]
+
+
+def _stacked(loras: Sequence[Lora], groups: Mapping[str, Sequence[str]]) -> _Stack:
+    """Args: groups: by the first of the layers that read the same, all of them."""
+    below, above = {}, {}
+    for first, names in groups.items():
+        columns, begin = [], 0
+        for name in names:
+            have = next(lora.factors[name] for lora in loras if name in lora.factors)
+            none = have[0][:0], have[1][:0]
+            A_GRI, B_GRO = (
+                pad_sequence([lora.factors.get(name, none)[side] for lora in loras], batch_first=True)
+                for side in (0, 1)
+            )
+            columns.append(A_GRI.mT)
+            above[name] = first, slice(begin, begin + A_GRI.shape[1]), B_GRO
+            begin += A_GRI.shape[1]
+        below[first] = torch.cat(columns, -1)
+    return _Stack(tuple(loras), below, above)
 
 
 def _read_together(module: nn.Module, layers: Mapping[str, nn.Module]) -> dict[str, str]:
@@ -323,7 +372,3 @@ def _sizes(layer: Any) -> tuple[int, int]:
     if isinstance(layer, nn.Linear):
         return layer.in_features, layer.out_features
     return tuple(layer.weight.shape)
-
-
-def _ordinary(state: Mapping[str, Tensor]) -> bool:
-    return all(bool((part.abs() <= LARGEST).all()) for part in state.values())  # of NaN too this is not true

@@ -1,0 +1,214 @@
+"""One token of a Llama, Mistral, Qwen or Mixtral model with a third of the calls that transformers makes for it.
+
+The same sums as transformers' own layers, without what stands around them, and with attention over keys that heads
+share as they lie in the cache: transformers multiplies them for each token. Layers of other kinds, with hooks, windows
+or changed methods are left to transformers; so is a module whose answer to a probe is another. Imported where it is
+used, because it imports torch.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+from transformers.cache_utils import DynamicCache
+from transformers.models.llama import modeling_llama as llama
+from transformers.models.mistral import modeling_mistral as mistral
+from transformers.models.mixtral import modeling_mixtral as mixtral
+from transformers.models.qwen2 import modeling_qwen2 as qwen2
+from transformers.models.qwen3 import modeling_qwen3 as qwen3
+
+log = logging.getLogger(__name__)
+
+MODELS = (
+    llama.LlamaForCausalLM, mistral.MistralForCausalLM, mixtral.MixtralForCausalLM, qwen2.Qwen2ForCausalLM,
+    qwen3.Qwen3ForCausalLM,
+)  # fmt: skip
+PARTS = frozenset({
+    llama.LlamaModel, llama.LlamaDecoderLayer, llama.LlamaAttention, llama.LlamaMLP, llama.LlamaRMSNorm,
+    mistral.MistralModel, mistral.MistralDecoderLayer, mistral.MistralAttention, mistral.MistralMLP,
+    mistral.MistralRMSNorm, mixtral.MixtralModel, mixtral.MixtralDecoderLayer, mixtral.MixtralAttention,
+    mixtral.MixtralSparseMoeBlock, mixtral.MixtralRMSNorm, qwen2.Qwen2Model, qwen2.Qwen2DecoderLayer,
+    qwen2.Qwen2Attention, qwen2.Qwen2MLP, qwen2.Qwen2RMSNorm, qwen3.Qwen3Model, qwen3.Qwen3DecoderLayer,
+    qwen3.Qwen3Attention, qwen3.Qwen3MLP, qwen3.Qwen3RMSNorm, *MODELS,
+})  # fmt: skip
+"""What is computed here in place of its own method."""
+TURNS = ("default", "linear", "llama3", "yarn")
+"""Kinds of rotary positions that do not depend on how long a text has become."""
+NEAR = {torch.float32: 1e-4, torch.float64: 1e-6}
+"""How far logits may be from transformers' own, as a share of the largest; where numbers are shorter, a tenth."""
+AHEAD = 1024
+"""Positions for which turns are computed at a time."""
+PROBE = ((3, 1, 2, 1), (1, 2, 3, 3))
+
+
+Norm = Callable[[Tensor], Tensor]
+
+
+class _Layer(NamedTuple):
+    before: Norm
+    q: nn.Module
+    k: nn.Module
+    v: nn.Module
+    o: nn.Module
+    between: Norm
+    mlp: Any
+    q_norm: Norm | None
+    k_norm: Norm | None
+
+
+class Quick:
+    """What goes on from a cache of keys and values, a token a row."""
+
+    def __init__(self, model: Any) -> None:
+        attention = model.model.layers[0].self_attn
+        self._trunk, self._head = model.model, model.lm_head
+        self._size, self._scale = attention.head_dim, attention.scaling
+        self._heads = model.config.num_key_value_heads
+        self._layers = [_layer_of(layer) for layer in model.model.layers]
+        self._last = _norm_of(model.model.norm)
+        self._cos_TD = self._sin_TD = torch.empty(0)
+
+    def step(self, token_B: Tensor, cache: Any, start_B1: Tensor | None, limit: int) -> Tensor:
+        """Logits [B, V] for the tokens after these. The cache takes their keys and values in.
+
+        Args:
+            start_B1: the column of the cache at which each row begins; None where all begin at the first.
+            limit: positions of the context, beyond which only rows are that ended.
+        """
+        place = cache.layers[0].keys.shape[-2]
+        x_BE = self._trunk.embed_tokens(token_B)
+        turn, bias = self._turn(x_BE, place, start_B1, limit), _bias(x_BE, place + 1, start_B1)
+        for layer, kept in zip(self._layers, cache.layers, strict=True):
+            x_BE = x_BE + self._attend(layer, layer.before(x_BE), kept, turn, bias)
+            x_BE = x_BE + _feed(layer.mlp, layer.between(x_BE))
+        logits_BV: Tensor = self._head(self._last(x_BE))
+        return logits_BV
+
+    def _attend(
+        self, layer: _Layer, x_BE: Tensor, kept: Any, turn: tuple[Tensor, Tensor], bias_B11T: Tensor | None
+    ) -> Tensor:
+        rows = len(x_BE)
+        q_BHD = layer.q.forward(x_BE).view(rows, -1, self._size)
+        k_BKD = layer.k.forward(x_BE).view(rows, -1, self._size)
+        v_BK1D = layer.v.forward(x_BE).view(rows, -1, 1, self._size)
+        if layer.q_norm and layer.k_norm:
+            q_BHD, k_BKD = layer.q_norm(q_BHD), layer.k_norm(k_BKD)
+        k_BKTD, v_BKTD = kept.update(_turned(k_BKD, *turn)[:, :, None], v_BK1D)
+        # heads that share keys and values stand where the places of a text would
+        q_BKGD = _turned(q_BHD, *turn).view(rows, self._heads, -1, self._size)
+        y_BKGD = F.scaled_dot_product_attention(q_BKGD, k_BKTD, v_BKTD, attn_mask=bias_B11T, scale=self._scale)
+        y_BE: Tensor = layer.o.forward(y_BKGD.flatten(1))
+        return y_BE
+
+    def _turn(self, x_BE: Tensor, place: int, start_B1: Tensor | None, limit: int) -> tuple[Tensor, Tensor]:
+        """Cosines and sines, [D] or [B, 1, D]; the sines with the signs of the rotation."""
+        most = min(place, limit - 1)
+        if most >= len(self._cos_TD):
+            position_1T = torch.arange(most + AHEAD, device=x_BE.device)[None]
+            cos_1TD, sin_1TD = self._trunk.rotary_emb(x_BE, position_1T)
+            signs_D = torch.ones_like(cos_1TD[0, 0])
+            signs_D[: self._size // 2] = -1
+            self._cos_TD, self._sin_TD = cos_1TD[0], sin_1TD[0] * signs_D
+        if start_B1 is None:
+            return self._cos_TD[most], self._sin_TD[most]
+        position_B1 = (place - start_B1).clamp_(max=limit - 1)
+        return self._cos_TD[position_B1], self._sin_TD[position_B1]
+
+
+def _norm_of(norm: Any) -> Norm:
+    """x / √(mean x² + ε) · w, as RMSNorm's authors have it (arXiv 1910.07467), in fp32."""
+    weight_E, shape, epsilon = norm.weight, norm.weight.shape, norm.variance_epsilon
+    if weight_E.dtype == torch.float32:
+        return lambda x: torch.rms_norm(x, shape, weight_E, epsilon)
+    return lambda x: weight_E * torch.rms_norm(x.float(), shape, None, epsilon).to(x.dtype)
+
+
+def _turned(x_BHD: Tensor, cos_D: Tensor, sin_D: Tensor) -> Tensor:
+    """Rotary positions (arXiv 2104.09864)."""
+    return torch.addcmul(x_BHD * cos_D, x_BHD.roll(x_BHD.shape[-1] // 2, -1), sin_D)
+
+
+def _feed(mlp: Any, x_BE: Tensor) -> Tensor:
+    if isinstance(mlp, mixtral.MixtralSparseMoeBlock):
+        found: Tensor = mlp(x_BE[:, None])[:, 0]
+        return found
+    fed: Tensor = mlp.down_proj.forward(mlp.act_fn(mlp.gate_proj.forward(x_BE)) * mlp.up_proj.forward(x_BE))
+    return fed
+
+
+def _bias(x_BE: Tensor, length: int, start_B1: Tensor | None) -> Tensor | None:
+    """What is added to scores, [B, 1, 1, T]: −∞ in front of where a row begins."""
+    if start_B1 is None:
+        return None
+    column_T = torch.arange(length, device=x_BE.device)
+    return x_BE.new_zeros(len(x_BE), length).masked_fill_(column_T < start_B1, -torch.inf)[:, None, None]
+
+
+def _layer_of(layer: Any) -> _Layer:
+    of = layer.self_attn
+    norms = [_norm_of(getattr(of, name)) if hasattr(of, name) else None for name in ("q_norm", "k_norm")]
+    return _Layer(
+        _norm_of(layer.input_layernorm), of.q_proj, of.k_proj, of.v_proj, of.o_proj,
+        _norm_of(layer.post_attention_layernorm), layer.mlp, *norms,
+    )  # fmt: skip
+
+
+# Which modules can go this way
+
+_equal: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+"""Modules whose answers to the probe have been looked at."""
+
+
+def quick_of(model: nn.Module) -> Quick | None:
+    """The short way for a module in evaluation, or None where transformers' own is to be taken."""
+    if type(model) not in MODELS or not _known(model):
+        return None
+    quick = Quick(model)
+    if model not in _equal:
+        _equal[model] = _is_equal(quick, model)
+    return quick if _equal[model] else None
+
+
+def _known(model: Any) -> bool:
+    config = model.config
+    kinds = set(getattr(config, "layer_types", None) or ())
+    whole = kinds == {"full_attention"} if kinds else not getattr(config, "sliding_window", None)
+    plain = config._attn_implementation in ("sdpa", "eager") and model.model.rotary_emb.rope_type in TURNS
+    computed, called = [model, model.model, model.model.norm], []
+    for layer in model.model.layers:
+        computed += [layer, *layer.children()]
+        computed += [part for name, part in layer.self_attn.named_children() if name.endswith("_norm")]
+        called += [part for name, part in layer.named_modules() if name.endswith("_proj")]
+    unchanged = all(type(part) in PARTS and "forward" not in vars(part) for part in computed)
+    return whole and plain and unchanged and not any(map(_hooked, [*computed, *called]))
+
+
+def _hooked(part: nn.Module) -> bool:
+    return bool(part._forward_hooks or part._forward_pre_hooks)
+
+
+def _is_equal(quick: Quick, model: Any) -> bool:
+    """Whether both ways go on from a probe alike."""
+    device = model.model.embed_tokens.weight.device
+    ids_BT = torch.tensor(PROBE, device=device) % model.config.vocab_size
+    try:
+        with torch.inference_mode():
+            caches = DynamicCache(), DynamicCache()
+            for cache in caches:
+                model(input_ids=ids_BT[:, :-1], past_key_values=cache, use_cache=True)
+            own_BV = model(input_ids=ids_BT[:, -1:], past_key_values=caches[0], use_cache=True).logits[:, -1]
+            quick_BV = quick.step(ids_BT[:, -1], caches[1], None, model.config.max_position_embeddings)
+    except Exception:
+        log.warning("%s cannot go the short way", type(model).__name__, exc_info=True)
+        return False
+    far = float((own_BV - quick_BV).abs().max() / own_BV.abs().max())
+    near = NEAR.get(own_BV.dtype, 0.1)
+    if far > near:
+        log.warning("%s answers otherwise the short way (%.2g of the largest logit)", type(model).__name__, far)
+    return not far > near  # of NaN it cannot be said
