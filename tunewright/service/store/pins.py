@@ -35,8 +35,12 @@ def unpin(connection: Connection, job: str) -> None:
     release(connection, held)
 
 
-def release(connection: Connection, names: Iterable[str]) -> None:
-    """Drop the bytes of those that are deleted and that no job needs, nor a model that was trained on top of it."""
+def release(connection: Connection, names: Iterable[str]) -> list[str]:
+    """Drop the bytes of those that are deleted and that no job needs, nor a model that was tuned from it.
+
+    Returns which they were, with earlier models that only these needed.
+    """
+    gone = []
     for name in sorted(set(names)):
         table = models if name.startswith("ft:") else files
         row = one(connection, table, table.c.id == name, lock=True)
@@ -44,15 +48,17 @@ def release(connection: Connection, names: Iterable[str]) -> None:
             continue
         drop(connection, row["place"])
         connection.execute(update(table).where(table.c.id == name).values(stored=False))
+        gone.append(name)
         if table is models:
             connection.execute(update(jobs).where(jobs.c.run == row["place"]).values(run=None))
-            release(connection, [row["base"]] if row["base"].startswith("ft:") else [])
+            gone += release(connection, [row["tuned_from"]] if row["tuned_from"] else [])
+    return gone
 
 
 def _needed(connection: Connection, table: Table, name: str) -> bool:
-    below = models.c.base == name, models.c.stored
+    later = models.c.tuned_from == name, models.c.stored
     return bool(connection.scalar(select(exists().where(pins.c.object == name)))) or (
-        table is models and bool(connection.scalar(select(exists().where(*below))))
+        table is models and bool(connection.scalar(select(exists().where(*later))))
     )
 
 
