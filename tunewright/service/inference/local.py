@@ -8,6 +8,7 @@ import binascii
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from io import BytesIO
 from typing import Any, TypeVar
 
@@ -20,6 +21,7 @@ from tunewright.drawing import Drawing, draw
 from tunewright.errors import TunewrightError
 from tunewright.recipe import checked
 from tunewright.service.errors import Refused
+from tunewright.service.inference.effect import same_answers
 from tunewright.service.inference.engine import Batching, Limits, Request
 from tunewright.service.inference.models import Models, Ready
 from tunewright.service.inference.prompts import tokens_of
@@ -39,8 +41,6 @@ from tunewright.tasks.base import Model
 
 TOGETHER = 4096
 """Positions of a forward pass that embeds."""
-PROBE = "Once upon a time there was"
-"""What a tuned model and its start are asked, to see whether they differ."""
 
 Found = TypeVar("Found")
 
@@ -99,13 +99,12 @@ class LocalEngine:
 
     async def check(self, model: ModelRef) -> None:
         async with self._model(model) as tuned:
-            if not tuned.shared.form or model.run_folder is None:
+            if not tuned.shared.form or model.run_folder is None or not model.alpha:
                 return
-            async with self._model(ModelRef(model.base, model.base_folder)) as base:
-                ids = [tuned.renderer.prompt(PROBE)]
-                one, other = [await self._between(lambda r=r: embedded(r, ids)) for r in (tuned, base)]  # type: ignore[misc]
-            if one == other and model.alpha:
-                raise Refused(500, f"{model.shown} answers as {model.base} does: its weights have no effect.")
+            async with self._model(replace(model, alpha=0.0)) as start:
+                same = await self._between(lambda: same_answers(tuned, start))
+            if same:
+                raise Refused(500, f"{model.shown} answers as its start does: its weights have no effect.")
 
     async def loaded(self) -> list[Loaded]:
         return self.models.loaded()
