@@ -7,7 +7,7 @@ import base64
 import binascii
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import replace
 from io import BytesIO
 from typing import Any, TypeVar
@@ -23,7 +23,7 @@ from tunewright.recipe import checked
 from tunewright.service.errors import Refused
 from tunewright.service.inference.effect import same_answers
 from tunewright.service.inference.engine import Batching, Limits, Request
-from tunewright.service.inference.models import Models, Ready
+from tunewright.service.inference.models import Models, Module, Ready
 from tunewright.service.inference.prompts import tokens_of
 from tunewright.service.inference.protocol import (
     Classify,
@@ -212,12 +212,24 @@ def embedded(ready: Ready, tokens: Sequence[list[int]]) -> list[tuple[float, ...
 
 
 def _hidden(ready: Ready, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
-    given = {"input_ids": ids_BT, "attention_mask": mask_BT, "output_hidden_states": True}
+    given = {"input_ids": ids_BT, "attention_mask": mask_BT}
     shared = ready.shared
-    if not shared.bank:
-        return shared.module(**given).hidden_states[-1][:, -ids_BT.shape[1] :]  # type: ignore[no-any-return]
-    with shared.bank.using(shared.bank.route([ready.terms] * len(ids_BT))):
-        return shared.module(**given, use_cache=False).hidden_states[-1]  # type: ignore[no-any-return]
+    trunk = _trunk(shared)
+    if trunk is None:
+        states = shared.module(**given, output_hidden_states=True).hidden_states
+        return states[-1][:, -ids_BT.shape[1] :]  # type: ignore[no-any-return]
+    bank = shared.bank
+    with bank.using(bank.route([ready.terms] * len(ids_BT))) if bank else nullcontext():
+        return trunk(**given, use_cache=False).last_hidden_state  # type: ignore[no-any-return]
+
+
+def _trunk(shared: Module) -> Any:
+    """A language model without its head, which would make logits of all positions; None where there is no such part."""
+    if not shared.form or shared.form.virtual:
+        return None
+    whole = shared.module.get_base_model() if hasattr(shared.module, "get_base_model") else shared.module
+    trunk = getattr(whole, "base_model", whole)
+    return None if trunk is whole else trunk
 
 
 # Classes and images
