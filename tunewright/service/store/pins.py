@@ -7,25 +7,38 @@ from collections.abc import Iterable
 from sqlalchemy import ColumnElement, Connection, Table, delete, exists, insert, select, update
 
 from tunewright.service.entities import JobSpec
-from tunewright.service.errors import missing
+from tunewright.service.errors import Refused, missing
 from tunewright.service.store.database import one
 from tunewright.service.store.places import drop
 from tunewright.service.store.tables import files, jobs, models, permissions, pins
 
+TRAINS = "fine-tune"
+"""The purpose of files that are trained on, and validated with."""
+
 
 def pin(connection: Connection, tenant: str, job: str, spec: JobSpec, now: float) -> None:
-    """Hold what a new job needs. Raises Refused (404) where it is not there."""
+    """Hold what a new job needs. Raises Refused: 404 where it is not there, 400 where a file is for something else."""
     wanted = {name: param for param in ("training_file", "validation_file") if (name := getattr(spec, param))}
     for name in sorted(wanted):
         row = one(connection, files, files.c.id == name, files.c.tenant == tenant, lock=True)
         if row is None or row["deleted_at"] or (row["expires_at"] or now + 1) <= now:
             raise missing("file", name, "file_not_found", wanted[name])
+        refuse_other_purpose(name, row["purpose"], wanted[name])
     if spec.model.startswith("ft:"):
         row = one(connection, models, models.c.id == spec.model, usable(tenant), lock=True)
         if row is None:
             raise missing("model", spec.model, "model_not_found", "model")
         wanted[spec.model] = "model"
     connection.execute(insert(pins), [{"object": name, "job": job} for name in sorted(wanted)])
+
+
+def refuse_other_purpose(file: str, purpose: str, param: str) -> None:
+    """Raises Refused (400) for a file that was not uploaded to be trained on."""
+    if purpose != TRAINS:
+        raise Refused(
+            400, f"The file {file} was uploaded with purpose {purpose}: upload it with purpose {TRAINS}.",
+            "invalid_file_purpose", param,
+        )  # fmt: skip
 
 
 def unpin(connection: Connection, job: str) -> None:
