@@ -59,7 +59,8 @@ class LocalEngine:
         async with self._model(asked.model) as ready:
             _can(ready, "generate", "does not generate text.")
             prompt = await self._in(self._tokenizer, lambda: tokens_of(asked, ready.renderer, ready.model.chats))
-            request = Request(ready, prompt, asked.sampling, asked.stream, apart=asked.messages is not None)
+            apart = asked.messages is not None
+            request = Request(ready, prompt, asked.sampling, asked.stream, apart, asked.tenant)
             heard: asyncio.Queue[Piece | Usage | Refused] = asyncio.Queue()
             self._hearing[request] = heard
             try:
