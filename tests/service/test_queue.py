@@ -429,7 +429,7 @@ def test_a_claim_looks_only_at_jobs_that_wait(store: Store, add_file: AddFile) -
             connection.execute(insert(job_table), [row | {"status": status} for row in rows[i : i + 1000]])
         connection.execute(text("ANALYZE"))
     waiting = [ready(HELD, 1e9), ready((Status.QUEUED,), 1e9)]
-    silent = [ready(HELD, 1e9) & (job_table.c.fence < EAGER)]
+    silent: list[Any] = [ready(HELD, 1e9) & (job_table.c.fence < EAGER)]
     next_one = job_table.select().where(job_table.c.tenant == "b", waiting[1]).order_by(*AGE).limit(1)
     explain = "EXPLAIN " if store.database.postgresql else "EXPLAIN QUERY PLAN "
     with store.database.read() as connection:

@@ -103,7 +103,8 @@ def test_models_of_an_older_database_name_what_they_were_tuned_from(database_url
             )
     store = Store(database_url)
     assert [model.tuned_from for model in store.models.page("acme")[0]] == [None, "ft:first"]
-    store.close(), database.engine.dispose()
+    store.close()
+    database.engine.dispose()
 
 
 def test_a_database_is_opened_again(database_url: str) -> None:
