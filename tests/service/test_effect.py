@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -11,7 +12,8 @@ import pytest
 import tunewright as tw
 from tests.runs import apart, recipe
 from tests.service.inference import METHODS, train, tuned
-from tunewright.service.effect import Effect, Finding, look_apart
+from tunewright.launch.apart import FORKED
+from tunewright.service.effect import Effect, Finding, _look, look_apart
 from tunewright.service.errors import Lost
 from tunewright.service.inference.adapters import Bank
 from tunewright.service.inference.effect import effect_of
@@ -68,3 +70,25 @@ def test_a_look_that_is_broken_off_leaves_no_process(
     with pytest.raises(Lost):
         look_apart(tuned(base, tmp_path), "text-generation", lost)
     assert not apart()
+
+
+class Slow(str):
+    """A task that takes long to look at."""
+
+    def __hash__(self) -> int:
+        time.sleep(60)
+        return super().__hash__()
+
+
+def test_a_look_ends_with_the_worker_that_was_killed(tiny_base: Callable[..., str], tmp_path: Path) -> None:
+    here, there = FORKED.Pipe()
+    process = FORKED.Process(target=_look, args=(there, tuned(tiny_base("llama"), tmp_path), Slow("text-generation")))
+    process.start()
+    there.close()
+    try:
+        assert not here.poll(3) and process.is_alive()
+        here.close()  # as when its process is gone
+        process.join(20)
+        assert process.exitcode == 1
+    finally:
+        process.kill()

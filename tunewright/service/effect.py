@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -42,17 +43,17 @@ def look_apart(model: ModelRef, task: str, wait: Callable[[], object]) -> Findin
     Args:
         wait: called ten times a second; whatever it raises ends the look and is raised.
     """
-    reader, writer = FORKED.Pipe(duplex=False)
-    process = FORKED.Process(target=_look, args=(writer, model, task))
+    here, there = FORKED.Pipe()
+    process = FORKED.Process(target=_look, args=(there, model, task))
     process.start()
-    writer.close()
+    there.close()
     end = time.monotonic() + PATIENCE
     try:
-        while not reader.poll(SECONDS_BETWEEN_LOOKS):
+        while not here.poll(SECONDS_BETWEEN_LOOKS):
             wait()
             if time.monotonic() > end:
                 return Finding(Effect.UNKNOWN, f"it took more than {PATIENCE:.0f} seconds")
-        effect, why = reader.recv()
+        effect, why = here.recv()
         return Finding(Effect(effect), why)
     except EOFError:  # it was killed, such as for its memory
         return Finding(Effect.UNKNOWN, "the process that looked has ended")
@@ -60,13 +61,20 @@ def look_apart(model: ModelRef, task: str, wait: Callable[[], object]) -> Findin
         process.kill()
         process.join()
         process.close()
-        reader.close()
+        here.close()
 
 
-def _look(writer: Any, model: ModelRef, task: str) -> None:
+def _look(pipe: Any, model: ModelRef, task: str) -> None:
     os.setsid()  # Ctrl-C is for the process that started it
     os.dup2(2, 1)
+    threading.Thread(target=_end_with, args=(pipe,), daemon=True).start()
     from tunewright.service.inference.effect import effect_of
 
     found = effect_of(model, task)
-    writer.send((str(found.effect), found.why))
+    pipe.send((str(found.effect), found.why))
+
+
+def _end_with(pipe: Any) -> None:
+    """Who asked never sends anything: what comes is its end, after which nobody wants to know."""
+    pipe.poll(None)
+    os._exit(1)
