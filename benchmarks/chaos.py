@@ -434,7 +434,7 @@ def section(found: dict[str, Any]) -> str:
 
 
 KINDS = {
-    "worker": "a worker is killed: until its job is claimed again, at its tenant's next turn",
+    "worker": "a worker is killed: until its job is claimed again",
     "run": "a run is killed: until its job's next event",
     "server": "the server is killed: until it answers, and its models can",
     "database": f"the database is gone for {SECONDS_DOWN:g} s: until the next event, from when it is back",

@@ -115,9 +115,9 @@ class Hosted:
 
         return asyncio.run(send())
 
-    def stored(self) -> list[Path]:
-        """All files in the storage."""
-        return [path for path in (self.root / "storage").rglob("*") if path.is_file()]
+    def stored(self, kind: str = "") -> list[Path]:
+        """All files in the storage, or those of a kind."""
+        return [path for path in (self.root / "storage" / kind).rglob("*") if path.is_file()]
 
     def belongings(self, tenant: str) -> dict[str, str]:
         """One thing of each kind, by its kind: what has an id that another tenant could try."""

@@ -440,6 +440,27 @@ def test_who_asks_too_often_is_told_when_to_come_again(tmp_path: Path) -> None:
     assert [one.status_code for one in made] == [200, 200, 429] and int(made[-1].headers["Retry-After"]) <= 120
 
 
+@pytest.mark.parametrize("purpose", ["batch", "evals", "user_data"])
+def test_a_file_for_something_else_is_not_trained_on(service: Hosted, purpose: str) -> None:
+    def upload(purpose: str) -> str:
+        sent = service.ask("POST", "/v1/files", files={"file": ("rows.jsonl", ROWS)}, data={"purpose": purpose})
+        return str(sent.json()["id"])
+
+    right, wrong = upload("fine-tune"), upload(purpose)
+    before = service.store.jobs.page("acme", limit=100)
+    for path in ("/v1/fine_tuning/jobs", "/v1/fine_tuning/alpha/check"):
+        for named in ({"training_file": wrong}, {"training_file": right, "validation_file": wrong}):
+            answer = service.ask("POST", path, json={"model": "tiny", **named})
+            error, param = answer.json()["error"], list(named)[-1]
+            assert (answer.status_code, error["type"], error["param"]) == (400, "invalid_request_error", param)
+            assert purpose in error["message"] and "purpose fine-tune" in error["message"]
+    tuning = {"baseModel": "tiny", "supervisedTuningSpec": {"trainingDatasetUri": wrong}}
+    assert service.ask("POST", "/v1beta1/tuningJobs", json=tuning).status_code == 400
+    assert service.store.jobs.page("acme", limit=100) == before
+    good = service.ask("POST", "/v1/fine_tuning/jobs", json={"model": "tiny", "training_file": right})
+    assert good.status_code == 200
+
+
 def test_made_up_methods_and_paths_do_not_grow_the_metrics(service: Hosted) -> None:
     for number in range(20):
         service.ask(f"MADEUP{number}", f"/v1/made-up-{number}")

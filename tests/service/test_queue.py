@@ -22,7 +22,7 @@ from tests.service.conftest import Clock
 from tunewright.service.entities import Job, JobSpec, Status
 from tunewright.service.errors import Lost, Refused
 from tunewright.service.store import Result, Store
-from tunewright.service.store.queue import AGE, ranking, ready
+from tunewright.service.store.queue import AGE, EAGER, ranking, ready
 from tunewright.service.store.tables import jobs as job_table
 from tunewright.service.store.transitions import HELD
 
@@ -147,6 +147,38 @@ def test_a_silent_workers_job_goes_to_another(store: Store, queued: Any, clock: 
     assert store.jobs.look(first.id) == second and store.jobs.news("acme", first.id) == before
     store.jobs.progress(second.id, second.fence, saved=store.places.reserve("states"))
     assert store.jobs.look(second.id).lost == 0
+
+
+def test_work_under_way_goes_on_before_others_begin(store: Store, queued: Any, clock: Clock) -> None:
+    """Of those that lost their worker, too, the tenants take turns."""
+    for tenant in "aab":
+        queued(tenant)
+    for expected in "aba":
+        clock.now += 1
+        assert claim(store, 60).tenant == expected
+    clock.now += 100
+    queued("c")
+    assert [claim(store, 1000).tenant for _ in range(4)] == ["b", "a", "a", "c"]
+
+
+@pytest.mark.parametrize("saves", [False, True])
+def test_a_job_that_loses_its_worker_again_and_again_waits_for_its_turn(
+    store: Store, queued: Any, clock: Clock, saves: bool
+) -> None:
+    deadly = queued("a")
+    taken = []
+    for _ in range(2 * EAGER):
+        queued("b")
+        clock.now += 1
+        job = claim(store, 60)
+        taken.append(job.tenant)
+        if job.id == deadly.id:
+            if saves:
+                store.jobs.progress(job.id, job.fence, saved=store.places.reserve("states"))
+            clock.now += 100
+        else:
+            finish(store, job)
+    assert taken == ["a"] * EAGER + ["b", "a"] * (EAGER // 2)
 
 
 def test_a_worker_that_was_slow_goes_on_if_nobody_came(store: Store, queued: Any, clock: Clock) -> None:
@@ -397,10 +429,11 @@ def test_a_claim_looks_only_at_jobs_that_wait(store: Store, add_file: AddFile) -
             connection.execute(insert(job_table), [row | {"status": status} for row in rows[i : i + 1000]])
         connection.execute(text("ANALYZE"))
     waiting = [ready(HELD, 1e9), ready((Status.QUEUED,), 1e9)]
+    silent: list[Any] = [ready(HELD, 1e9) & (job_table.c.fence < EAGER)]
     next_one = job_table.select().where(job_table.c.tenant == "b", waiting[1]).order_by(*AGE).limit(1)
     explain = "EXPLAIN " if store.database.postgresql else "EXPLAIN QUERY PLAN "
     with store.database.read() as connection:
-        for query in (ranking(waiting, HELD, 1e9), next_one):
+        for query in (ranking(silent, HELD, 1e9), ranking(waiting, HELD, 1e9), next_one):
             words = str(query.compile(connection, compile_kwargs={"literal_binds": True}))
             plan = "\n".join(str(row) for row in connection.exec_driver_sql(explain + words))
             looks = [line for line in plan.splitlines() if re.search(r"(on|SEARCH|SCAN) (jobs|ix_jobs)", line)]

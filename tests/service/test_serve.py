@@ -4,10 +4,36 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from pathlib import Path
 
 import pytest
+import torch
+from typer.testing import CliRunner
 
-from tunewright.service.serve import listening
+from tunewright.cli import app
+from tunewright.errors import RecipeError
+from tunewright.service.serve import listening, refuse_absent
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:1", "mps", "gpu"])
+def test_a_device_that_is_not_there_is_refused_at_the_start(
+    device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    found = CliRunner().invoke(app, ["serve", "--device", device, "--home", str(tmp_path / "home"), "--port", "0"])
+    assert found.exit_code == 2 and f"--device: {device.partition(':')[0]}" in found.output and "auto" in found.output
+    assert not (tmp_path / "home").exists(), "nothing was begun"
+
+
+def test_of_several_devices_one_is_taken_that_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    refuse_absent("cuda:1")
+    with pytest.raises(RecipeError, match="torch sees 2 here"):
+        refuse_absent("cuda:2")
+    for device in ("auto", "cpu"):
+        refuse_absent(device)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])

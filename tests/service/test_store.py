@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -12,14 +13,18 @@ from unittest.mock import Mock
 
 import pytest
 from alembic.autogenerate import compare_metadata
+from alembic.command import upgrade
+from alembic.config import Config
 from alembic.migration import MigrationContext
 
 from tests.service.conftest import Clock
 from tunewright.errors import TunewrightError
+from tunewright.service import store as store_folder
 from tunewright.service.entities import NEXT, Job, JobSpec, Note, Status
 from tunewright.service.errors import Lost, Refused
 from tunewright.service.storage import Storage
 from tunewright.service.store import Result, Store
+from tunewright.service.store.database import Database
 from tunewright.service.store.tables import jobs as job_table
 from tunewright.service.store.tables import metadata
 
@@ -62,10 +67,10 @@ def refused(status: int, call: Callable[..., Any], *arguments: Any, **options: A
     return error.value
 
 
-def finish(store: Store, job: Job, base: str = "base") -> Job:
+def finish(store: Store, job: Job) -> Job:
     result = Result(store.places.reserve("results"), 5, "1" * 64)
     run = store.places.reserve("runs")
-    return store.jobs.finish(job.id, job.fence, base=base, task="text-generation", run=run, result=result)
+    return store.jobs.finish(job.id, job.fence, base="base", task="text-generation", run=run, result=result)
 
 
 # the database
@@ -75,6 +80,31 @@ def test_migrations_make_the_tables(store: Store) -> None:
     with store.database.read() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
         assert compare_metadata(context, metadata) == []
+
+
+def test_models_of_an_older_database_name_what_they_were_tuned_from(database_url: str) -> None:
+    database = Database(database_url)
+    with database.write() as connection:
+        config = Config()
+        config.set_main_option("script_location", str(Path(store_folder.__file__).parent / "migrations"))
+        config.attributes["connection"] = connection
+        upgrade(config, "0001")
+        connection.exec_driver_sql("INSERT INTO tenants (n, id, created_at) VALUES (1, 'acme', 0)")
+        rows = {"first": "base", "second": "ft:first"}
+        for n, (name, begun) in enumerate(rows.items()):
+            spec = json.dumps({"model": begun, "training_file": "f"})
+            connection.exec_driver_sql(
+                "INSERT INTO jobs (n, id, tenant, spec, status, created_at, resolved, result_files, fence, lost) "
+                f"VALUES ({n}, '{name}', 'acme', '{spec}', 'succeeded', 0, '{{}}', '[]', 1, 0)"
+            )
+            connection.exec_driver_sql(
+                "INSERT INTO models (n, id, tenant, job, base, task, place, created_at, stored) "
+                f"VALUES ({n}, 'ft:{name}', 'acme', '{name}', 'base', 'text-generation', 'p/{name}', 0, true)"
+            )
+    store = Store(database_url)
+    assert [model.tuned_from for model in store.models.page("acme")[0]] == [None, "ft:first"]
+    store.close()
+    database.engine.dispose()
 
 
 def test_a_database_is_opened_again(database_url: str) -> None:
@@ -428,12 +458,13 @@ def test_a_model_is_deleted_but_not_from_under_others(store: Store, storage: Sto
     store.models.delete("acme", first.fine_tuned_model)
     refused(404, store.models.get, "acme", first.fine_tuned_model)
     refused(404, make_job, model=first.fine_tuned_model)
-    second = finish(store, on_top, base=first.fine_tuned_model)
+    second = finish(store, on_top)
     store.sweep(storage)
     assert storage.exists(first.run) and store.models.stored(first.fine_tuned_model)
     assert [model.id for model in store.models.page("acme")[0]] == [second.fine_tuned_model]
     assert second.fine_tuned_model
-    store.models.delete("acme", second.fine_tuned_model)
+    gone = store.models.delete("acme", second.fine_tuned_model)
+    assert {model.place for model in gone} == {first.run, second.run}
     store.sweep(storage)
     assert not storage.exists(first.run) and store.models.stored(first.fine_tuned_model) is None
     assert store.jobs.get("acme", first.id).run is None

@@ -17,10 +17,15 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 
 from tests.runs import apart
+from tests.service.hosted import Echo, Hosted
 from tunewright.artifacts.interpolate import load
+from tunewright.service.app import make_app
+from tunewright.service.attempt import Attempt
 from tunewright.service.bringing import Bringing
+from tunewright.service.effect import Effect, Finding
 from tunewright.service.entities import Hyperparameters, Job, JobSpec, Status, Teaching
 from tunewright.service.serve import SETTINGS, open_parts
 from tunewright.service.settings import Settings
@@ -175,6 +180,63 @@ def test_a_run_that_is_killed_goes_on_and_a_model_can_be_tuned_further(machine: 
     checkpoints, _ = machine.parts.store.jobs.checkpoints("acme", further.id)
     assert [one.step for one in checkpoints] == [8, 4]
     load(machine.parts.run(machine.parts.store.models.get("acme", checkpoints[0].model)), alpha=0.5)
+
+
+def test_a_model_that_was_tuned_from_a_deleted_one_keeps_its_path(
+    machine: Machine, tiny_base: Callable[..., str], tmp_path: Path
+) -> None:
+    """All weights of both were trained: the later one's start lies in the earlier one's files."""
+    other, store = Machine(tmp_path, "there", tiny_base("llama")), machine.parts.store
+    with machine.work():
+        first = machine.ended(machine.job(method="full")).fine_tuned_model
+        second = machine.ended(machine.job(str(first), method="full")).fine_tuned_model
+    model = store.models.get("acme", str(second))
+    expected = load(machine.parts.run(model), alpha=0.5).module.state_dict()
+    service = Hosted(tmp_path, make_app(machine.parts, Echo(), machine.settings), machine.parts)
+    assert service.ask("DELETE", f"/v1/models/{first}").status_code == 200
+    assert service.ask("GET", f"/v1/models/{first}").status_code == 404
+    store.sweep(machine.parts.storage)
+    for where in (machine, other):
+        found = load(where.parts.run(model), alpha=0.5).module.state_dict()
+        assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    for left in store.models.page("acme")[0]:  # checkpoints of both too
+        assert service.ask("DELETE", f"/v1/models/{left.id}").status_code == 200
+    store.sweep(machine.parts.storage)
+    assert not list(machine.settings.cache.iterdir()) and not service.stored("models")
+
+
+def test_a_training_that_changes_nothing_is_told(machine: Machine) -> None:
+    unchanged, changed = machine.job(training={"learning_rate": 1e-30}), machine.job()
+    with machine.work():
+        assert machine.ended(unchanged).status is machine.ended(changed).status is Status.SUCCEEDED
+    told = [
+        [event.message for event in machine.parts.store.jobs.news("acme", job.id) if "changed nothing" in event.message]
+        for job in (unchanged, changed)
+    ]
+    assert len(told[0]) == 1 and "exactly as tiny does" in told[0][0] and not told[1]
+
+
+@pytest.mark.parametrize("how", ["no effect", "broken"])
+def test_a_job_fails_whose_model_would_not_answer(machine: Machine, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    """`no effect` is made up here: `test_effect.py` looks at how it is found."""
+
+    def damage(attempt: Attempt) -> None:
+        if attempt._begun and attempt.run.done:
+            next((attempt.run.folder / "model").glob("*.safetensors")).write_bytes(b"no weights")
+
+    if how == "broken":
+        monkeypatch.setattr(Attempt, "_publish_snapshots", damage)
+    else:
+        monkeypatch.setattr("tunewright.service.attempt.look_apart", lambda *_: Finding(Effect.LOST))
+    job, store = machine.job(), machine.parts.store
+    with machine.work():
+        end = time.monotonic() + 60
+        while not (now := store.jobs.look(job.id)).status.ended:
+            assert time.monotonic() < end
+            time.sleep(0.05)
+    assert now.status is Status.FAILED and now.error and now.error["code"] == "server_error"
+    assert ("cannot be loaded" if how == "broken" else "have no effect") in now.error["message"]
+    assert now.fine_tuned_model is None and str(machine.settings.place) not in now.error["message"]
 
 
 def test_a_full_storage_is_waited_for(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:

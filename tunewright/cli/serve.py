@@ -67,7 +67,8 @@ def serve(
     with _extra():
         from tunewright.service.app import make_app
         from tunewright.service.logs import set_up
-        from tunewright.service.serve import beside, listening, open_parts, run
+        from tunewright.service.serve import beside, listening, open_parts, refuse_absent, run
+    refuse_absent(device)
     settings = _settings(home, database, storage, models, lease)
     set_up()
     parts = open_parts(settings)

@@ -21,6 +21,10 @@ def pick_device(wanted: str, rank: int = 0) -> Any:
         raise RecipeError(f"training.device: {wanted} is no device. Use auto, cpu, cuda, cuda:1 or mps.") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise RecipeError("training.device: cuda was asked for, but torch sees no GPU here. Use device: cpu, or auto.")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise RecipeError("training.device: mps was asked for, but torch sees none here. Use device: cpu, or auto.")
+    if device.type == "cuda" and (device.index or 0) >= (count := torch.cuda.device_count()):
+        raise RecipeError(f"training.device: {wanted} was asked for, but torch sees {count} here, from cuda:0 on.")
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", rank % torch.cuda.device_count())
     return device

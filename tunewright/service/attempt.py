@@ -25,8 +25,10 @@ from tunewright.launch import apart
 from tunewright.launch._supervise import Killed
 from tunewright.recipe import Recipe
 from tunewright.service.bringing import Bringing
+from tunewright.service.effect import Effect, look_apart
 from tunewright.service.entities import Job, Note, Status
 from tunewright.service.errors import Refused, Unavailable
+from tunewright.service.inference.protocol import ModelRef
 from tunewright.service.lease import Lease
 from tunewright.service.recipes import decided, make_recipe_for
 from tunewright.service.run_copies import copy_finished, copy_state, without_places
@@ -42,6 +44,10 @@ LOST = 20
 """So often a job loses its worker before it is thought to be the cause."""
 PATIENCE = 3600.0
 """Seconds over which a full disk is waited for."""
+UNCHANGED = (
+    "The tuned model answers exactly as {} does: the training changed nothing. "
+    "Is the learning rate too small, or was every answer worth the same?"
+)
 LONGEST_WAIT = 20.0
 SECONDS_BETWEEN_WRITES = 1.0
 
@@ -199,6 +205,9 @@ class Attempt:
     def _publish(self) -> None:
         """The run has ended: its model answers, its results can be fetched, and its job has succeeded."""
         self._publish_snapshots()
+        if fault := self._without_effect():
+            self._fail("server_error", fault)
+            return
         self._patiently(self._write_all)
         place = self._put_finished(self.run.folder / "model")
         lines = self.run.metrics
@@ -211,6 +220,19 @@ class Attempt:
                 result=Result(csv, size, digest), trained_tokens=tokens,
             )
         )  # fmt: skip
+
+    def _without_effect(self) -> str | None:
+        """Why the tuned model would answer as if it had not been tuned, although it was."""
+        base = self.bringing.bases[self.base]
+        model = ModelRef(self.base, str(base), self.job.id, str(self.run.folder))
+        found = look_apart(model, self._task, self.lease.check)
+        if found.effect is Effect.UNKNOWN:
+            log.warning("effect not known", job=self.job.id, why=found.why)
+        if found.effect is Effect.NONE:
+            self.notes.append(Note(UNCHANGED.format(self.job.spec.model), "warn"))
+        if found.effect is Effect.LOST:
+            return "The model was trained, but its weights have no effect where it answers: a fault of the service."
+        return f"The tuned model cannot be loaded: {found.why}" if found.effect is Effect.BROKEN else None
 
     def _put_finished(self, model: Path) -> str:
         folder = self.folder / "finished"

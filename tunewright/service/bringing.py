@@ -69,14 +69,13 @@ class Bringing:
             raise missing("base", model.base, "model_not_found", "model")
         folder = self._folder(model)
         if not folder.is_dir():
-            below = self.store.jobs.look(model.job).spec.model
-            if below not in self.bases and (earlier := self.store.models.stored(below)):
+            if model.tuned_from and (earlier := self.store.models.stored(model.tuned_from)):
                 self.run(earlier)
             self.state(model.place, folder)
         return folder
 
     def forget(self, model: TunedModel) -> None:
-        """Remove what this machine holds of a model that was deleted."""
+        """Remove what this machine holds of a model that nobody needs any more."""
         shutil.rmtree(self._folder(model), ignore_errors=True)
 
     def _folder(self, model: TunedModel) -> Path:

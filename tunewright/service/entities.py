@@ -205,7 +205,12 @@ class Part:
 
 @dataclass(frozen=True)
 class TunedModel:
-    """A model that a job made, or one of its checkpoints. `place` is where its run lies in the storage."""
+    """A model that a job made, or one of its checkpoints.
+
+    Attributes:
+        base: at the bottom of it; `tuned_from` is the tuned model that its job began from, if it did.
+        place: where its run lies in the storage.
+    """
 
     id: str
     tenant: str
@@ -214,6 +219,7 @@ class TunedModel:
     task: str
     place: str
     created_at: int
+    tuned_from: str | None = None
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tunewright.errors import OutputError, TunewrightError
+from tunewright.errors import OutputError, RecipeError, TunewrightError
 from tunewright.service.bases import find_bases
 from tunewright.service.bringing import Bringing
 from tunewright.service.children import Child, at_signals
@@ -34,6 +34,18 @@ def open_parts(settings: Settings) -> Bringing:
     bases = find_bases(settings.models)
     store = Store(settings.database_url)
     return Bringing(store, Storage(settings.storage_url), bases, settings.cache)
+
+
+def refuse_absent(device: str) -> None:
+    """Raises RecipeError for a device that is not there. That torch is imported for it is spared where it can be."""
+    if device in ("auto", "cpu"):
+        return
+    from tunewright.engine.device import pick_device
+
+    try:
+        pick_device(device)
+    except RecipeError as error:
+        raise RecipeError(str(error).replace("training.device:", "--device:").replace("device: cpu", "cpu")) from error
 
 
 def first_key(store: Store) -> str | None:

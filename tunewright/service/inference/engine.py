@@ -11,7 +11,7 @@ import logging
 import secrets
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -24,6 +24,7 @@ from torch import Tensor
 from tunewright.errors import DAMAGED
 from tunewright.service.errors import Refused
 from tunewright.service.inference.answers import Answer, Words, described
+from tunewright.service.inference.line import Line
 from tunewright.service.inference.models import Module, Ready
 from tunewright.service.inference.protocol import Piece, Sampling, Token, Usage, as_refused, logprob
 from tunewright.tasks._rows import Batch, draw_each
@@ -49,7 +50,7 @@ class Limits:
         rows: answers of one module.
         tokens: positions of its cache: rows times the longest.
         reading: positions of prompts that are read at once; a longer prompt is read by itself.
-        waiting: requests of all models; who comes then is refused.
+        waiting: requests of a tenant, for all models; what it asks then is refused.
     """
 
     rows: int = 64
@@ -65,6 +66,7 @@ class Request:
     Attributes:
         room: tokens that an answer may have at the most.
         apart: whether the answer's text stands for itself, or goes on from the prompt's.
+        tenant: who asks; tenants take turns.
     """
 
     ready: Ready
@@ -72,6 +74,7 @@ class Request:
     sampling: Sampling
     stream: bool
     apart: bool
+    tenant: str = ""
     answers: list[Answer] = field(init=False)
     gone: bool = False
     _kept: dict[int, list[Piece]] = field(default_factory=dict)
@@ -140,7 +143,7 @@ class _Lane:
     def __init__(self, shared: Module, limits: Limits) -> None:
         assert shared.form, "what generates has a form"
         self.shared, self.form, self.limits = shared, shared.form, limits
-        self.waiting: deque[Request] = deque()
+        self.waiting: Line[Request] = Line()
         self.reading: list[Request] = []
         self.rows: list[_Row] = []
         self.batch: Batch | None = None
@@ -165,16 +168,14 @@ class _Lane:
         self._leave()
 
     def _chosen(self) -> list[Request]:
-        """Who comes next, in the order in which they came; nobody overtakes."""
-        while self.waiting and self.waiting[0].gone:
-            self.waiting.popleft()
+        """Who comes next; nobody overtakes the one whose turn it is."""
         going = [row for row in self.rows if row.going]
-        if going and not self.form.joins:
+        if not self.waiting or (going and not self.form.joins):
             return []
+        in_use = Counter(row.request.tenant for row in going)
         chosen: list[Request] = []
         rows, longest, width = len(going), max([row.request.longest for row in going], default=0), 0
-        while self.waiting:
-            one = self.waiting[0]
+        while one := self.waiting.first(in_use):
             rows, longest = rows + one.sampling.n, max(longest, one.longest)
             width = max(width, len(one.prompt))
             over = rows > self.limits.rows or rows * longest > self.limits.tokens
@@ -184,7 +185,9 @@ class _Lane:
                 break
             if chosen and not self.form.pads and len(one.prompt) != len(chosen[0].prompt):
                 break
-            chosen.append(self.waiting.popleft())
+            self.waiting.remove(one)
+            chosen.append(one)
+            in_use[one.tenant] += one.sampling.n
         return chosen
 
     def _read(self, chosen: list[Request], told: list[Any]) -> None:
@@ -319,7 +322,11 @@ class Batching:
         with self._change:
             if self._closed:
                 raise Refused(503, "The service is shutting down.", headers={"Retry-After": "10"})
-            if len(self._new) + sum(len(lane.waiting) for lane in self._lanes.values()) >= self._limits.waiting:
+            new = sum(other.tenant == request.tenant for other in self._new)
+            if (
+                new + sum(lane.waiting.of(request.tenant) for lane in list(self._lanes.values()))
+                >= self._limits.waiting
+            ):
                 raise Refused(503, "Too many requests wait already. Ask again later.", headers={"Retry-After": "5"})
             if request.sampling.n > self._limits.rows:
                 raise Refused(400, f"n is {request.sampling.n}: at most {self._limits.rows} here.", param="n")

@@ -7,7 +7,8 @@ import base64
 import binascii
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
+from dataclasses import replace
 from io import BytesIO
 from typing import Any, TypeVar
 
@@ -20,8 +21,9 @@ from tunewright.drawing import Drawing, draw
 from tunewright.errors import TunewrightError
 from tunewright.recipe import checked
 from tunewright.service.errors import Refused
+from tunewright.service.inference.effect import same_answers
 from tunewright.service.inference.engine import Batching, Limits, Request
-from tunewright.service.inference.models import Models, Ready
+from tunewright.service.inference.models import Models, Module, Ready
 from tunewright.service.inference.prompts import tokens_of
 from tunewright.service.inference.protocol import (
     Classify,
@@ -39,8 +41,6 @@ from tunewright.tasks.base import Model
 
 TOGETHER = 4096
 """Positions of a forward pass that embeds."""
-PROBE = "Once upon a time there was"
-"""What a tuned model and its start are asked, to see whether they differ."""
 
 Found = TypeVar("Found")
 
@@ -59,7 +59,8 @@ class LocalEngine:
         async with self._model(asked.model) as ready:
             _can(ready, "generate", "does not generate text.")
             prompt = await self._in(self._tokenizer, lambda: tokens_of(asked, ready.renderer, ready.model.chats))
-            request = Request(ready, prompt, asked.sampling, asked.stream, apart=asked.messages is not None)
+            apart = asked.messages is not None
+            request = Request(ready, prompt, asked.sampling, asked.stream, apart, asked.tenant)
             heard: asyncio.Queue[Piece | Usage | Refused] = asyncio.Queue()
             self._hearing[request] = heard
             try:
@@ -99,13 +100,12 @@ class LocalEngine:
 
     async def check(self, model: ModelRef) -> None:
         async with self._model(model) as tuned:
-            if not tuned.shared.form or model.run_folder is None:
+            if not tuned.shared.form or model.run_folder is None or not model.alpha:
                 return
-            async with self._model(ModelRef(model.base, model.base_folder)) as base:
-                ids = [tuned.renderer.prompt(PROBE)]
-                one, other = [await self._between(lambda r=r: embedded(r, ids)) for r in (tuned, base)]  # type: ignore[misc]
-            if one == other and model.alpha:
-                raise Refused(500, f"{model.shown} answers as {model.base} does: its weights have no effect.")
+            async with self._model(replace(model, alpha=0.0)) as start:
+                same = await self._between(lambda: same_answers(tuned, start))
+            if same:
+                raise Refused(500, f"{model.shown} answers as its start does: its weights have no effect.")
 
     async def loaded(self) -> list[Loaded]:
         return self.models.loaded()
@@ -213,12 +213,24 @@ def embedded(ready: Ready, tokens: Sequence[list[int]]) -> list[tuple[float, ...
 
 
 def _hidden(ready: Ready, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
-    given = {"input_ids": ids_BT, "attention_mask": mask_BT, "output_hidden_states": True}
+    given = {"input_ids": ids_BT, "attention_mask": mask_BT}
     shared = ready.shared
-    if not shared.bank:
-        return shared.module(**given).hidden_states[-1][:, -ids_BT.shape[1] :]  # type: ignore[no-any-return]
-    with shared.bank.using(shared.bank.route([ready.terms] * len(ids_BT))):
-        return shared.module(**given, use_cache=False).hidden_states[-1]  # type: ignore[no-any-return]
+    trunk = _trunk(shared)
+    if trunk is None:
+        states = shared.module(**given, output_hidden_states=True).hidden_states
+        return states[-1][:, -ids_BT.shape[1] :]  # type: ignore[no-any-return]
+    bank = shared.bank
+    with bank.using(bank.route([ready.terms] * len(ids_BT))) if bank else nullcontext():
+        return trunk(**given, use_cache=False).last_hidden_state  # type: ignore[no-any-return]
+
+
+def _trunk(shared: Module) -> Any:
+    """A language model without its head, which would make logits of all positions; None where there is no such part."""
+    if not shared.form or shared.form.virtual:
+        return None
+    whole = shared.module.get_base_model() if hasattr(shared.module, "get_base_model") else shared.module
+    trunk = getattr(whole, "base_model", whole)
+    return None if trunk is whole else trunk
 
 
 # Classes and images

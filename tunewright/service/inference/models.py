@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from tunewright.artifacts.fingerprint import files_of
 from tunewright.artifacts.interpolate import load as load_point
@@ -126,7 +127,7 @@ class Models:
                 raise
             except MethodError as error:
                 raise (Refused(400, str(error), param="model") if ref.alpha < 1 else _broken(ref)) from error
-            except (TunewrightError, OSError, RuntimeError, ValueError) as error:
+            except (TunewrightError, SafetensorError, OSError, RuntimeError, ValueError) as error:
                 log.exception("%s cannot be loaded", ref.shown)
                 raise _broken(ref) from error
             with self._change:

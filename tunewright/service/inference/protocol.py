@@ -91,6 +91,7 @@ class Generate:
     """A conversation to answer (`messages`, with the `tools` that the template is given), or a `prompt` to continue.
 
     A prompt is a text or token ids, and is fed as it stands. `stream`: pieces as they are made, else whole answers.
+    `tenant`: who asks, by any name; tenants take turns.
     """
 
     model: ModelRef
@@ -99,6 +100,7 @@ class Generate:
     tools: list[dict[str, Any]] | None = None
     sampling: Sampling = Sampling()
     stream: bool = True
+    tenant: str = ""
 
     def __post_init__(self) -> None:
         if (self.messages is None) == (self.prompt is None):

@@ -50,7 +50,7 @@ async def _judged(
         max_tokens=sampling["max_completions_tokens"],
     )
     text, tokens = "", 0
-    async for one in parts.engine.generate(Generate(model, messages, sampling=chosen)):
+    async for one in parts.engine.generate(Generate(model, messages, sampling=chosen, tenant=who.tenant)):
         if isinstance(one, Piece):
             text += one.text
         elif isinstance(one, Usage):

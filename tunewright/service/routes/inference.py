@@ -101,7 +101,7 @@ async def answer(request: Request, parts: State, who: Caller, asked: ChatRequest
         )
     model = await run_in_threadpool(parts.model, who, asked.model, asked.alpha)
     reply = Reply(f"{form.kind}{random_text()}", int(time.time()), asked.named)
-    said = _said(parts, model, asked)
+    said = _said(parts, who, model, asked)
     if not asked.stream:
         whole = _collected(said, len(asked.prompts or [1]) * asked.sampling.n)
         answers, usage = await while_connected(request, whole)
@@ -112,13 +112,15 @@ async def answer(request: Request, parts: State, who: Caller, asked: ChatRequest
     return StreamingResponse(_streamed(first, said, reply, asked, form), media_type="text/event-stream")
 
 
-def _said(parts: State, model: ModelRef, asked: ChatRequest) -> AsyncIterator[Piece | Usage]:
+def _said(parts: State, who: Caller, model: ModelRef, asked: ChatRequest) -> AsyncIterator[Piece | Usage]:
     """What the model says: to a conversation, or to several prompts at once, whose answers are numbered through."""
     if not asked.prompts:
-        conversation = Generate(model, asked.messages, None, asked.tools, asked.sampling, asked.stream)
+        conversation = Generate(
+            model, asked.messages, None, asked.tools, asked.sampling, asked.stream, tenant=who.tenant
+        )
         return parts.engine.generate(conversation)
     each = [
-        parts.engine.generate(Generate(model, None, prompt, None, asked.sampling, asked.stream))
+        parts.engine.generate(Generate(model, None, prompt, None, asked.sampling, asked.stream, tenant=who.tenant))
         for prompt in asked.prompts
     ]
     return each[0] if len(each) == 1 else _together(each, asked.sampling.n)

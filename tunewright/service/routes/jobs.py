@@ -24,6 +24,7 @@ from tunewright.service.routes._documents import STREAMED, answering, body_of, l
 from tunewright.service.routes._state import Parts, State
 from tunewright.service.settings import MEBI
 from tunewright.service.storage import CHUNK
+from tunewright.service.store.pins import refuse_other_purpose
 from tunewright.service.unpacking import Role
 from tunewright.service.validation import faults
 from tunewright.service.wire import openai
@@ -67,6 +68,8 @@ def check_job(who: Caller = MAY, body: Any = JsonBody, parts: State = Parts) -> 
     check(spec)
     named: dict[Role, str | None] = {"training": spec.training_file, "validation": spec.validation_file}
     files = {role: parts.store.files.get(who.tenant, id) for role, id in named.items() if id}
+    for role, file in files.items():
+        refuse_other_purpose(file.id, file.purpose, f"{role}_file")
     if sum(file.bytes for file in files.values()) > LARGEST_CHECKED:
         return {"object": "fine_tuning.check", "read": False, "faults": []}
     found = [fault for role, file in files.items() if (fault := _fault_of(parts, file, spec, role))]

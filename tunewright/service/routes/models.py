@@ -30,12 +30,11 @@ def get_model(name: str, who: Caller = MAY, parts: State = Parts) -> dict[str, A
 
 @router.delete("/models/{name:path}")
 def delete_model(name: str, who: Caller = MAY, parts: State = Parts) -> dict[str, Any]:
-    """A tuned model answers no more."""
+    """A tuned model answers no more. Its files stay while a model that was tuned from it needs them."""
     if name in parts.bringing.bases:
         raise Refused(403, f"{name} is a base of this service, and no model of yours.", "not_yours")
-    model = parts.store.models.get(who.tenant, name)
-    parts.store.models.delete(who.tenant, name)
-    parts.bringing.forget(model)
+    for gone in parts.store.models.delete(who.tenant, name):
+        parts.bringing.forget(gone)
     parts.audit(who, "models.delete", name)
     return openai.deleted("model", name)
 

@@ -196,7 +196,7 @@ class Jobs(Queue):
             if known is not None:
                 return entity(Checkpoint, known)
             name = model_name(base, row["tenant"], row["spec"]["suffix"], id, step)
-            insert_model(connection, now, name, row["tenant"], id, base, task, place)
+            insert_model(connection, now, name, row["tenant"], id, base, row["spec"]["model"], task, place)
             values = {"id": new_id("ftckpt_"), "job": id, "model": name, "step": step, "created_at": int(now)}
             statement = insert(checkpoints).values(**values, metrics=finite(metrics)).returning(checkpoints)
             made = connection.execute(statement).mappings().one()
@@ -219,7 +219,7 @@ class Jobs(Queue):
             write_events(connection, now, id, [f"The model was made: {name}"])
             columns |= {"fine_tuned_model": name, "result_files": [file.id], "run": run}
             # before the job lets go of a tuned model that this one lies on top of
-            insert_model(connection, now, name, row["tenant"], id, base, task, run)
+            insert_model(connection, now, name, row["tenant"], id, base, row["spec"]["model"], task, run)
             return move(connection, now, row, Status.SUCCEEDED, **columns)
 
     def fail(self, id: str, fence: int, code: str, message: str, param: str | None = None, **columns: Any) -> Job:

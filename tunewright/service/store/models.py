@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from sqlalchemy import ColumnElement, Connection, RowMapping, insert, update
+from sqlalchemy import ColumnElement, Connection, RowMapping, insert, select, update
 
 from tunewright.service.entities import Permission, TunedModel
 from tunewright.service.errors import missing
@@ -44,13 +44,18 @@ class Models:
             rows, more = page(connection, models, mine, after, limit, [models.c.deleted_at.is_(None)], order)
         return [entity(TunedModel, row) for row in rows], more
 
-    def delete(self, tenant: str, id: str) -> None:
-        """It answers no more; its bytes go when no job and no other model needs them. Its name is not given again."""
+    def delete(self, tenant: str, id: str) -> list[TunedModel]:
+        """It answers no more; its bytes go when no job and no later model needs them. Its name is not given again.
+
+        Returns the models whose bytes go now: this one, and deleted ones that only it still needed.
+        """
         with self.database.write() as connection:
             row = self._mine(connection, tenant, id, lock=True)
             values = {"deleted_at": int(self.database.now(connection))}
             connection.execute(update(models).where(models.c.n == row["n"]).values(**values))
-            release(connection, [id])
+            gone = release(connection, [id])
+            rows = connection.execute(select(models).where(models.c.id.in_(gone))).mappings()
+            return [entity(TunedModel, row) for row in rows]
 
     def permit(self, tenant: str, checkpoint: str, projects: Sequence[str]) -> list[Permission]:
         """Other tenants may use a checkpoint. One that may already keeps its permission."""
@@ -109,11 +114,13 @@ def insert_model(
     tenant: str,
     job: str,
     base: str,
+    begun: str,
     task: str,
     place: str,
 ) -> None:
-    """The place was reserved."""
+    """The place was reserved. `begun`: the model that its job began from."""
     keep(connection, place)
     values = {"id": id, "tenant": tenant, "job": job, "base": base, "task": task, "place": place,
-              "created_at": int(now), "stored": True}  # fmt: skip
+              "created_at": int(now), "stored": True,
+              "tuned_from": begun if begun.startswith("ft:") else None}  # fmt: skip
     connection.execute(insert(models).values(**values))

@@ -1,8 +1,9 @@
 """The table of jobs as a queue: who may work on what, until when.
 
-A claim is a lease: it ends unless its worker renews it by a heartbeat, and then the job is anybody's again. Each claim
-has a higher fence than the one before; all that a worker writes is written only while its fence is the newest and the
-job still held. So a worker that was merely slow cannot write over what its successor did.
+A claim is a lease: it ends unless its worker renews it by a heartbeat, and then the job is anybody's again, and goes on
+before others begin. Each claim has a higher fence than the one before; all that a worker writes is written only while
+its fence is the newest and the job still held. So a worker that was merely slow cannot write over what its successor
+did.
 """
 
 from __future__ import annotations
@@ -21,6 +22,10 @@ from tunewright.service.store.transitions import HELD, as_job, change, move, wri
 AGE = (jobs.c.created_at, jobs.c.n)
 """The order of a tenant's jobs. By `n` alone PostgreSQL would walk along the primary key, past all that have ended."""
 
+EAGER = 10
+"""Claims of a job up to which it goes on before others begin. One that loses its workers again and again, whether it
+gets on meanwhile or not, then waits for its tenant's turn, so that it keeps nobody from beginning."""
+
 
 class Queue:
     """Jobs that wait for a worker, and those that lost theirs."""
@@ -31,19 +36,30 @@ class Queue:
     def claim(self, worker: str, seconds: float, but: Collection[str] = ()) -> Job | None:
         """The next job to run, held by `worker` for so long; None where there is nothing to do.
 
-        The tenant with the fewest running jobs comes first, of these the one that was served the longest ago, and
-        within a tenant first the jobs whose worker fell silent (RUNNING, to go on from `saved`; or PAUSING, to be
-        paused), then the queued ones by age. Workers that claim at the same instant do not wait for each other, and
-        so may both count a tenant's jobs before either has begun one.
+        Jobs whose worker fell silent come first (RUNNING, to go on from `saved`; or PAUSING, to be paused), as long as
+        they were claimed less than `EAGER` times. Then the tenant with the fewest running jobs has its turn, of these
+        the one that was served the longest ago, and within a tenant its silent jobs come before the queued ones, by
+        age. Workers that claim at the same instant do not wait for each other, and so may both count a tenant's jobs
+        before either has begun one.
 
         Args:
             but: jobs that this worker cannot run.
         """
-        return self._claim(worker, seconds, [HELD, (Status.QUEUED,)], but)
+        with self.database.write() as connection:
+            now = self.database.now(connection)
+            able = jobs.c.id.not_in(but)
+            silent, queued = and_(ready(HELD, now), able), and_(ready((Status.QUEUED,), now), able)
+            for waiting in ([and_(silent, jobs.c.fence < EAGER)], [silent, queued]):
+                if row := self._first(connection, waiting, HELD, now):
+                    return self._take(connection, row, worker, now, seconds)
+        return None
 
     def claim_validation(self, worker: str, seconds: float) -> Job | None:
         """The next job whose files are to be read, in the same order."""
-        return self._claim(worker, seconds, [(Status.VALIDATING,)])
+        with self.database.write() as connection:
+            now = self.database.now(connection)
+            row = self._first(connection, [ready((Status.VALIDATING,), now)], (Status.VALIDATING,), now)
+            return self._take(connection, row, worker, now, seconds) if row else None
 
     def beat(self, id: str, fence: int, seconds: float) -> Status:
         """Hold a job for so long from now; its status, which may have become PAUSING. Raises Lost."""
@@ -55,18 +71,15 @@ class Queue:
             raise Lost(f"{id} is no longer held by claim {fence}.")
         return Status(status)
 
-    def _claim(
-        self, worker: str, seconds: float, kinds: list[tuple[Status, ...]], but: Collection[str] = ()
-    ) -> Job | None:
-        with self.database.write() as connection:
-            now = self.database.now(connection)
-            waiting = [and_(ready(statuses, now), jobs.c.id.not_in(but)) for statuses in kinds]
-            busy = [status for statuses in kinds for status in statuses if status is not Status.QUEUED]
-            for tenant in connection.execute(ranking(waiting, busy, now)):
-                for condition in waiting:
-                    row = self._next(connection, tenant, condition)
-                    if row is not None:
-                        return self._take(connection, row, worker, now, seconds)
+    def _first(
+        self, connection: Connection, waiting: list[ColumnElement[bool]], busy: Sequence[Status], now: float
+    ) -> Any:
+        """The row of the job whose turn it is, locked: of a tenant first one for which the first condition holds."""
+        for tenant in connection.execute(ranking(waiting, busy, now)):
+            for condition in waiting:
+                row = self._next(connection, tenant, condition)
+                if row is not None:
+                    return row
         return None
 
     def _next(self, connection: Connection, tenant: Row[Any], condition: ColumnElement[bool]) -> Any:

@@ -154,13 +154,14 @@ models = numbered(
     column("tenant", Text, ForeignKey("tenants.id")),
     column("job", Text, ForeignKey("jobs.id")),
     column("base"),
+    maybe("tuned_from"),  # the tuned model that its job began from
     column("task"),
     column("place"),
     column("created_at", BigInteger),
     maybe("deleted_at", BigInteger),
-    column("stored", Boolean),
+    column("stored", Boolean),  # a deleted model's bytes are kept while a job or a later model needs them
     Index(None, "tenant", "n"),
-    Index(None, "base"),
+    Index(None, "tuned_from"),
 )
 
 permissions = numbered(

@@ -1,0 +1,94 @@
+"""Whether trained weights show where a model answers is found out, however they were trained."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+
+import tunewright as tw
+from tests.runs import apart, recipe
+from tests.service.inference import METHODS, train, tuned
+from tunewright.launch.apart import FORKED
+from tunewright.service.effect import Effect, Finding, _look, look_apart
+from tunewright.service.errors import Lost
+from tunewright.service.inference.adapters import Bank
+from tunewright.service.inference.effect import effect_of
+from tunewright.service.inference.models import Models
+
+
+@pytest.mark.parametrize("method", sorted({*METHODS} - {"gpt2"}))
+def test_what_was_trained_shows(tiny_base: Callable[..., str], tmp_path: Path, method: str) -> None:
+    base = tiny_base("llama")
+    run = train(base, tmp_path / "run", method)
+    assert effect_of(tuned(base, run), "text-generation") == Finding(Effect.THERE)
+
+
+def test_a_head_alone_shows(tiny_base: Callable[..., str], tmp_path: Path) -> None:
+    """It changes no hidden state."""
+    base = tiny_base("llama")
+    made = recipe(base, tmp_path / "run", method="head", training={"max_steps": 2, "batch": 4, "learning_rate": 0.05})
+    run = tw.train(made).folder
+    assert effect_of(tuned(base, run), "text-generation") == Finding(Effect.THERE)
+
+
+def test_weights_without_effect_are_found(
+    tiny_base: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = tiny_base("llama")
+    runs = {rate: train(base, tmp_path / f"{rate}", "lora", training={"learning_rate": rate}) for rate in (0.05, 1e-30)}
+    assert effect_of(tuned(base, runs[1e-30]), "text-generation") == Finding(Effect.NONE)
+    monkeypatch.setattr(Bank, "using", lambda *_: nullcontext())
+    assert effect_of(tuned(base, runs[0.05]), "text-generation") == Finding(Effect.LOST)
+    assert effect_of(tuned(base, runs[1e-30]), "text-generation") == Finding(Effect.NONE)
+
+
+def test_a_model_that_cannot_be_loaded_is_told_from_a_lack_of_memory(
+    tiny_base: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = tiny_base("llama")
+    run = train(base, tmp_path / "run", "lora")
+    with monkeypatch.context() as patch:
+        patch.setattr(Models, "_base", lambda *_: (_ for _ in ()).throw(RuntimeError("CUDA out of memory")))
+        assert effect_of(tuned(base, run), "text-generation") == Finding(Effect.UNKNOWN, "CUDA out of memory")
+    next((run / "model").glob("*.safetensors")).write_bytes(b"no weights")
+    assert effect_of(tuned(base, run), "text-generation").effect is Effect.BROKEN
+
+
+def test_a_look_that_is_broken_off_leaves_no_process(
+    tiny_base: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost() -> None:
+        raise Lost("cancelled")
+
+    base = tiny_base("llama")
+    assert look_apart(tuned(base, tmp_path), "text-generation", lambda: None).effect is Effect.BROKEN
+    monkeypatch.setattr("tunewright.service.effect.SECONDS_BETWEEN_LOOKS", 0)
+    with pytest.raises(Lost):
+        look_apart(tuned(base, tmp_path), "text-generation", lost)
+    assert not apart()
+
+
+class Slow(str):
+    """A task that takes long to look at."""
+
+    def __hash__(self) -> int:
+        time.sleep(60)
+        return super().__hash__()
+
+
+def test_a_look_ends_with_the_worker_that_was_killed(tiny_base: Callable[..., str], tmp_path: Path) -> None:
+    here, there = FORKED.Pipe()
+    process = FORKED.Process(target=_look, args=(there, tuned(tiny_base("llama"), tmp_path), Slow("text-generation")))
+    process.start()
+    there.close()
+    try:
+        assert not here.poll(3) and process.is_alive()
+        here.close()  # as when its process is gone
+        process.join(20)
+        assert process.exitcode == 1
+    finally:
+        process.kill()

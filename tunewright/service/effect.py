@@ -1,0 +1,80 @@
+"""Whether what was trained shows where models answer: looked at before a job has succeeded, in another process."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from tunewright.launch.apart import FORKED
+from tunewright.service.inference.protocol import ModelRef
+
+SECONDS_BETWEEN_LOOKS = 0.1
+PATIENCE = 900.0
+"""Seconds after which it is not known."""
+
+
+class Effect(StrEnum):
+    """What trained weights do where models answer."""
+
+    THERE = "there"
+    NONE = "none"
+    """The training changed nothing: the run's own code sees no change either."""
+    LOST = "lost"
+    """The run's own code sees a change, and what answers does not."""
+    BROKEN = "broken"
+    """The model cannot be loaded."""
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True)
+class Finding:
+    effect: Effect
+    why: str = ""
+
+
+def look_apart(model: ModelRef, task: str, wait: Callable[[], object]) -> Finding:
+    """Look in a process of its own, which takes the memory with it when it ends.
+
+    Args:
+        wait: called ten times a second; whatever it raises ends the look and is raised.
+    """
+    here, there = FORKED.Pipe()
+    process = FORKED.Process(target=_look, args=(there, model, task))
+    process.start()
+    there.close()
+    end = time.monotonic() + PATIENCE
+    try:
+        while not here.poll(SECONDS_BETWEEN_LOOKS):
+            wait()
+            if time.monotonic() > end:
+                return Finding(Effect.UNKNOWN, f"it took more than {PATIENCE:.0f} seconds")
+        effect, why = here.recv()
+        return Finding(Effect(effect), why)
+    except EOFError:  # it was killed, such as for its memory
+        return Finding(Effect.UNKNOWN, "the process that looked has ended")
+    finally:
+        process.kill()
+        process.join()
+        process.close()
+        here.close()
+
+
+def _look(pipe: Any, model: ModelRef, task: str) -> None:
+    os.setsid()  # Ctrl-C is for the process that started it
+    os.dup2(2, 1)
+    threading.Thread(target=_end_with, args=(pipe,), daemon=True).start()
+    from tunewright.service.inference.effect import effect_of
+
+    found = effect_of(model, task)
+    pipe.send((str(found.effect), found.why))
+
+
+def _end_with(pipe: Any) -> None:
+    """Who asked never sends anything: what comes is its end, after which nobody wants to know."""
+    pipe.poll(None)
+    os._exit(1)
