@@ -19,6 +19,7 @@ from tunewright.service.errors import Refused
 from tunewright.service.inference.models import Models, Ready
 from tunewright.service.inference.protocol import ModelRef
 from tunewright.tasks._pretrained import load_tokenizer
+from tunewright.tasks._rows import Batch
 
 ALPHAS = (0.0, 0.35, 1.0)
 TOKENS = 9
@@ -79,6 +80,22 @@ def test_each_row_is_answered_by_its_own(runs: dict[str, Path], tiny_base: Calla
     assert min(apart) > 0.05, "the runs answer alike, so that this shows nothing"
     assert {one.kind for one in models.loaded()} == {"base", "adapter"}
     assert len(models.loaded()) == 1 + len(runs) + 1  # and what `stacked` began with
+
+
+@pytest.mark.parametrize("names", [["lora", "stacked", "table", "lora"], ["stacked"] * 2, ["lora+"] * 3])
+def test_so_it_is_in_single_steps(names: list[str], runs: dict[str, Path], tiny_base: Callable[..., str]) -> None:
+    """In which layers that read the same compute as one."""
+    models = in_memory()
+    points = [(runs[name], 0.35 if name == "stacked" else 1.0) for name in names]
+    readies = [models.take(tuned(tiny_base("llama"), run, alpha)) for run, alpha in points]
+    shared = readies[0].shared
+    assert shared.bank and shared.form and shared.form.quick
+    ids_BT = ids(1).expand(len(names), -1)
+    batch = Batch(shared.form, 0, 256, open=True)
+    with torch.inference_mode(), shared.bank.using(shared.bank.route([ready.terms for ready in readies])):
+        batch.read(ids_BT[:, :-2].tolist())
+        found = torch.stack([batch.step(ids_BT[:, -2]), batch.step(ids_BT[:, -1])], 1)
+    assert_same(found, torch.stack([alone(run, alpha, ids(1))[0, -2:] for run, alpha in points]))
 
 
 def test_layers_are_as_before_where_no_row_has_one(runs: dict[str, Path], tiny_base: Callable[..., str]) -> None:

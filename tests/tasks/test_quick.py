@@ -118,6 +118,32 @@ def test_layers_of_adapters_take_part(tiny_base: Callable[..., str]) -> None:
         assert (steps(module, form)[0] - quick[0]).abs().max() > 0.1
 
 
+@pytest.mark.parametrize("name", ["llama", "qwen3", "mixtral"])
+def test_layers_that_read_the_same_compute_as_one(name: str, tiny_base: Callable[..., str]) -> None:
+    kind, options = BASES[name]
+    module = load(tiny_base(kind, **options))
+    form = form_of(module)
+    assert form.quick
+    own, size = steps(module, plain(form)), sum(part.nbytes for part in module.parameters())
+    calls: list[str] = []
+    form.quick.join(lambda first, x, y: calls.append(f"{first} {x.shape[-1]} {y.shape[-1]}"))
+    assert_same(steps(module, form), own, 1e-4)
+    feeds = [] if kind == "mixtral" else ["model.layers.0.mlp.gate_proj 32 96"]
+    assert calls[: 1 + len(feeds)] == ["model.layers.0.self_attn.q_proj 32 64", *feeds]
+    assert_same(steps(module, plain(form)), own, 0)
+    assert sum({part.untyped_storage().data_ptr(): part.untyped_storage().nbytes() for part in module.parameters()}
+               .values()) == size  # fmt: skip
+
+
+def test_adapted_layers_compute_apart(tiny_base: Callable[..., str]) -> None:
+    config = peft.LoraConfig(r=4, target_modules=["v_proj"], init_lora_weights=False)
+    module = peft.get_peft_model(load(tiny_base("llama")), config).double().eval()  # type: ignore[operator]
+    form = form_of(module)
+    assert form.quick
+    form.quick.join()
+    assert_same(steps(module, form), steps(module, plain(form)), 1e-6)
+
+
 def hooked(module: Any) -> None:
     module.model.layers[1].mlp.register_forward_hook(lambda *_: None)
 

@@ -9,7 +9,7 @@ used, because it imports torch.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -48,18 +48,18 @@ PROBE = ((3, 1, 2, 1), (1, 2, 3, 3))
 
 
 Norm = Callable[[Tensor], Tensor]
+Adapt = Callable[[str, Tensor, Tensor], None]
+"""Adds to the outputs of layers that read the same what is adapted: given the first one's name, what they read, y."""
 
 
 class _Layer(NamedTuple):
     before: Norm
-    q: nn.Module
-    k: nn.Module
-    v: nn.Module
-    o: nn.Module
+    queries: Callable[[Tensor], tuple[Tensor, ...]]
+    """Queries and keys, [B, (H + K) · D], and values, [B, K · D]."""
+    norms: tuple[Norm, Norm] | None
+    out: nn.Module
     between: Norm
-    mlp: Any
-    q_norm: Norm | None
-    k_norm: Norm | None
+    feed: Callable[[Tensor], Tensor]
 
 
 class Quick:
@@ -67,12 +67,29 @@ class Quick:
 
     def __init__(self, model: Any) -> None:
         attention = model.model.layers[0].self_attn
-        self._trunk, self._head = model.model, model.lm_head
+        self._model, self._trunk, self._head = model, model.model, model.lm_head
         self._size, self._scale = attention.head_dim, attention.scaling
-        self._heads = model.config.num_key_value_heads
+        self._heads, self._keys = model.config.num_attention_heads, model.config.num_key_value_heads
         self._layers = [_layer_of(layer) for layer in model.model.layers]
         self._last = _norm_of(model.model.norm)
         self._cos_TD = self._sin_TD = torch.empty(0)
+
+    @property
+    def joints(self) -> list[tuple[str, ...]]:
+        """The names of layers that read the same and can compute as one."""
+        return [names for number in range(len(self._layers)) for names in _joints(self._model, number)]
+
+    def join(self, adapt: Adapt | None = None) -> None:
+        """Let layers that read the same compute as one, where weights change no more: they become parts of one."""
+        layers: list[Any] = [self._model.get_submodule(name) for names in self.joints for name in names]
+        if any(type(layer) is not nn.Linear for layer in layers) or len({layer.bias is None for layer in layers}) > 1:
+            return
+        for number, layer in enumerate(self._layers):
+            attention, *gated = (_Joined(self._model, names, adapt) for names in _joints(self._model, number))
+            joined = layer._replace(queries=attention.split_last)
+            if gated:
+                joined = joined._replace(feed=_feed(self._trunk.layers[number].mlp, gated[0].split))
+            self._layers[number] = joined
 
     def step(self, token_B: Tensor, cache: Any, start_B1: Tensor | None, limit: int) -> Tensor:
         """Logits [B, V] for the tokens after these. The cache takes their keys and values in.
@@ -86,24 +103,25 @@ class Quick:
         turn, bias = self._turn(x_BE, place, start_B1, limit), _bias(x_BE, place + 1, start_B1)
         for layer, kept in zip(self._layers, cache.layers, strict=True):
             x_BE = x_BE + self._attend(layer, layer.before(x_BE), kept, turn, bias)
-            x_BE = x_BE + _feed(layer.mlp, layer.between(x_BE))
+            x_BE = x_BE + layer.feed(layer.between(x_BE))
         logits_BV: Tensor = self._head(self._last(x_BE))
         return logits_BV
 
     def _attend(
         self, layer: _Layer, x_BE: Tensor, kept: Any, turn: tuple[Tensor, Tensor], bias_B11T: Tensor | None
     ) -> Tensor:
-        rows = len(x_BE)
-        q_BHD = layer.q.forward(x_BE).view(rows, -1, self._size)
-        k_BKD = layer.k.forward(x_BE).view(rows, -1, self._size)
-        v_BK1D = layer.v.forward(x_BE).view(rows, -1, 1, self._size)
-        if layer.q_norm and layer.k_norm:
-            q_BHD, k_BKD = layer.q_norm(q_BHD), layer.k_norm(k_BKD)
-        k_BKTD, v_BKTD = kept.update(_turned(k_BKD, *turn)[:, :, None], v_BK1D)
+        rows, heads = len(x_BE), self._heads
+        both, values = layer.queries(x_BE)
+        both_BHD = both.view(rows, -1, self._size)
+        if layer.norms:
+            parts = both_BHD[:, :heads], both_BHD[:, heads:]
+            both_BHD = torch.cat([norm(part) for norm, part in zip(layer.norms, parts, strict=True)], 1)
+        both_BHD = _turned(both_BHD, *turn)
+        k_BKTD, v_BKTD = kept.update(both_BHD[:, heads:, None], values.view(rows, -1, 1, self._size))
         # heads that share keys and values stand where the places of a text would
-        q_BKGD = _turned(q_BHD, *turn).view(rows, self._heads, -1, self._size)
+        q_BKGD = both_BHD[:, :heads].reshape(rows, self._keys, -1, self._size)
         y_BKGD = F.scaled_dot_product_attention(q_BKGD, k_BKTD, v_BKTD, attn_mask=bias_B11T, scale=self._scale)
-        y_BE: Tensor = layer.o.forward(y_BKGD.flatten(1))
+        y_BE: Tensor = layer.out.forward(y_BKGD.flatten(1))
         return y_BE
 
     def _turn(self, x_BE: Tensor, place: int, start_B1: Tensor | None, limit: int) -> tuple[Tensor, Tensor]:
@@ -134,12 +152,17 @@ def _turned(x_BHD: Tensor, cos_D: Tensor, sin_D: Tensor) -> Tensor:
     return torch.addcmul(x_BHD * cos_D, x_BHD.roll(x_BHD.shape[-1] // 2, -1), sin_D)
 
 
-def _feed(mlp: Any, x_BE: Tensor) -> Tensor:
-    if isinstance(mlp, mixtral.MixtralSparseMoeBlock):
-        found: Tensor = mlp(x_BE[:, None])[:, 0]
-        return found
-    fed: Tensor = mlp.down_proj.forward(mlp.act_fn(mlp.gate_proj.forward(x_BE)) * mlp.up_proj.forward(x_BE))
-    return fed
+def _feed(mlp: Any, gated: Callable[[Tensor], tuple[Tensor, ...]]) -> Callable[[Tensor], Tensor]:
+    def feed(x_BE: Tensor) -> Tensor:
+        gate_BF, up_BF = gated(x_BE)
+        y_BE: Tensor = mlp.down_proj.forward(mlp.act_fn(gate_BF) * up_BF)
+        return y_BE
+
+    return feed
+
+
+def _experts(mlp: nn.Module) -> Callable[[Tensor], Tensor]:
+    return lambda x_BE: mlp(x_BE[:, None])[:, 0]
 
 
 def _bias(x_BE: Tensor, length: int, start_B1: Tensor | None) -> Tensor | None:
@@ -151,12 +174,56 @@ def _bias(x_BE: Tensor, length: int, start_B1: Tensor | None) -> Tensor | None:
 
 
 def _layer_of(layer: Any) -> _Layer:
-    of = layer.self_attn
-    norms = [_norm_of(getattr(of, name)) if hasattr(of, name) else None for name in ("q_norm", "k_norm")]
-    return _Layer(
-        _norm_of(layer.input_layernorm), of.q_proj, of.k_proj, of.v_proj, of.o_proj,
-        _norm_of(layer.post_attention_layernorm), layer.mlp, *norms,
-    )  # fmt: skip
+    of, mlp = layer.self_attn, layer.mlp
+    if isinstance(mlp, mixtral.MixtralSparseMoeBlock):
+        feed = _experts(mlp)
+    else:
+        feed = _feed(mlp, lambda x_BE: (mlp.gate_proj.forward(x_BE), mlp.up_proj.forward(x_BE)))
+
+    def queries(x_BE: Tensor) -> tuple[Tensor, ...]:
+        return torch.cat((of.q_proj.forward(x_BE), of.k_proj.forward(x_BE)), -1), of.v_proj.forward(x_BE)
+
+    norms = (_norm_of(of.q_norm), _norm_of(of.k_norm)) if hasattr(of, "q_norm") else None
+    between = _norm_of(layer.post_attention_layernorm)
+    return _Layer(_norm_of(layer.input_layernorm), queries, norms, of.o_proj, between, feed)
+
+
+# Layers that read the same as one
+
+
+def _joints(model: Any, number: int) -> list[tuple[str, ...]]:
+    layer, place = model.model.layers[number], f"model.layers.{number}"
+    found = [tuple(f"{place}.self_attn.{side}_proj" for side in "qkv")]
+    if hasattr(layer.mlp, "gate_proj"):
+        found.append((f"{place}.mlp.gate_proj", f"{place}.mlp.up_proj"))
+    return found
+
+
+class _Joined:
+    """Linear layers as one, [Σ O, I], whose rows they are from now on: nothing is in memory twice."""
+
+    def __init__(self, model: nn.Module, names: Sequence[str], adapt: Adapt | None) -> None:
+        layers: list[Any] = [model.get_submodule(name) for name in names]
+        self._first, self._adapt = names[0], adapt
+        self._weight = torch.cat([layer.weight.detach() for layer in layers])
+        biases = [layer.bias.detach() for layer in layers if layer.bias is not None]
+        self._bias = torch.cat(biases) if biases else None
+        self._ends = [sum(layer.out_features for layer in layers[:count]) for count in range(1, len(layers))]
+        for layer, part in zip(layers, self._weight.tensor_split(self._ends), strict=True):
+            layer.weight.data = part
+
+    def __call__(self, x: Tensor) -> Tensor:
+        y = F.linear(x, self._weight, self._bias)
+        if self._adapt:
+            self._adapt(self._first, x, y)
+        return y
+
+    def split(self, x: Tensor) -> tuple[Tensor, ...]:
+        return self(x).tensor_split(self._ends, -1)
+
+    def split_last(self, x: Tensor) -> tuple[Tensor, ...]:
+        """The last layer's outputs behind those of all others."""
+        return self(x).tensor_split(self._ends[-1:], -1)
 
 
 # Which modules can go this way

@@ -2,8 +2,6 @@
 
     y_b = W x_b + Σ_k c_bk · B_k A_k x_b
 
-The rows of each LoRA are brought together, so that a layer needs two products of stacked matrices for all of them, and
-layers that read the same (queries, keys and values) have the first in common. A row meets no weights but its own.
 The rows of tokens that trained are LoRAs too: what is added to a row, where its token stands.
 """
 
@@ -13,14 +11,12 @@ import json
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 from transformers.pytorch_utils import Conv1D
 
 from tunewright.artifacts.load import card_of_adapter, is_adapter, weights_folder
@@ -35,30 +31,10 @@ from tunewright.methods._lora_file import (
     read_adapter,
     stackable,
 )
+from tunewright.service.inference.stacks import Lora, Route, Stack, Terms, routed, stacked
 
 RANKS = 256
 """LoRAs that were used before stay stacked with those in use until their ranks add up to more."""
-
-
-@dataclass(frozen=True, eq=False)
-class Lora:
-    """An adapter's weights by the names of the base's modules: A [R, in], and B [R, out] times its scale."""
-
-    factors: Mapping[str, tuple[Tensor, Tensor]]
-
-    @property
-    def rank(self) -> int:
-        """Of the layer in which it is largest."""
-        return max(A_RI.shape[0] for A_RI, _ in self.factors.values())
-
-    @property
-    def bytes(self) -> int:
-        """In memory twice: by itself, and stacked with others."""
-        return 2 * sum(part.nbytes for factors in self.factors.values() for part in factors)
-
-
-Terms = tuple[tuple[Lora, float], ...]
-"""The LoRAs that a row uses, each with its factor."""
 
 
 # Which runs can be served so
@@ -93,66 +69,6 @@ def _is_plain(folder: Path) -> bool:
     return alone and card_of_adapter(folder).task == "text-generation" and (folder / WEIGHTS).is_file()
 
 
-# On a base
-
-
-@dataclass(frozen=True, eq=False)
-class _Stack:
-    """G LoRAs, filled up with zeros where others have a layer or a rank that they have not.
-
-    Attributes:
-        below: A [G, I, R] of all layers that read the same, by the first of them.
-        above: for each layer that first one, which of the columns are its own, and B [G, R, O].
-    """
-
-    loras: tuple[Lora, ...]
-    below: Mapping[str, Tensor]
-    above: Mapping[str, tuple[str, slice, Tensor]]
-
-
-@dataclass(frozen=True, eq=False)
-class Route:
-    """How the rows of a batch use a stack: each of its LoRAs has M slots, of which some may be empty.
-
-    Attributes:
-        row_S: the row in each of the G · M slots, any in empty ones; None where all rows use the only LoRA.
-        factor_GM1: by what a LoRA is multiplied in each slot; None for ones.
-        slot_N, to_N: the slots that are not empty, in the order of their rows, and these; None for each row once.
-    """
-
-    stack: _Stack
-    row_S: Tensor | None
-    factor_GM1: Tensor | None
-    slot_N: Tensor
-    to_N: Tensor | None
-
-    def below(self, first: str, x: Tensor, table: bool) -> Tensor:
-        """A x of all slots, [G, M · T, R], with their factors; x is [B, I] or [B, T, I], for a table without I."""
-        A_GIR = self.stack.below[first]
-        count, size, rank = A_GIR.shape
-        if self.row_S is not None:
-            x = x.index_select(0, self.row_S)
-        if table:
-            offset_G1 = size * torch.arange(count, device=x.device)[:, None]
-            h_GNR = F.embedding(x.reshape(count, -1) + offset_G1, A_GIR.reshape(-1, rank))
-        else:
-            h_GNR = torch.bmm(x.reshape(count, -1, size), A_GIR)
-        if self.factor_GM1 is not None:
-            h_GNR.view(*self.factor_GM1.shape[:2], -1).mul_(self.factor_GM1)
-        return h_GNR
-
-    def add(self, y: Tensor, h_GNR: Tensor, B_GRO: Tensor) -> None:
-        """B h of all slots, added to the rows that they belong to."""
-        if self.row_S is None:
-            y.view(-1, y.shape[-1]).addmm_(h_GNR[0], B_GRO[0])
-        else:
-            added_N = torch.bmm(h_GNR, B_GRO).view(-1, *y.shape[1:]).index_select(0, self.slot_N)
-            if self.to_N is None:
-                y.add_(added_N)
-            else:
-                y.index_add_(0, self.to_N, added_N)
-
-
 class Bank:
     """The LoRAs on a base. Its layers are changed once, and compute as before where no row uses one."""
 
@@ -162,11 +78,12 @@ class Bank:
         self._device, self._dtype = first.device, first.dtype
         self._lock = threading.Lock()
         self._adapted: set[str] = set()
-        self._stack: _Stack | None = None
+        self._stack: Stack | None = None
+        self._alone: dict[Lora, Stack] = {}
         self._now: Route | None = None
         self._last: tuple[str, Tensor, Tensor] | None = None
         self._module = module
-        self._first: dict[str, str] | None = None
+        self._groups: dict[str, tuple[str, ...]] | None = None
 
     def read(self, folder: Path) -> Lora | None:
         """The LoRA in a folder, on the base's device; None where it cannot be stacked with others."""
@@ -183,7 +100,16 @@ class Bank:
             found[module_of(key)]["A" if ".lora_A" in key or ".lora_embedding_A" in key else "B"] = tensor
         factors = {name: self._factors(name, parts, config) for name, parts in found.items()}
         factors |= tokens
-        return Lora(factors) if all(self._fits(name, factors[name]) for name in factors) else None
+        if not all(self._fits(name, factors[name]) for name in factors):
+            return None
+        lora = Lora(factors)
+        self._alone[lora] = self._stacked([lora])
+        return lora
+
+    def bytes_of(self, lora: Lora) -> int:
+        """What it takes in memory: by itself, stacked alone, and with others."""
+        own = sum(part.nbytes for factors in lora.factors.values() for part in factors)
+        return own + 2 * self._alone[lora].bytes
 
     def _of_tokens(
         self, rows: Mapping[str, Tensor | None], indices: Mapping[str, Sequence[int]]
@@ -215,6 +141,7 @@ class Bank:
 
     def forget(self, lora: Lora) -> None:
         with self._lock:
+            self._alone.pop(lora, None)
             if self._stack and lora in self._stack.loras:
                 self._stack = None
 
@@ -224,28 +151,26 @@ class Bank:
         if not wanted:
             return None
         with self._lock:
-            stack = self._stack_of(wanted)
-        slots: dict[Lora, list[tuple[int, float]]] = {lora: [] for lora in stack.loras}
-        for row, terms in enumerate(rows):
-            for lora, factor in terms:
-                slots[lora].append((row, factor))
-        width = max(map(len, slots.values()))
-        row_GM = torch.zeros(len(slots), width, dtype=torch.long)
-        factor_GM, taken_GM = torch.ones(len(slots), width), torch.zeros(len(slots), width, dtype=torch.bool)
-        for g, of_lora in enumerate(slots.values()):
-            for m, (row, factor) in enumerate(of_lora):
-                row_GM[g, m], factor_GM[g, m], taken_GM[g, m] = row, factor, True
-        slot_N = taken_GM.view(-1).nonzero()[:, 0]
-        slot_N = slot_N[row_GM.view(-1)[slot_N].argsort(stable=True)]
-        to_N = row_GM.view(-1)[slot_N]
-        once = torch.equal(to_N, torch.arange(len(rows)))
-        return Route(
-            stack,
-            None if once and len(slots) == 1 else row_GM.view(-1).to(self._device),
-            None if bool((factor_GM == 1).all()) else factor_GM.to(self._device, self._dtype)[..., None],
-            slot_N.to(self._device),
-            None if once else to_N.to(self._device),
-        )
+            stack = self._alone[wanted[0]] if len(wanted) == 1 else self._stack_of(wanted)
+        for name in stack.first:
+            self._adapt(name)
+        return routed(stack, rows, self._device, self._dtype)
+
+    def reads_as_one(self, joints: Sequence[tuple[str, ...]]) -> bool:
+        """Whether the layers that each of these names reads the same, and nothing else that may be adapted does."""
+        return all(self._read_together().get(names[0]) == names for names in joints)
+
+    def add(self, first: str, x: Tensor, y: Tensor) -> None:
+        """Add LoRAs to the outputs of all layers that read the same, x [B, I], side by side in y [B, ΣO]."""
+        route = self._now
+        group = route.stack.groups.get(first) if route else None
+        if not route or not group:
+            return
+        if group.only and route.row_S is None and route.factor_GM1 is None:
+            A_IR, B_RO = group.only
+            y.addmm_(x.mm(A_IR), B_RO)
+        else:
+            route.add(y, route.below(group.A_GIR, x, False), group.B_GRO)
 
     @contextmanager
     def using(self, route: Route | None) -> Iterator[None]:
@@ -264,31 +189,36 @@ class Bank:
     def _fits(self, name: str, factors: tuple[Tensor, Tensor]) -> bool:
         return tuple(part.shape[1] for part in factors) == _sizes(self._layers[name])
 
-    def _stack_of(self, wanted: list[Lora]) -> _Stack:
+    def _stack_of(self, wanted: list[Lora]) -> Stack:
         """A stack with the wanted LoRAs, and with as many of those that were in use before as there is room for."""
-        if len(wanted) > 1 and self._stack and set(wanted) <= set(self._stack.loras):
+        if self._stack and set(wanted) <= set(self._stack.loras):
             return self._stack
         total, loras = sum(lora.rank for lora in wanted), list(wanted)
-        for lora in self._stack.loras if self._stack and len(wanted) > 1 else ():
+        for lora in self._stack.loras if self._stack else ():
             if lora not in loras and total + lora.rank <= RANKS:
                 loras.append(lora)
                 total += lora.rank
-        groups: dict[str, list[str]] = {}
-        for name in dict.fromkeys(name for lora in loras for name in lora.factors):
-            groups.setdefault(self._firsts().get(name, name), []).append(name)
-            self._adapt(name)
-        stack = _stacked(loras, groups)
-        if len(wanted) > 1:  # one by itself is put together as often as it comes
-            self._stack = stack
-        return stack
+        self._stack = self._stacked(loras)
+        return self._stack
 
-    def _firsts(self) -> dict[str, str]:
-        """Of layers that read the same tensor one after another, the first; found by a look at a token's way."""
-        if self._first is None:
-            self._first = {}
+    def _stacked(self, loras: Sequence[Lora]) -> Stack:
+        adapted = {name for lora in loras for name in lora.factors}
+        groups = {first: names for first, names in self._read_together().items() if adapted & set(names)}
+        return stacked(
+            loras, {first: {name: _sizes(self._layers[name])[1] for name in names} for first, names in groups.items()}
+        )
+
+    def _read_together(self) -> dict[str, tuple[str, ...]]:
+        """Layers that read the same tensor one after another, by the first; found by a look at a token's way."""
+        if self._groups is None:
+            firsts: dict[str, str] = {}
             with suppress(Exception):  # then each layer is by itself
-                self._first = _read_together(self._module, self._layers)
-        return self._first
+                firsts = _firsts(self._module, self._layers)
+            groups: dict[str, list[str]] = {}
+            for name in {**firsts, **self._layers}:  # in the order in which they are called
+                groups.setdefault(firsts.get(name, name), []).append(name)
+            self._groups = {first: tuple(names) for first, names in groups.items()}
+        return self._groups
 
     def _adapt(self, name: str) -> None:
         if name not in self._adapted:
@@ -300,42 +230,25 @@ class Bank:
         def forward(x: Tensor) -> Tensor:
             y = own(x)
             route = self._now
-            found = route.stack.above.get(name) if route else None
-            if route and found:
-                first, own_columns, B_GRO = found
-                route.add(y, self._below(route, first, x, table)[..., own_columns], B_GRO)
+            first = route.stack.first.get(name) if route else None
+            if route and first:
+                group = route.stack.groups[first]
+                ranks, outputs = group.own[name]
+                h_GNR = self._below(route, first, group.A_GIR, x, table)
+                route.add(y, h_GNR[..., ranks], group.B_GRO[:, ranks, outputs])
             return y
 
         return forward
 
-    def _below(self, route: Route, first: str, x: Tensor, table: bool) -> Tensor:
+    def _below(self, route: Route, first: str, A_GIR: Tensor, x: Tensor, table: bool) -> Tensor:
         """What layers that read the same have in common, kept until another is asked for."""
         last = self._last
         if last is None or last[0] != first or last[1] is not x:
-            self._last = last = first, x, route.below(first, x, table)
+            self._last = last = first, x, route.below(A_GIR, x, table)
         return last[2]
 
 
-def _stacked(loras: Sequence[Lora], groups: Mapping[str, Sequence[str]]) -> _Stack:
-    """Args: groups: by the first of the layers that read the same, all of them."""
-    below, above = {}, {}
-    for first, names in groups.items():
-        columns, begin = [], 0
-        for name in names:
-            have = next(lora.factors[name] for lora in loras if name in lora.factors)
-            none = have[0][:0], have[1][:0]
-            A_GRI, B_GRO = (
-                pad_sequence([lora.factors.get(name, none)[side] for lora in loras], batch_first=True)
-                for side in (0, 1)
-            )
-            columns.append(A_GRI.mT)
-            above[name] = first, slice(begin, begin + A_GRI.shape[1]), B_GRO
-            begin += A_GRI.shape[1]
-        below[first] = torch.cat(columns, -1)
-    return _Stack(tuple(loras), below, above)
-
-
-def _read_together(module: nn.Module, layers: Mapping[str, nn.Module]) -> dict[str, str]:
+def _firsts(module: nn.Module, layers: Mapping[str, nn.Module]) -> dict[str, str]:
     """For each linear layer the first of those that read the same tensor right after one another."""
     found: dict[str, str] = {}
     before: tuple[Any, str] = (None, "")

@@ -25,8 +25,9 @@ from tunewright.data.render import Renderer
 from tunewright.engine.device import pick_device, pick_precision
 from tunewright.errors import BaseModelError, MethodError, TunewrightError
 from tunewright.service.errors import Refused, missing
-from tunewright.service.inference.adapters import Bank, Lora, Terms, terms_of
+from tunewright.service.inference.adapters import Bank, terms_of
 from tunewright.service.inference.protocol import Loaded, ModelRef
+from tunewright.service.inference.stacks import Lora, Terms
 from tunewright.tasks import task_class
 from tunewright.tasks._pretrained import context_length, load_config, load_tokenizer, load_weights
 from tunewright.tasks._rows import Form, form_of
@@ -212,7 +213,9 @@ class Models:
                 lora = below.shared.bank.read(folder)
                 if lora is None:
                     return None
-                self._put(key, _Entry(str(ref.name), "adapter", lora.bytes, lora=lora, below=below))
+                self._put(
+                    key, _Entry(str(ref.name), "adapter", below.shared.bank.bytes_of(lora), lora=lora, below=below)
+                )
         return self._entries[key]
 
     def _apart(self, ref: ModelRef, run: Path) -> Ready:
@@ -311,6 +314,9 @@ def _entry(name: str, kind: str, model: Model, device: torch.device) -> _Entry:
     if hasattr(model.task, "generate"):
         shared.form = form_of(module)
         shared.bank = Bank(module) if kind == "base" else None
+        quick = shared.form.quick
+        if quick and (not shared.bank or shared.bank.reads_as_one(quick.joints)):
+            quick.join(shared.bank.add if shared.bank else None)
     size = sum(part.nbytes for part in (*module.parameters(), *module.buffers()))
     return _Entry(name, kind, size, model=model, shared=shared)
 
