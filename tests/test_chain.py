@@ -157,9 +157,10 @@ def test_the_commands(tiny_base: Any, tmp_path: Path) -> None:
 def rlhf(base: str, output: Path) -> dict[str, Any]:
     """The recipe in examples/rlhf, on a tiny base and in a few steps."""
     document = yaml.safe_load((ROOT / "examples/rlhf/chain.yaml").read_text())
-    for stage in document["stages"].values():
+    for name, stage in document["stages"].items():
         stage["base"] = base if stage["base"].startswith("Qwen") else stage["base"]
-        stage["training"] = {"max_steps": 6, "batch": 2, "checkpoint_every": 1, "learning_rate": 1e-3}
+        stage["training"] = {"max_steps": 6, "checkpoint_every": 1, "learning_rate": 1e-3}
+        stage["training"] |= {"batch": 2} if name != "policy" else {}
         stage["evaluation"] = {"generate": 0, "samples": 1}
     document["stages"]["policy"]["objective"]["max_new_tokens"] = 6
     return {**document, "output": str(output)}
@@ -185,6 +186,7 @@ def test_a_policy_learns_from_the_reward_of_an_earlier_stage_and_goes_on(
     assert not (tmp_path / "cut" / "model").exists()
     again = tw.resume(tmp_path / "cut")
     assert torch.equal(weights(again), weights(whole)) and again.metrics == whole.metrics
+    assert all(line["rows"] >= 2 * 8 for line in whole.metrics if "epoch" in line)  # prompts, and what is learned along
     said = {line["reward/reward_model"] for line in whole.metrics if "reward/reward_model" in line}
     assert len(said) > 1 and all("value" in line for line in whole.metrics if "epoch" in line)
     between = load(whole.folder, alpha=0.8)

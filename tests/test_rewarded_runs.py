@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 import tunewright as tw
+from tests.contracts.steps import prepared
 from tests.tiny import preferences, words
 from tunewright.engine import checkpoint
 from tunewright.errors import DataError, RecipeError
@@ -43,9 +44,31 @@ def test_likelihoods_of_a_draw_are_those_of_its_first_step_whatever_the_base_dro
         learned(base, tmp_path / "drops", method={"type": "lora", "dropout": 0.1})
 
 
-def test_a_single_answer_has_nothing_to_be_compared_with(tiny_base: Any, tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"reinforce compares .* Set training.batch or objective.samples to 2"):
-        learned(tiny_base("llama"), tmp_path / "run", algorithm="reinforce", training={"batch": 1})
+@pytest.mark.parametrize("algorithm", ["reinforce", "ppo"])
+def test_a_single_answer_has_nothing_to_be_compared_with(algorithm: str, tiny_base: Any, tmp_path: Path) -> None:
+    """Refused before a folder is made; and a prompt that is left over at the end of an epoch joins the step before."""
+    base = tiny_base("llama")
+    with pytest.raises(RecipeError, match=rf"{algorithm} compares .* Set training.batch or objective.samples to 2"):
+        learned(base, tmp_path / "run", algorithm=algorithm, training={"batch": 1})
+    assert not (tmp_path / "run").exists()
+    left = learned(base, tmp_path / "left", algorithm=algorithm, passes=1, training={"batch": 7, "max_steps": 2})
+    assert [line["rows"] for line in left.metrics if "loss" in line] == [8, 8]
+
+
+@pytest.mark.parametrize(
+    ("prompts", "options", "batch"),
+    [
+        (29, {"algorithm": "ppo"}, 10), (11, {"algorithm": "ppo"}, 11), (4, {"algorithm": "ppo"}, 4),
+        (400, {"algorithm": "ppo"}, 16), (29, {"algorithm": "rloo"}, 3), (40, {"algorithm": "grpo"}, 2),
+        (11, {"algorithm": "grpo", "parts": 3}, 4),
+    ],
+)  # fmt: skip
+def test_a_step_draws_enough_answers_to_compare(
+    prompts: int, options: dict[str, Any], batch: int, tiny_base: Any
+) -> None:
+    rows = [{"prompt": words(i, 3) + " "} for i in range(prompts)]
+    objective = {"type": "rl", "max_new_tokens": 6, "rewards": [LENGTH], **options}
+    assert prepared(tiny_base("llama"), rows, objective=objective).recipe.training.batch == batch
 
 
 def test_what_kl_is_and_costs_is_in_each_line(tiny_base: Any, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from tunewright.engine.job import Job
 from tunewright.errors import RecipeError, counted
 from tunewright.evaluation.evaluate import refuse_idle_evaluation, refuse_idle_on_prompts
 from tunewright.methods.base import Method, moving_norms
+from tunewright.objectives.base import Objective
 from tunewright.objectives.supervised import NOISING, Supervised, class_weights
 from tunewright.recipe import Recipe
 from tunewright.tasks._blocks import unwrapped
@@ -36,19 +37,19 @@ def refuse_idle_training(recipe: Recipe, task: Task, validation: bool) -> None:
         )
 
 
-def decide(training: TrainingConfig, method: Method, model: Model, rows: int, share: float = 1.0) -> TrainingConfig:
+def decide(training: TrainingConfig, method: Method, model: Model, rows: int, objective: Objective) -> TrainingConfig:
     """Replace `auto` by the documented rules.
 
     Args:
         rows: how many the training set has.
-        share: the objective's rate over that of supervised training.
+        objective: has a rate over that of supervised training, and says how many rows it compares with one another.
     """
     changes: dict[str, Any] = {}
     if training.learning_rate == "auto":
-        rate = float(f"{_rate(method, model) * share:.2g}") * training.rate_multiplier
+        rate = float(f"{_rate(method, model) * objective.rate:.2g}") * training.rate_multiplier
         changes |= {"learning_rate": rate, "rate_multiplier": 1.0}  # what is decided can be read again as it is
     if training.batch == "auto" and training.batch_tokens is None:
-        changes["batch"] = auto_batch(rows, bool(moving_norms(model.module, method)))
+        changes["batch"] = auto_batch(rows, bool(moving_norms(model.module, method)), objective.enough)
     return training.model_copy(update=changes)
 
 
@@ -80,11 +81,17 @@ def hidden_size(model: Model) -> int:
     return int(model.task.width(model.module))
 
 
-def refuse_empty_parts(job: Job) -> None:
-    """Raises RecipeError where a step has fewer prompts than parts that their answers would be dealt out to."""
-    most, parts = max(len(rows) for _, rows in job.plan), getattr(job.objective, "parts", 1)
+def refuse_small_steps(job: Job) -> None:
+    """Raises RecipeError where a step has too few prompts to compare their answers, or to deal them out to `parts`."""
+    sizes, objective = [len(rows) for _, rows in job.plan], job.objective
+    most, parts = max(sizes), getattr(objective, "parts", 1)
     if parts > most:
         raise RecipeError(f"objective.parts: {parts} is more than the {most} prompts of a step. Raise training.batch.")
+    if "prompt" in objective.reads and min(sizes) < objective.least:
+        raise RecipeError(
+            f"objective.algorithm: {getattr(objective, 'algorithm', '')} compares an answer with the others of its "
+            "step, and here a step has a single answer. Set training.batch or objective.samples to 2 or more."
+        )
 
 
 ENOUGH = 100

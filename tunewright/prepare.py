@@ -108,7 +108,7 @@ def prepare(
         kept = task.keep(model, [found.examples for found in encoded.values()], data, device, stand_in=rehearsal)
         pairs = zip(encoded.items(), kept, strict=True)
         encoded = {name: replace(found, examples=examples) for (name, found), examples in pairs}
-    decided = decide(training, recipe.method, model, len(encoded["train"].examples), recipe.objective.rate)
+    decided = decide(training, recipe.method, model, len(encoded["train"].examples), recipe.objective)
     chosen = device.type if training.device == "auto" else training.device  # each process picks its own of several
     decided = decided.model_copy(update={"device": chosen, "precision": precision})
     if data.validation is None:

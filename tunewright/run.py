@@ -22,7 +22,7 @@ from tunewright.artifacts.snapshots import Snapshots
 from tunewright.artifacts.start import Start, keep_adapter
 from tunewright.data.kinds import Prompt
 from tunewright.data.rows import absolute
-from tunewright.deciding import few_steps, refuse_empty_parts
+from tunewright.deciding import few_steps, refuse_small_steps
 from tunewright.engine.device import computing
 from tunewright.engine.job import Job, Rewards, Watcher
 from tunewright.engine.learner import Learner
@@ -171,7 +171,7 @@ def make_job(prepared: Prepared, folder: Path, processes: Processes) -> Job:
         task.critic = job.critic
     if job.config.head_first:
         refuse_idle(job)
-    refuse_empty_parts(job)
+    refuse_small_steps(job)
     prepared.notices += few_steps(job)
     return job
 

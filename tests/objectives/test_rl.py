@@ -199,9 +199,8 @@ def test_advantages_of_tokens(whiten: bool, tiny_base: Any, tmp_path: Path) -> N
 def test_the_coefficient_adapts_to_the_kl_of_the_answers(tiny_base: Any, tmp_path: Path) -> None:
     at = scene(tiny_base("llama"), tmp_path, algorithm="rloo", kl_coefficient=0.2, kl_target=0.3)
     kl = np.mean([(at.logp(at.old, p) - at.logp(at.start, p)).sum() for p in at.parts])
-    error = float(np.clip(kl / 0.3 - 1, -0.2, 0.2))
-    assert at.learner.number("kl_coefficient", 0.2) == pytest.approx(0.2 * (1 + error * 16 / 10_000), rel=1e-9)
-    assert at.learner.number("kl_coefficient", 0.2) != 0.2
+    assert kl < 0.8 * 0.3
+    assert at.learner.number("kl_coefficient", 0.2) == pytest.approx(0.196, rel=1e-9)
 
 
 TWICE: dict[str, Any] = {"passes": 2}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -66,9 +67,13 @@ def auto_learning_rate(reference: float, hidden_size: int) -> float:
     return float(f"{reference * (4096 / hidden_size) ** 0.5:.2g}")
 
 
-def auto_batch(rows: int, normed: bool = False) -> int:
+def auto_batch(rows: int, normed: bool = False, least: int = 1) -> int:
     """16 rows, or as few as leave 20 steps an epoch; 8 at the least where batch norms train, which normalize by them.
 
     With fewer, what they normalize by is mostly noise (Wu & He, arXiv 1803.08494).
+
+    Args:
+        least: rows that an objective compares with one another in a step; an epoch is cut evenly where they decide.
     """
-    return max(8 if normed else 1, min(16, rows // 20))
+    wanted = max(8 if normed else 1, min(16, rows // 20))
+    return wanted if least <= wanted else math.ceil(rows / max(1, rows // least))

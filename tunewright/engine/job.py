@@ -54,7 +54,7 @@ class Job:
     @cached_property
     def _least(self) -> int:
         """Rows of the smallest step: one row alone is nothing that batch norms could normalize by."""
-        return 2 if moving_norms(self.model.module, self.method) else 1
+        return 2 if moving_norms(self.model.module, self.method) else self.objective.least
 
     @cached_property
     def plan(self) -> list[tuple[float, list[int]]]:

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 
 Array = np.ndarray
+KL_GAIN = 0.1
+"""K_β, by which the KL coefficient follows its target."""
 TINY = 1e-4
 """Added to a standard deviation before it divides, since all answers to a prompt may have the same reward."""
 
@@ -46,10 +48,10 @@ def generalized(reward: Array, value: Array, gamma: float, lam: float) -> tuple[
     return advantage, advantage + value
 
 
-def adapted(coefficient: float, kl: float, target: float, answers: int, horizon: int = 10_000) -> float:
-    """The KL coefficient for the next answers (Ziegler et al., arXiv 1909.08593, section 2.2).
+def adapted(coefficient: float, kl: float, target: float) -> float:
+    """The KL coefficient for the next draw (Ziegler et al., arXiv 1909.08593, section 2.2).
 
-    It grows by up to 20 % in `horizon` answers where KL is above its target, and shrinks where it is below.
+    e = clip(KL / target - 1, -0.2, 0.2); β ← β (1 + K e), K = 0.1: by up to 2 % a draw.
     """
     error = min(max(kl / target - 1, -0.2), 0.2)
-    return coefficient * (1 + error * answers / horizon)
+    return coefficient * (1 + KL_GAIN * error)

@@ -82,6 +82,16 @@ class Objective(BaseModel):
         """Steps that are taken on the same rows, one after another."""
         return 1
 
+    @property
+    def least(self) -> int:
+        """Rows of the smallest step that anything can be learned from."""
+        return 1
+
+    @property
+    def enough(self) -> int:
+        """Rows of a step where `training.batch` is automatic, as far as there are so many."""
+        return 1
+
     def begin(self, learner: Learner, sets: Sets) -> Sets:
         """The rows of each set, with what of them is fixed by the model that the run starts from."""
         return sets

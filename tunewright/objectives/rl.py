@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -10,7 +11,6 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from tunewright.data.batches import Example
-from tunewright.errors import RecipeError
 from tunewright.grading import Grader
 from tunewright.objectives._advantages import adapted, generalized, grouped, leave_one_out, whitened
 from tunewright.objectives._rollouts import answered, as_arrays, fixing, from_arrays, group, of_tokens
@@ -38,6 +38,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
 """Which algorithms an option is for."""
 
 BROKEN = "broken/"
+ENOUGH = 8  # answers of a draw, where the batch is automatic: fewer are too few to take a mean and spread over
 LONGEST_QUOTE = 300  # characters of a prompt, its last ones
 SHOWN = 2  # answers that a line of metrics.jsonl quotes
 
@@ -127,6 +128,16 @@ class RL(Objective):
     def updates(self) -> int:
         """Steps that are taken on the answers to one batch of prompts."""
         return self.passes * self.parts
+
+    @property
+    def least(self) -> int:
+        """Prompts of a step. Advantages that are centred over a step with one answer are 0, or average 0."""
+        return 2 if self.samples == 1 and (self.whiten or self.algorithm == "reinforce") else 1
+
+    @property
+    def enough(self) -> int:
+        """Prompts whose answers can be compared with one another, and dealt out to `parts`."""
+        return max(self.parts, math.ceil(ENOUGH / self.samples))
 
     def prepare(self, learner: Learner, examples: Sequence[Example], step: int | None) -> Sequence[Example]:
         """Answers to the prompts with all that the loss needs of them; drawn anew in every `updates`-th step."""
@@ -231,7 +242,7 @@ class RL(Objective):
             learner.note("kl_coefficient", beta)
         if self.kl_target and kl is not None:
             mean = float(np.mean([one.sum() for one in kl]))
-            learner.set_number("kl_coefficient", adapted(beta, mean, self.kl_target, len(parts)))
+            learner.set_number("kl_coefficient", adapted(beta, mean, self.kl_target))
         return [fixing(e, share=[self._share(part) for part in e.parts]) for e in found]
 
     def _share(self, part: Example) -> np.ndarray:
@@ -248,11 +259,6 @@ class RL(Objective):
         if self.algorithm == "grpo":
             advantages = grouped(reward_S.reshape(len(examples), -1), self.scale_groups).ravel()
         else:
-            if self.algorithm == "reinforce" and len(parts) == 1:
-                raise RecipeError(
-                    "objective.algorithm: reinforce compares an answer with the mean of its step, and this one has a "
-                    "single answer. Set training.batch or objective.samples to 2 or more."
-                )
             net_S = reward_S if kl is None else reward_S - beta * np.array([one.sum() for one in kl])
             others = leave_one_out(net_S.reshape(len(examples), -1)).ravel() if self.algorithm == "rloo" else None
             advantages = net_S - net_S.mean() if others is None else others
