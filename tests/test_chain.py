@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,12 @@ from typer.testing import CliRunner
 import tunewright as tw
 from tests.runs import TRAINING, recipe
 from tests.test_labeling import GOLD, RULES, TEXTS, VALIDATION
-from tests.tiny import rows_for
+from tests.tiny import rows_for, words
 from tunewright.artifacts.interpolate import load
-from tunewright.chain import make_chain, then_clean
+from tunewright.chain import make_chain, supposed, then_clean
 from tunewright.cli import app
-from tunewright.errors import DataError, OutputError, RecipeError
+from tunewright.errors import DataError, OutputError, RecipeError, TunewrightError
+from tunewright.folder import Run
 
 TASK = "text-classification"
 ROOT = Path(__file__).parents[1]
@@ -72,9 +75,6 @@ def test_done_is_done_and_nothing_is_written_over(tiny_base: Any, tmp_path: Path
     before = (run.folder / "run.json").read_bytes()
     assert tw.train(stages=document, output=str(place)).folder == run.folder
     assert (run.folder / "run.json").read_bytes() == before
-    other = stages(tiny_base("bert"), method="head")
-    with pytest.raises(OutputError, match="holds another chain already"):
-        tw.train(stages=other, output=str(place))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "note.txt").write_text("mine")
     with pytest.raises(OutputError, match="holds files already"):
@@ -94,6 +94,136 @@ def test_done_is_done_and_nothing_is_written_over(tiny_base: Any, tmp_path: Path
 def test_chains_that_mean_nothing(change: Any, said: str) -> None:
     with pytest.raises(RecipeError, match=said):
         make_chain({"stages": change(stages("base"))})
+
+
+def test_stages_before_the_first_changed_one_are_kept(tiny_base: Any, tmp_path: Path) -> None:
+    """What the others have left is put aside, and so is what was made of it; nothing is written over."""
+    document, place = stages(tiny_base("bert")), tmp_path / "chain"
+    tw.train(stages=document, alpha=0.5, output=str(place))
+    before = {name: (place / name / "run.json").read_bytes() for name in ("first", "second")}
+    said: list[str] = []
+    longer = {**document["second"], "training": {**document["second"]["training"], "epochs": 3}}
+    run = tw.train(
+        stages={"first": document["first"], "second": longer}, alpha=0.5, output=str(place),
+        watchers=[lambda line: said.append(line["notice"]) if "notice" in line else None],
+    )  # fmt: skip
+    assert (place / "first" / "run.json").read_bytes() == before["first"]
+    assert run.folder == place / "second" and run.recipe.training.epochs == 3
+    assert (place / "second.before" / "run.json").read_bytes() == before["second"]
+    assert (place / "model.before").is_dir() and (place / "model").is_dir()
+    assert len(said) == 1 and "kept: first. Put aside: second to second.before, model to model.before." in said[0]
+    tw.train(stages={"first": document["first"], "second": longer}, alpha=0.3, output=str(place))
+    assert Run(place / "second").done and (place / "model.before-2").is_dir()
+
+
+def test_a_mended_stage_is_not_put_aside_while_it_trains(tiny_base: Any, tmp_path: Path) -> None:
+    document, place = stages(tiny_base("bert")), tmp_path / "chain"
+    tw.train(stages=document, output=str(place))
+    info = place / "second" / "run.json"
+    info.write_text(json.dumps({**json.loads(info.read_text()), "status": "running"}))
+    changed = {**document, "second": {**document["second"], "method": "head"}}
+    with (place / "second" / ".lock").open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(OutputError, match="in use by another process"):
+            tw.train(stages=changed, output=str(place))
+    assert not (place / "second.before").exists() and make_chain({"stages": document}).stages == read(place)
+
+
+def read(place: Path) -> Any:
+    return make_chain(yaml.safe_load((place / "chain.yaml").read_text())).stages
+
+
+LATER: dict[str, tuple[Any, str]] = {
+    "rows that are not there": (lambda s: {**s, "data": "nowhere.jsonl"}, "The stage last: .*nowhere.jsonl"),
+    "rows of another kind": (lambda s: {**s, "data": rows_for("text-classification", 6)}, "The stage last: .*prompt"),
+    "no room": (lambda s: {**s, "objective": {**s["objective"], "max_new_tokens": 800}}, "The stage last: .*no room"),
+    "a reward misspelt": (
+        lambda s: {**s, "objective": {**s["objective"], "rewards": [{"type": "reward_model", "run": "jugde"}]}},
+        "The stage last: .*jugde.*Is the stage judge meant",
+    ),
+    "a base misspelt": (lambda s: {**s, "base": "frist"}, "The stage last: .*Is the stage first meant"),
+    "another kind of judge": (
+        lambda s: {**s, "objective": {**s["objective"], "rewards": [{"type": "reward_model", "run": "first"}]}},
+        "last: the reward reward_model .reward_model. asks first, which learns by objective: supervised",
+    ),
+    "several seeds": (lambda s: {**s, "base": "many"}, "last asks for many, which has a run for each"),
+}
+
+
+def rewarded(base: str) -> dict[str, Any]:
+    """Three stages, of which nothing is wrong; and one of two seeds beside them."""
+    pairs = [{"prompt": words(i, 3), "chosen": words(i, 2), "rejected": words(i + 1, 2)} for i in range(6)]
+    quick = {"max_steps": 2, "batch": 3, "learning_rate": 0.01}
+    prompts = [{"prompt": words(i, 3) + " "} for i in range(6)]
+    one = {"base": base, "data": {"train": rows_for("text-generation", 6), "validation": 0}, "training": quick}
+    reward = {**one, "data": {"train": pairs, "validation": 0}, "objective": "reward"}
+    asked = {"type": "rl", "max_new_tokens": 4, "samples": 2, "rewards": [{"type": "reward_model", "run": "judge"}]}
+    last = {**one, "base": "first", "data": {"train": prompts, "validation": 0}, "objective": asked}
+    many = {**one, "training": {**quick, "seeds": [0, 1]}}
+    return {"first": one, "judge": reward, "many": many, "last": last}
+
+
+@pytest.mark.parametrize("name", LATER)
+def test_the_faults_of_a_later_stage_are_known_before_the_first_trains(
+    name: str, tiny_base: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    change, said = LATER[name]
+    document = rewarded(tiny_base("llama"))
+    seen: list[Any] = []
+    with pytest.raises(TunewrightError) as raised:
+        tw.train(
+            stages={**document, "last": change(document["last"])},
+            output=str(tmp_path / "chain"),
+            watchers=[seen.append],
+        )
+    assert re.search(said, str(raised.value).replace("\n", " ")), str(raised.value)
+    assert not seen and not (tmp_path / "chain").exists()
+
+
+def test_a_chain_whose_first_stage_is_refused_leaves_nothing_behind(tiny_base: Any, tmp_path: Path) -> None:
+    document = rewarded(tiny_base("llama"))
+    first = {**document["first"], "data": {"train": "nowhere.jsonl"}}
+    with pytest.raises(DataError, match="nowhere"):
+        tw.train(stages={**document, "first": first}, output=str(tmp_path / "chain"))
+    assert not (tmp_path / "chain").exists()
+
+
+def test_a_chain_is_foreseen_stage_by_stage(tiny_base: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    document = rewarded(tiny_base("llama"))
+    found = tw.check(stages=document)["stages"]
+    assert list(found) == list(document) and all(one["forecast"]["memory"]["fits"] for one in found.values())
+    assert found["last"]["steps"] == 2
+    said = found["last"]["notices"]
+    assert any("stage first" in line for line in said) and any("stage judge will give" in line for line in said)
+    assert not list(tmp_path.iterdir()), "nothing is left behind"
+    path = tmp_path / "chain.yaml"
+    path.write_text(yaml.dump({"stages": document}, sort_keys=False))
+    done = CliRunner().invoke(app, ["check", str(path)], env={"COLUMNS": "80"})
+    assert done.exit_code == 0, done.output
+    assert [line for line in done.stdout.splitlines() if line.startswith("Stage ")] == [f"Stage {n}" for n in document]
+    assert done.stdout.count("It fits.") == 4
+    document["last"]["objective"]["max_new_tokens"] = 800
+    with pytest.raises(TunewrightError, match="The stage last: "):
+        tw.check(stages=document)
+
+
+def test_a_stage_is_checked_with_what_the_earlier_ones_add(tiny_base: Any, tmp_path: Path) -> None:
+    """A chat template and tokens that the base lacks; and rewards are constants until they are there."""
+    document = rewarded("base")
+    document["first"]["data"] = {"train": "rows", "chat_template": "plain", "special_tokens": ["<a>"]}
+    document["last"]["data"]["special_tokens"] = ["<b>"]
+    inner = {"graders": {"r": {"type": "reward_model", "run": "judge"}}, "calculate_output": "2 * r"}
+    document["last"]["objective"]["rewards"] += [
+        {"type": "multi", "weight": 0.5, **inner}, {"type": "length", "name": "short", "max": 3}
+    ]  # fmt: skip
+    found: Any = supposed(make_chain({"stages": document}), "last")
+    assert found.base == "base" and found.data.chat_template == "plain" and found.data.special_tokens == ["<a>", "<b>"]
+    assert [(one.type, one.name, one.weight) for one in found.objective.rewards] == [
+        ("length", "reward_model", 1.0), ("length", "multi", 0.5), ("length", "short", 1.0)
+    ]  # fmt: skip
+    assert found.objective.rewards[2].max == 3
 
 
 def weak(base: str, place: Path, folder: Path) -> Any:
@@ -149,7 +279,8 @@ def test_the_commands(tiny_base: Any, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert all(name in result.stdout for name in ("first", "second", "Stage"))
     looked = CliRunner().invoke(app, ["train", str(path), "--output", str(tmp_path / "none"), "--dry-run"])
-    assert looked.exit_code == 2 and "these are stages" in looked.stderr and not (tmp_path / "none").exists()
+    assert looked.exit_code == 0 and "Stage second" in looked.stdout and not (tmp_path / "none").exists()
+    assert looked.stdout.count("Trains ") == 2 and "stands for what the stage first" in looked.stderr
     again = CliRunner().invoke(app, ["resume", str(tmp_path / "chain"), "--json"])
     assert list(json.loads(again.stdout)["stages"]) == ["first", "second"]
 

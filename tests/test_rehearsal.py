@@ -142,7 +142,7 @@ def with_room(monkeypatch: pytest.MonkeyPatch, room: int) -> None:
 
 def test_a_model_that_cannot_fit_is_not_loaded(tiny_base: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with_room(monkeypatch, 1000)
-    monkeypatch.setattr(rehearsal, "prepare", lambda *_: pytest.fail("it was loaded"))
+    monkeypatch.setattr(rehearsal, "rehearsed", lambda *_: pytest.fail("it was loaded"))
     found = tw.check(recipe(tiny_base("llama"), tmp_path / "run", method="full"))
     assert not found["forecast"]["memory"]["fits"] and "time" not in found["forecast"] and found["steps"] is None
     assert found["data"]["train"]["rows"] == 12 and found["repeats"]["leaks"]

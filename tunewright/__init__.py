@@ -16,7 +16,6 @@ __version__ = "0.1.0"
 
 _HOMES = {
     **dict.fromkeys(("train", "resume", "evaluate", "predict", "chat", "generate", "export"), "api"),
-    "dry_run": "shapes",
     **dict.fromkeys(("Run", "open_run", "list_runs"), "folder"),
     **dict.fromkeys(("Recipe", "read_recipe"), "recipe"),
     **dict.fromkeys(("LoRA", "Full", "Freeze", "Head", "Adapter", "Peft", "TextualInversion"), "methods"),
@@ -26,7 +25,7 @@ _HOMES = {
     **dict.fromkeys(("interpolate", "soup"), "robust"),
     "compare": "comparison",
     "label": "labeling",
-    "check": "rehearsal",
+    **dict.fromkeys(("check", "dry_run"), "rehearsal"),
     "Supervised": "objectives",
     "Data": "data.config:DataConfig",
     "Training": "engine.config:TrainingConfig",

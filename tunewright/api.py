@@ -58,7 +58,8 @@ def train(
         recipe: a whole recipe or the file of one; its keys may be given as arguments too (base, task, data, method,
             objective, training, output). Or recipes by name, `stages`, of which a later one may begin from an earlier.
         watchers: called first with {"started": what run.json says}, then with each line of metrics. Where images of
-            the class are drawn before, with {"drawn": 3, "of": 200} for each.
+            the class are drawn before, with {"drawn": 3, "of": 200} for each; where a chain has changed in its folder,
+            first with {"notice": what is kept and what is put aside}.
 
     Returns:
         The finished run: `run.model`, `run.report`, `run.info`. With `training.seeds` the folder of all: `run.runs` are

@@ -26,6 +26,7 @@ from tunewright.data.kinds import Classified
 from tunewright.data.labeling.rules import read_rules
 from tunewright.data.records import load_records
 from tunewright.errors import RecipeError
+from tunewright.grading import GraderBase, Length
 from tunewright.labeling import classifier, poll
 from tunewright.recipe import Recipe, as_yaml, checked, located, referring
 from tunewright.tasks._classification import label_names, natural_order
@@ -68,8 +69,79 @@ def make_chain(document: Mapping[str, Any]) -> Chain:
         later = [other for other in named(recipe) if other in chain.stages and other not in placed]
         if later:
             raise RecipeError(f"The stage {name} asks for {later[0]}, which is no earlier stage. Change the order.")
+        _refuse_unfit(name, recipe, placed)
         placed[name] = _located_but(recipe, placed)
     return chain.model_copy(update={"stages": placed})
+
+
+def _refuse_unfit(name: str, recipe: Recipe, earlier: Mapping[str, Recipe]) -> None:
+    """Raises RecipeError where an earlier stage is named that will have nothing of the kind."""
+    for other in named(recipe):
+        if other in earlier and earlier[other].training.seeds:
+            raise RecipeError(
+                f"The stage {name} asks for {other}, which has a run for each of its training.seeds. Give it one seed."
+            )
+    for grader in _each_grader(recipe):
+        asked = earlier.get(getattr(grader, "run", ""))
+        if asked and (asked.objective.type == "reward") != (grader.type == "reward_model"):
+            wanted = "objective: reward" if grader.type == "reward_model" else "classes"
+            raise RecipeError(
+                f"The stage {name}: the reward {grader.name} ({grader.type}) asks {getattr(grader, 'run', '')}, which "
+                f"learns by objective: {asked.objective.type}. Name a stage that learns {wanted}."
+            )
+
+
+def _each_grader(recipe: Recipe) -> list[GraderBase]:
+    """The rewards of a recipe, and those inside of others."""
+    found = list(getattr(recipe.objective, "rewards", ()))
+    return [*found, *(one for grader in found for one in getattr(grader, "graders", {}).values())]
+
+
+def supposed(chain: Chain, name: str) -> Recipe:
+    """A stage's recipe as far as it can be known before the earlier ones are done.
+
+    It begins from the base that the stages before it go back to, with what they add to that; a constant stands for a
+    reward that an earlier stage would give.
+    """
+    recipe = chain.stages[name]
+    if recipe.base not in chain.stages:
+        return _with_constants(recipe, chain.stages)
+    begun = supposed(chain, recipe.base)
+    data, tokens = recipe.data, dict.fromkeys([*begun.data.special_tokens, *recipe.data.special_tokens])
+    data = data.model_copy(
+        update={
+            "chat_template": data.chat_template or begun.data.chat_template,
+            "special_tokens": list(tokens) if recipe.method.trains_new_tokens else data.special_tokens,
+        }
+    )
+    zero_shot = recipe.training.zero_shot or begun.training.zero_shot
+    changes = {
+        "base": begun.base,
+        "weights": begun.weights,
+        "module": begun.module,
+        "data": data,
+        "training": recipe.training.model_copy(update={"zero_shot": zero_shot}),
+    }
+    return _with_constants(recipe.model_copy(update=changes), chain.stages)
+
+
+def _with_constants(recipe: Recipe, stages: Collection[str]) -> Recipe:
+    rewards = getattr(recipe.objective, "rewards", None)
+    if not rewards:
+        return recipe
+    known = [_known(grader, stages) for grader in rewards]
+    return recipe.model_copy(update={"objective": recipe.objective.model_copy(update={"rewards": known})})
+
+
+def _known(grader: GraderBase, stages: Collection[str]) -> GraderBase:
+    """The reward, or a constant of its name where it, or one inside of it, asks a stage."""
+    if not any(_asks(one, stages) for one in (grader, *getattr(grader, "graders", {}).values())):
+        return grader
+    return Length(name=grader.name, weight=grader.weight, max=10**9)
+
+
+def _asks(grader: GraderBase, stages: Collection[str]) -> bool:
+    return any(getattr(grader, field, None) in stages for field in ("run", "model"))
 
 
 def named(recipe: Recipe) -> list[str]:

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from tunewright import shapes
 from tunewright.account import describe_data, describe_parameters, preview
-from tunewright.artifacts.prior import stand_in
-from tunewright.composing import composed
+from tunewright.chain import Chain, named, supposed
+from tunewright.composing import as_chain, composed, plain
 from tunewright.data.repeats import find_repeats
 from tunewright.engine.device import pick_device
-from tunewright.engine.processes import Processes
 from tunewright.errors import TunewrightError
 from tunewright.forecast.advice import advice, fixed_advice, least_needed, refusal
 from tunewright.forecast.forecast import forecast
 from tunewright.forecast.meter import available
-from tunewright.prepare import Prepared, prepare
+from tunewright.launch.stages import naming
+from tunewright.prepare import Prepared
 from tunewright.reading import read_rows
-from tunewright.recipe import Recipe
-from tunewright.run import make_job
-from tunewright.shapes import dry_run
+from tunewright.recipe import Recipe, read_document
+from tunewright.run import rehearsed
 
 KEPT = "What it takes to fill data.cache_latents and data.cache_captions before the first step is not foreseen."
 
@@ -33,17 +33,49 @@ def check(recipe: Recipe | Mapping[str, Any] | str | Path | None = None, **field
     cannot fit is not loaded; then there is neither an account of tokens nor of time.
 
     Args:
-        recipe: a whole recipe or the file of one; its keys may be given as arguments too.
+        recipe: a whole recipe or the file of one; its keys may be given as arguments too. Or recipes by name, `stages`.
 
     Returns:
         `task`, `method`, `base`, `notices`; `parameters` (total, trained, share, names); `data` by set (rows, tokens,
         lengths, labels); `repeats`; `preview` (rows as pieces of text, each with its weight); `steps`; `forecast`
         (`time` in seconds, `memory` and `disk` in bytes); `advice`, sentences on what to change if it does not fit.
+        Of a chain `stages`: this of each by its name, as far as it can be known before those before it are done.
 
     Raises:
         TunewrightError: what `train` would refuse, with the same words.
     """
-    chosen = composed(recipe, fields)
+    if isinstance(recipe, str | Path):
+        recipe = read_document(Path(recipe))
+    document = recipe if isinstance(recipe, Recipe) else plain({**(recipe or {}), **fields})
+    if chain := as_chain(document):
+        return {"stages": dict(_of_stages(chain, _check))}
+    return _check(composed(document, {}))
+
+
+def dry_run(recipe: Recipe | dict[str, Any]) -> dict[str, Any]:
+    """What a recipe would train, from shapes alone; of a chain `stages`: what each of them would."""
+    chain = as_chain(recipe if isinstance(recipe, Recipe) else plain(recipe))
+    return {"stages": dict(_of_stages(chain, shapes.dry_run))} if chain else shapes.dry_run(recipe)
+
+
+def _of_stages(chain: Chain, what: Callable[[Recipe], dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for name in chain.stages:
+        recipe = supposed(chain, name)
+        with naming(chain, name):
+            found = what(recipe)
+        yield name, {**found, "notices": [*_suppositions(chain, name), *found["notices"]]}
+
+
+def _suppositions(chain: Chain, name: str) -> list[str]:
+    """What stands for earlier stages, in words."""
+    recipe = chain.stages[name]
+    base, *asked = named(recipe)
+    said = [f"The base stands for what the stage {base} will make of it."] if base in chain.stages else []
+    asked = [one for one in dict.fromkeys(asked) if one in chain.stages]
+    return [*said, *(f"A constant stands for the reward that the stage {one} will give." for one in asked)]
+
+
+def _check(chosen: Recipe) -> dict[str, Any]:
     seeds = chosen.training.seeds or [chosen.training.seed]
     one = chosen.training.model_copy(update={"seed": seeds[0], "seeds": None})
     chosen = chosen.model_copy(update={"training": one})
@@ -57,7 +89,7 @@ def check(recipe: Recipe | Mapping[str, Any] | str | Path | None = None, **field
 def _without_loading(recipe: Recipe) -> dict[str, Any] | None:
     """What can be said of a model that is too large to be loaded; None for one that is not."""
     try:
-        shape, room = dry_run(recipe), available(pick_device(recipe.training.device))
+        shape, room = shapes.dry_run(recipe), available(pick_device(recipe.training.device))
     except TunewrightError:
         return None  # whatever is wrong is said in the order in which `train` would say it
     needed = least_needed(recipe, shape["total"], shape["trained"])
@@ -81,21 +113,13 @@ def _without_loading(recipe: Recipe) -> dict[str, Any] | None:
 def _with_probes(recipe: Recipe) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="tunewright-check-") as place:
         folder = Path(place)
-        prepared = prepare(_kept_apart(recipe, folder), folder / "base", rehearsal=True, draw=stand_in)
-        job = make_job(prepared, folder, Processes())
+        prepared, job = rehearsed(recipe, folder)
         prepared.notices += [KEPT] if recipe.data.cache_latents or recipe.data.cache_captions else []
         said = _described(prepared)
         cost = forecast(prepared, job)
         longest = max(job.lengths)
         changes = advice(prepared.recipe, cost, longest, said["parameters"]["trained"])
         return {**said, "steps": len(job.plan), "forecast": cost.to_dict(_place(recipe)), "advice": changes}
-
-
-def _kept_apart(recipe: Recipe, folder: Path) -> Recipe:
-    """With folders of its own for what is kept."""
-    data = recipe.data
-    changes = {name: str(folder / name) for name in ("cache_latents", "cache_captions") if getattr(data, name)}
-    return recipe.model_copy(update={"data": data.model_copy(update=changes)}) if changes else recipe
 
 
 def _place(recipe: Recipe) -> Path:

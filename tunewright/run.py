@@ -15,7 +15,7 @@ from typing import Any
 from tunewright.account import describe, place_of, refuse_changed, write_bad_rows, write_labeling
 from tunewright.artifacts.fingerprint import refuse_other_weights
 from tunewright.artifacts.load import allow_code
-from tunewright.artifacts.prior import drawn_prior
+from tunewright.artifacts.prior import drawn_prior, stand_in
 from tunewright.artifacts.samples import Sampler
 from tunewright.artifacts.save import clear_drafts, save
 from tunewright.artifacts.snapshots import Snapshots
@@ -174,6 +174,19 @@ def make_job(prepared: Prepared, folder: Path, processes: Processes) -> Job:
     refuse_small_steps(job)
     prepared.notices += few_steps(job)
     return job
+
+
+def rehearsed(recipe: Recipe, folder: Path) -> tuple[Prepared, Job]:
+    """All that a run would read, check and load before it begins; what it would keep goes into `folder`."""
+    prepared = prepare(_kept_apart(recipe, folder), folder / "base", rehearsal=True, draw=stand_in)
+    return prepared, make_job(prepared, folder, Processes())
+
+
+def _kept_apart(recipe: Recipe, folder: Path) -> Recipe:
+    """With folders of its own for what is kept."""
+    data = recipe.data
+    changes = {name: str(folder / name) for name in ("cache_latents", "cache_captions") if getattr(data, name)}
+    return recipe.model_copy(update={"data": data.model_copy(update=changes)}) if changes else recipe
 
 
 def _rewards(prepared: Prepared) -> Rewards | None:

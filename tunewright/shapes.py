@@ -29,7 +29,7 @@ def dry_run(recipe: Recipe | dict[str, Any]) -> dict[str, Any]:
     chosen.method.extend(model)
     chosen.method.attach(model)
     counts = describe_parameters(model.module)
-    return {"task": task.name, "method": chosen.method.type, **counts, "notices": notices}
+    return {"task": task.name, "method": chosen.method.type, "base": chosen.base, **counts, "notices": notices}
 
 
 def _shape_of_task(recipe: Recipe) -> tuple[Any, list[str]]:

@@ -40,6 +40,8 @@ class _Lines:
         if "started" in line:
             self.unit = unit(line["started"])
             say_started(line["started"])
+        elif "notice" in line:
+            say(f"Note: {line['notice']}")
         elif "drawn" in line:
             self._drawn(line)
         elif "validation" in line:
@@ -82,6 +84,8 @@ class _Bar:
             self.unit = unit(line["started"])
             say_started(line["started"], self.progress.console)
             self.progress.update(self.task, description="Measuring the base", completed=0, total=None)
+        elif "notice" in line:
+            self.progress.console.print(f"Note: {line['notice']}", soft_wrap=True)
         elif "drawn" in line:
             self.progress.update(self.task, description=drawn(line), completed=line["drawn"], total=line["of"])
         elif "validation" in line:

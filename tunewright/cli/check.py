@@ -10,7 +10,7 @@ import typer
 from tunewright.cli._app import AsJson, app
 from tunewright.cli._console import out, printable, show, table
 from tunewright.cli._progress import say_trained
-from tunewright.cli.train import Base, RecipeArguments, Weights, compose
+from tunewright.cli.train import Base, RecipeArguments, Weights, compose, each_stage
 from tunewright.errors import counted
 
 Document = dict[str, Any]
@@ -33,7 +33,7 @@ def check(
 
     found = find_out(document)
     if not as_json:
-        _show(found)
+        each_stage(found, _show)
     return found
 
 

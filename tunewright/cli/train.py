@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tunewright.cli._app import AsJson, Stopped, app
-from tunewright.cli._console import out, say
+from tunewright.cli._console import out, say, show
 from tunewright.cli._progress import progress, say_trained
 from tunewright.cli._scores import of_stages, show_result
 from tunewright.errors import Interrupted, RecipeError, counted
@@ -56,14 +56,13 @@ def train(
     document = compose(arguments or [], {**what, "output": output})
     if resume:
         return _finish(_go_on(document), as_json)
+    if dry_run:
+        return _rehearse(document, as_json)
     if chain := _chain(document):
-        if dry_run:
-            raise RecipeError("--dry-run is for one recipe, and these are stages: give it the recipe of one of them.")
         return _finish_chain(*chain, as_json)
     from tunewright.recipe import make_recipe
 
-    recipe = make_recipe(document)
-    return _rehearse(recipe, as_json) if dry_run else _finish(_start(recipe), as_json)
+    return _finish(_start(make_recipe(document)), as_json)
 
 
 @app.command("resume")
@@ -104,15 +103,27 @@ def _set(document: Document, path: str, value: str) -> None:
         set_key(document, path, value)
 
 
-def _rehearse(recipe: Recipe, as_json: bool) -> Document:
-    from tunewright.shapes import dry_run
+def _rehearse(document: Document, as_json: bool) -> Document:
+    from tunewright.rehearsal import dry_run
 
-    found = dry_run(recipe)
+    found = dry_run(document)
     if not as_json:
-        say_trained(found, f"{found['task']} with {recipe.method.type} on {recipe.base}", out())
-        for notice in found["notices"]:
-            say(f"Note: {notice}")
+        each_stage(found, _show_rehearsed)
     return found
+
+
+def each_stage(found: Document, display: Callable[[Document], None]) -> None:
+    """Show what was found of a recipe; of a chain what was found of each stage, under its name."""
+    for i, (name, one) in enumerate(found["stages"].items() if "stages" in found else [("", found)]):
+        if name:
+            show(f"{chr(10) if i else ''}Stage {name}", style="bold")
+        display(one)
+
+
+def _show_rehearsed(found: Document) -> None:
+    say_trained(found, f"{found['task']} with {found['method']} on {found['base']}", out())
+    for notice in found["notices"]:
+        say(f"Note: {notice}")
 
 
 def _start(recipe: Recipe) -> Run:

@@ -1,6 +1,17 @@
 """Rewards: numbers for what a policy answers. Models that they ask are passed in; nothing here loads one."""
 
 from tunewright.grading.base import Reward, Sample, checked
-from tunewright.grading.config import GRADER, GRADERS, Grader, GraderBase, Models, check_items
+from tunewright.grading.config import GRADER, GRADERS, Grader, GraderBase, Length, Models, check_items
 
-__all__ = ["GRADER", "GRADERS", "Grader", "GraderBase", "Models", "Reward", "Sample", "check_items", "checked"]
+__all__ = [
+    "GRADER",
+    "GRADERS",
+    "Grader",
+    "GraderBase",
+    "Length",
+    "Models",
+    "Reward",
+    "Sample",
+    "check_items",
+    "checked",
+]
