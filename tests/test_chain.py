@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -283,6 +284,48 @@ def test_the_commands(tiny_base: Any, tmp_path: Path) -> None:
     assert looked.stdout.count("Trains ") == 2 and "stands for what the stage first" in looked.stderr
     again = CliRunner().invoke(app, ["resume", str(tmp_path / "chain"), "--json"])
     assert list(json.loads(again.stdout)["stages"]) == ["first", "second"]
+
+
+def test_a_chain_is_listed_and_shown(tiny_base: Any, tmp_path: Path) -> None:
+    """Whole, and where it was broken off."""
+    document = stages(tiny_base("bert"))
+
+    def command(*arguments: Any, json_too: bool = False) -> Any:
+        done = CliRunner().invoke(app, [*map(str, arguments), *(["--json"] if json_too else [])], env={"COLUMNS": "80"})
+        assert done.exit_code == 0, done.output
+        return json.loads(done.stdout) if json_too else done.stdout
+
+    def watch(line: Any) -> None:
+        if line.get("step") == 2 and "loss" in line and (tmp_path / "runs" / "cut" / "second").exists():
+            raise KeyError("cut")
+
+    last = tw.train(stages=document, output=str(tmp_path / "runs" / "whole"))
+    with pytest.raises(KeyError):
+        tw.train(stages=document, output=str(tmp_path / "runs" / "cut"), watchers=[watch])
+    found = {Path(one["run"]).name: one for one in command("runs", tmp_path / "runs", json_too=True)["runs"]}
+    assert found["whole"]["status"] == "finished" and found["whole"]["stages"] == ["first", "second"]
+    assert found["whole"]["result"].startswith("accuracy") and found["whole"]["started"]
+    assert found["cut"]["status"] == "failed"
+    listed = command("runs", tmp_path / "runs")
+    assert "2 stages" in listed and "whole" in listed and "cut" in listed
+    whole, cut = command("show", last.folder.parent), command("show", tmp_path / "runs" / "cut")
+    assert "2 stages: finished" in whole and whole.count("finished") == 3 and str(last.report) in whole
+    assert "2 stages: failed" in cut and "Error: " in cut
+    assert list(command("show", last.folder.parent, json_too=True)["stages"]) == ["first", "second"]
+    shutil.rmtree(tmp_path / "runs" / "cut" / "second")
+    assert "second" in (rest := command("show", tmp_path / "runs" / "cut")) and "not begun" in rest
+
+
+def test_the_last_report_of_a_chain_has_the_figures_of_its_stages(tiny_base: Any, tmp_path: Path) -> None:
+    run = tw.train(weak(tiny_base("bert"), tmp_path / "run", tmp_path))
+    page = run.report.read_text()
+    assert "The stages of the chain" in page
+    told = page[page.index("The stages of the chain") :]
+    for name in ("weak", "clean_only", "clean"):
+        accuracy = tw.open_run(tmp_path / "run" / name).info["evaluation"]["validation"]["after"]["metrics"]["accuracy"]
+        row = told[told.index(f'<th scope="row">{name}</th>') :]
+        assert f"{100 * accuracy['value']:.1f}" in row[: row.index("</tr>")]
+    assert "The stages of the chain" not in (tmp_path / "run" / "weak" / "report.html").read_text()
 
 
 def rlhf(base: str, output: Path) -> dict[str, Any]:

@@ -48,20 +48,9 @@ def before_after(info: Mapping[str, Any], primary_only: bool = False) -> Table:
 
 def of_stages(infos: Mapping[str, Mapping[str, Any]]) -> Table:
     """A row for each stage of a chain and each set: the figure that answers whether it is better."""
-    from tunewright.evaluation.formats import metric_name
-    from tunewright.evaluation.verdict import comparisons
+    from tunewright.evaluation.stages import rows
 
-    rows = [
-        (
-            stage,
-            compared.name,
-            metric_name(compared.metric),
-            measured(compared.metric, compared.of(compared.after, compared.metric)),
-        )
-        for stage, info in infos.items()
-        for compared in comparisons(info)
-    ]
-    return table(("Stage", "Set", "Metric", "After"), rows, clip=("Stage", "Set"), fixed=("After",))
+    return table(("Stage", "Set", "Metric", "After"), rows(infos), clip=("Stage", "Set"), fixed=("After",))
 
 
 def all_seeds(info: Mapping[str, Any]) -> Table:

@@ -11,7 +11,7 @@ import typer
 from tunewright.cli._app import AsJson, app
 from tunewright.cli._console import out, show, table
 from tunewright.cli._progress import say_trained
-from tunewright.cli._scores import primary, show_result
+from tunewright.cli._scores import INTERVALS, of_stages, primary, show_result
 from tunewright.errors import counted
 
 if TYPE_CHECKING:
@@ -25,10 +25,12 @@ def runs(
     folder: Annotated[str, typer.Argument(metavar="FOLDER", help="Where to look.")] = "runs",
     as_json: AsJson = False,
 ) -> Document:
-    """List the runs in a folder, newest first."""
+    """List the runs and chains in a folder, newest first."""
     from tunewright.folder import list_runs
+    from tunewright.launch.stages import list_chains
 
-    found = [_line(run) for run in list_runs(Path(folder))]
+    found = [*map(_line, list_runs(Path(folder))), *map(_chain_line, list_chains(Path(folder)))]
+    found.sort(key=lambda line: line["started"] or "", reverse=True)
     if not as_json:
         _show_runs(found, folder)
     return {"runs": found}
@@ -46,13 +48,35 @@ def _line(run: Run) -> Document:
     }
 
 
+def _chain_line(folder: Path) -> Document:
+    """A chain as `_line` tells a run: by its last stage, and since its first."""
+    from tunewright.launch.stages import read_chain, stage_runs, status_of
+
+    runs, stages = stage_runs(folder), list(read_chain(folder).stages)
+    lines = [_line(run) for run in runs.values()]
+    last = lines[-1] if lines else dict.fromkeys(("task", "base", "started", "finished", "method"))
+    done = len(runs) == len(stages)
+    return {
+        **last,
+        "run": str(folder),
+        "status": status_of(folder),
+        "started": lines[0]["started"] if lines else None,
+        "result": last["result"] if done else "",
+        "stages": stages,
+    }
+
+
 def _show_runs(found: list[Document], folder: str) -> None:
     from tunewright.evaluation.formats import moment
 
     if not found:
         show(f"There are no runs in {folder}.")
         return
-    rows = [(Path(f["run"]).name, f["status"], f["method"], f["result"], moment(f["started"])) for f in found]
+    how = [f"{len(f['stages'])} stages" if "stages" in f else f["method"] for f in found]
+    rows = [
+        (Path(f["run"]).name, f["status"], method, f["result"], moment(f["started"]))
+        for f, method in zip(found, how, strict=True)
+    ]
     titles = ("Run", "Status", "Method", "Result", "Started (UTC)")
     out().print(table(titles, rows, clip=titles))
 
@@ -61,14 +85,52 @@ def _show_runs(found: list[Document], folder: str) -> None:
 def show_run(
     run: Annotated[str, typer.Argument(metavar="RUN", help="Folder of the run.")], as_json: AsJson = False
 ) -> Document:
-    """Say what a run trained, on what, and with which result."""
+    """Say what a run trained, on what, and with which result; of a chain, of each of its stages."""
     from tunewright.folder import open_run
+    from tunewright.launch.stages import is_chain
 
+    if is_chain(Path(run)):
+        return _show_chain(Path(run), as_json)
     opened = open_run(run)
     info = opened.info
     if not as_json:
         (_show_seeds if info.get("seeds") else _show_info)(opened, info)
     return {"run": str(opened.folder), "report": str(opened.report), "info": info}
+
+
+def _show_chain(folder: Path, as_json: bool) -> Document:
+    from tunewright.evaluation.formats import moment
+    from tunewright.launch.stages import read_chain, stage_runs, status_of
+
+    runs, stages, status = stage_runs(folder), read_chain(folder).stages, status_of(folder)
+    last = list(runs.values())[-1] if runs else None
+    if not as_json:
+        show(f"{counted(len(stages), 'stage')}: {status}")
+        lines = {name: _line(run) for name, run in runs.items()}
+        titles = ("Stage", "Status", "Method", "Result", "Started (UTC)")
+        rows = [
+            (name, one["status"], one["method"], one["result"], moment(one["started"]))
+            if (one := lines.get(name))
+            else (name, "not begun", recipe.method.type, "", "")
+            for name, recipe in stages.items()
+        ]
+        out().print(table(titles, rows, clip=titles))
+        if any(run.info.get("error") for run in runs.values()):
+            show(f"Error: {next(run.info['error'] for run in runs.values() if run.info.get('error'))}")
+        if runs:
+            show()
+            out().print(of_stages({name: run.info for name, run in runs.items()}))
+            show(INTERVALS, style="dim")
+        show()
+        show(f"Chain    {folder}")
+        if last:
+            show(f"Report   {last.report}")
+    return {
+        "run": str(folder),
+        "status": status,
+        "report": str(last.report) if last else None,
+        "stages": {name: runs[name].info if name in runs else None for name in stages},
+    }
 
 
 def _show_seeds(run: Run, info: Mapping[str, Any]) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import jinja2
 
 from tunewright.errors import OutputError
-from tunewright.evaluation import charts, curves, formats, gallery, sections, seeds
+from tunewright.evaluation import charts, curves, formats, gallery, sections, seeds, stages
 from tunewright.evaluation.loading import snippets
 from tunewright.evaluation.rules import table
 from tunewright.evaluation.verdict import comparisons, verdict
@@ -125,6 +125,7 @@ def _context(files: RunFiles) -> dict[str, Any]:
         "method": sections.chosen(run, "method", METHODS),
         "objective": sections.chosen(run, "objective", OBJECTIVES),
         "data": sections.data_table(run.get("data") or {}),
+        "stages": _stages(files.folder),
         "rules": table(_read_json(files.folder / "labeling.json")),
         "previews": sections.previews(run),
         "recipe": files.recipe,
@@ -149,6 +150,7 @@ def _context_of_seeds(files: RunFiles) -> dict[str, Any]:
         "name": run.get("name") or files.folder.resolve().name,
         "sentence": seeds.in_words(run),
         "rows": list(seeds.table(run)),
+        "stages": _stages(files.folder),
         "measured": [seed for one in list((run.get("over_seeds") or {}).values())[:1] for seed in one["seeds"]],
         "runs": [(seed, name, statuses[seed]) for seed, name in folders.items()],
         "method": sections.settings(run.get("method")),
@@ -157,6 +159,10 @@ def _context_of_seeds(files: RunFiles) -> dict[str, Any]:
         "recipe": files.recipe,
         "timings": run.get("timings") or {},
     }
+
+
+def _stages(folder: Path) -> list[tuple[str, str, str, str]]:
+    return list(stages.rows(_read_json(folder / stages.STAGES) or {}))
 
 
 def _read_text(path: Path) -> str:

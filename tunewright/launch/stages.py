@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +16,8 @@ from tunewright.chain import Chain, make_chain, named, supposed
 from tunewright.engine.job import Watcher
 from tunewright.engine.loop import ready
 from tunewright.errors import OutputError, TunewrightError
+from tunewright.evaluation.report import write_report
+from tunewright.evaluation.stages import STAGES, figures
 from tunewright.folder import INFO, Run, free_folder
 from tunewright.launch import launch
 from tunewright.recipe import Recipe, read_document, referring
@@ -30,6 +33,23 @@ def is_chain(folder: Path) -> bool:
 
 def read_chain(folder: Path) -> Chain:
     return make_chain(read_document(folder / FILE))
+
+
+def list_chains(parent: Path) -> list[Path]:
+    """The chains right below a folder. A chain.yaml that cannot be read is somebody else's."""
+    found = []
+    for path in sorted(parent.glob(f"*/{FILE}")):
+        with suppress(TunewrightError):
+            read_chain(path.parent)
+            found.append(path.parent)
+    return found
+
+
+def status_of(folder: Path) -> str:
+    """That of a chain: of the stage that it has come to; `stopped` between two."""
+    runs, stages = stage_runs(folder), read_chain(folder).stages
+    said = next((run.status for run in runs.values() if not run.done), "finished")
+    return "stopped" if said == "finished" and len(runs) < len(stages) else said
 
 
 def stage_runs(folder: Path) -> dict[str, Run]:
@@ -66,9 +86,17 @@ def execute(chain: Chain, folder: Path, watchers: Sequence[Watcher] = ()) -> Run
             here = referring(recipe, lambda other: str(folder / other) if other in chain.stages else other)
             whole = Run(place).recipe if begun else here.model_copy(update={"output": str(place)})
             launch(whole, place, watchers, resume=begun)
+    _tell_the_last(folder, Run(place))
     if chain.alpha is not None and not (folder / MODEL).exists():
         export(f"{place}@{chain.alpha}", "merged", folder / MODEL)
     return Run(place)
+
+
+def _tell_the_last(folder: Path, last: Run) -> None:
+    """The report of the last run has the figures of all stages too."""
+    told = figures({name: run.info for name, run in stage_runs(folder).items()})
+    (last.folder / STAGES).write_text(json.dumps(told, indent=1), encoding="utf-8")
+    write_report(last.folder)
 
 
 def _begun(place: Path) -> bool:
