@@ -1,10 +1,13 @@
-"""What human feedback, rewards and rules do to small real models: `python -m benchmarks.feedback rewards rl rules`.
+"""What human feedback, rewards and rules do to small models: `python -m benchmarks.feedback rewards rl rules conduct`.
 
     [--seeds 0,1,2] [--data ../shared/data] [--models ../shared/models] [--results benchmarks/results]
 
 rewards: on pairs of harmless dialogues, split by prompt, reward models on MiniLM and on stories260k, and DPO of
 stories260k. rl: stories260k learns to write what MiniLM, tuned on SST-2, takes for negative: PPO, GRPO, RLOO, and a DPO
 on answers of its own that this reward ranks. rules: GRPO for the same reward, with and without two rules of conduct.
+conduct: how often the model that tells whether a story breaks these rules is right, on stories that it has not seen.
+Policies learn on the same openings that they are then measured on, with other random numbers: what is measured is
+whether an algorithm raises a reward, and not whether that carries over to other openings.
 A line is appended as soon as it is there, so that a study that is cut short goes on where it stopped.
 """
 
@@ -240,21 +243,46 @@ def conduct_model(options: Any) -> str:
     if not (folder / "model").exists():
         drawn = answers_of(load(str(options.models / "stories260k")), 24, seed=7)
         texts = [answer.text for answers in drawn.values() for answer in answers]
-        rows = [
-            {"text": text, "rule": rule, "violated": "yes" if word in text else "no"}
-            for rule, word in zip(RULES, BROKEN, strict=True)
-            for text in texts
-        ]
-        broken = [row for row in rows if row["violated"] == "yes"]
-        kept = [row for row in rows if row["violated"] == "no"][: 3 * len(broken)]
+        rows = [row for rule, word in zip(RULES, BROKEN, strict=True) for row in _violations(texts, rule, word)]
         tw.train(
             base=minilm(), task="text-classification", method="full", training={"epochs": 2},
-            data={"train": broken + kept, "columns": {"text_pair": "rule", "label": "violated"}}, output=str(folder),
+            data=rows, output=str(folder),
         )  # fmt: skip
     return str(folder)
 
 
-STUDIES = {"rewards": rewards, "rl": rl, "rules": rules}
+def conduct(options: Any, seed: int, place: Path) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
+    """The model of the rules on new stories of the start. Its own training does not depend on the seed."""
+    for rule, word in zip(RULES, BROKEN, strict=True):
+        yield rule, lambda rule=rule, word=word: told(options, rule, word, seed)  # type: ignore[misc]
+
+
+def told(options: Any, rule: str, word: str, seed: int) -> dict[str, Any]:
+    """How often it is right, of stories that break the rule and of those that keep it."""
+    import tunewright as tw
+    from tunewright.artifacts.load import load
+
+    model = conduct_model(options)
+    drawn = answers_of(load(str(options.models / "stories260k")), 8, seed=1000 + seed)
+    texts = [answer.text for answers in drawn.values() for answer in answers]
+    said = [one["label"] == "yes" for one in tw.predict(model, [(text, rule) for text in texts])]
+    broken = [word in text for text in texts]
+    right = [one == other for one, other in zip(said, broken, strict=True)]
+
+    def share(of: bool) -> dict[str, int]:
+        own = [ok for ok, other in zip(right, broken, strict=True) if other == of]
+        return {"right": sum(own), "rows": len(own)}
+
+    return {"broken": share(True), "kept": share(False)}
+
+
+def _violations(texts: Sequence[str], rule: str, word: str) -> list[dict[str, Any]]:
+    """The stories that break a rule, and three times as many that keep it."""
+    broken, kept = ([text for text in texts if (word in text) == one] for one in (True, False))
+    return [{"text": t, "rule": rule, "violated": word in t} for t in [*broken, *kept[: 3 * len(broken)]]]
+
+
+STUDIES = {"rewards": rewards, "rl": rl, "rules": rules, "conduct": conduct}
 
 
 # The page
@@ -266,7 +294,13 @@ def page(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     yield "# Feedback, rewards and rules\n"
     yield f"`python -m benchmarks.feedback` · {datetime.now(UTC).date().isoformat()} · {versions} · one thread.\n"
     yield str(__doc__).split("\n\n")[2] + "\n"
-    for study, tell in (("rewards", _told_of_pairs), ("rl", _told_of_policies), ("rules", _told_of_policies)):
+    telling = {
+        "rewards": _told_of_pairs,
+        "rl": _told_of_policies,
+        "rules": _told_of_policies,
+        "conduct": _told_of_rules,
+    }
+    for study, tell in telling.items():
         own = [line for line in lines if line["study"] == study]
         if own:
             yield from tell(own)
@@ -317,6 +351,18 @@ def _told_of_policies(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
             *(_broken(word, before, after) for word in BROKEN),
             f"{statistics.mean(line['cpu_seconds'] for line in own):.0f}",
         ]
+        yield f"| {name} | {' | '.join(cells)} |"
+
+
+def _told_of_rules(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    yield "The model of the rules on stories of the start that it has not seen; a draw for each seed.\n"
+    yield "| rule | seeds | broken, and told so | kept, and told so |"
+    yield "|---|---|---|---|"
+    for name in dict.fromkeys(line["name"] for line in lines):
+        own = [line for line in lines if line["name"] == name]
+        cells = [", ".join(str(line["seed"]) for line in own)]
+        for kind in ("broken", "kept"):
+            cells.append(", ".join(f"{one['right']} of {one['rows']}" for one in (line["found"][kind] for line in own)))
         yield f"| {name} | {' | '.join(cells)} |"
 
 

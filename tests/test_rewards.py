@@ -16,10 +16,12 @@ import tunewright as tw
 from tests.runs import recipe
 from tests.tiny import words
 from tunewright.artifacts import sentences
+from tunewright.data.config import DataConfig
 from tunewright.data.kinds import Prompt
+from tunewright.data.records import load_records
 from tunewright.errors import BaseModelError, DataError, MissingExtra, RecipeError, TunewrightError
 from tunewright.grading import GRADER
-from tunewright.rewards import critic_of, rewards_of
+from tunewright.rewards import critic_of, rewards_of, untold_rules
 from tunewright.tasks.base import Drawn
 from tunewright.tasks.text_generation import TextGeneration
 
@@ -142,6 +144,54 @@ def test_a_run_and_evaluate_give_the_violation_rate_of_each_rule(
         assert metric["value"] == pytest.approx(kept["after"]["metrics"][name]["value"], abs=1e-5), name
     with pytest.raises(DataError, match="prompts without answers"):
         tw.evaluate(tiny_base("llama"), rows)
+
+
+@pytest.mark.parametrize("said", [(True, False), ("yes", "no"), ("False", "TRUE"), (1, 0), (1.0, 0.0)])
+def test_rows_of_a_text_a_rule_and_a_violation_are_understood_as_they_stand(said: Any) -> None:
+    rows = [{"text": words(i, 4), "rule": rule, "violated": said[i % 2], "weight": 0.5}
+            for i in range(2) for rule in RULES]  # fmt: skip
+    found = load_records(rows, DataConfig(train="-"))
+    assert found.kind == "classification"
+    records: list[Any] = found.records
+    assert [(r.text, r.text_pair, r.weight) for r in records] == [(r["text"], r["rule"], 0.5) for r in rows]
+    first = "no" if said[0] == "False" else "yes"
+    assert [r.label for r in records] == [first] * 2 + [{"no": "yes", "yes": "no"}[first]] * 2
+
+
+@pytest.mark.parametrize(
+    ("change", "words_of_it"),
+    [({"violated": "perhaps"}, "true or false, not 'perhaps'"), ({"violated": None}, "no label"),
+     ({"rule": " "}, "rule is empty"), ({"violated": 0.5}, "true or false")],
+)  # fmt: skip
+def test_what_is_wrong_with_a_violation(change: Any, words_of_it: str) -> None:
+    good = {"text": "a", "rule": "b", "violated": True}
+    with pytest.raises(DataError, match=words_of_it):
+        load_records([good, {**good, **change}], DataConfig(train="-"))
+
+
+def test_a_model_that_was_told_no_rule_is_refused_and_new_rules_are_noticed(
+    models: dict[str, str], tiny_base: Any, tmp_path: Path
+) -> None:
+    """By a full model and by an adapter; also where the rules are part of a formula."""
+    rows = [{"text": words(i, 4), "label": ["yes", "no"][i % 2]} for i in range(6)]
+    told = [{"text": words(i, 4), "rule": "Be kind.", "violated": i % 2 == 0} for i in range(6)]
+    places = {}
+    for name, given in (("single", rows), ("told", told)):
+        document = {"task": "text-classification", "data": {"train": given, "validation": 0}, "training": SHORT}
+        run = tw.train(recipe(tiny_base("bert"), tmp_path / name, **document))
+        places[name] = str(run.folder)
+    rule = {"type": "rules", "run": places["single"], "rules": RULES}
+    multi = {"type": "multi", "graders": {"r": rule}, "calculate_output": "r"}
+    for grader in (rule, multi):
+        error, begun = refusal(tiny_base("llama"), tmp_path, objective={"rewards": [grader]})
+        assert "was trained on single texts" in str(error) and isinstance(error, RecipeError) and not begun
+    options = {"type": "rl", "rewards": [{**rule, "run": places["told"]}], "max_new_tokens": 6}
+    data = {"train": ROWS, "validation": 0}
+    run = tw.train(recipe(tiny_base("llama"), tmp_path / "run", objective=options, data=data, training=SHORT))
+    (said,) = [notice for notice in run.info["notices"] if "not trained on" in notice]
+    assert "'Do not lie.'" in said and said.endswith("It knows: 'Be kind.'.")
+    known = GRADER.validate_python({**rule, "run": models["rules"]})
+    assert untold_rules([known]) == []
 
 
 def test_a_language_model_is_asked_for_a_number(tiny_base: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from tunewright.artifacts.prior import Computing, drawn_prior, refuse_no_prior
 from tunewright.artifacts.save import beside
 from tunewright.data.batches import Example
 from tunewright.data.config import DataConfig
-from tunewright.data.kinds import CaptionedImage, Classified, Record
+from tunewright.data.kinds import CaptionedImage, Classified, Labelled, Record
 from tunewright.data.records import Records
 from tunewright.deciding import decide, refuse_idle, refuse_idle_training, weigh_classes
 from tunewright.engine.device import pick_device, pick_precision
@@ -30,6 +30,10 @@ from tunewright.tasks.base import Encoded, Model, Task
 
 PICTURES = 4
 """Captions that are drawn before and after where no prompts are given: an image takes as long as many steps."""
+
+
+NAMED_PAIRS = 100
+"""Different second texts that a model keeps the names of, as of the rules that it can tell."""
 
 
 @dataclass
@@ -88,7 +92,7 @@ def prepare(
     rows = read_rows(recipe)
     task, notices = choose_task(recipe, rows.given)
     refuse_idle_training(recipe, task, bool(rows.validation))
-    model = _loaded(recipe, task, start, precision)
+    model = _loaded(recipe, task, start, precision, rows.train.records)
     if hasattr(task, "prepare"):
         task.prepare(model, data, rows.train.in_turns)
     if hasattr(task, "refuse_steps"):
@@ -121,13 +125,22 @@ def prepare(
     return prepared
 
 
-def _loaded(recipe: Recipe, task: Task, start: Path, precision: str) -> Model:
+def second_texts(rows: Sequence[Record]) -> list[str] | None:
+    """See `Model.pairs`."""
+    if not isinstance(rows[0], Labelled):
+        return None
+    found = dict.fromkeys(row.text_pair for row in rows if isinstance(row, Labelled) and row.text_pair)
+    return list(found) if len(found) <= NAMED_PAIRS else None
+
+
+def _loaded(recipe: Recipe, task: Task, start: Path, precision: str, rows: Sequence[Record]) -> Model:
     """The model that training begins with, as the recipe's base, method and precision ask for."""
     if recipe.training.zero_shot:
         _begin_with_prompts(task, recipe.base, recipe.training.zero_shot)
     dtype = "bfloat16" if precision == "bf16" and recipe.method.saved_as != "transformers" else None
     model = load_start(base_of(recipe, start), task, recipe.method, start, recipe.training.seed, dtype)
     model.max_length = recipe.data.max_length
+    model.pairs = second_texts(rows)
     model.reserve = getattr(recipe.objective, "max_new_tokens", 0)
     return model
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from tunewright.artifacts.load import load
+from tunewright.artifacts.card import read_card
+from tunewright.artifacts.load import load, weights_folder
 from tunewright.artifacts.sentences import sentence_encoder
 from tunewright.data.batches import Example
 from tunewright.data.config import DataConfig
@@ -18,7 +19,7 @@ from tunewright.data.messages import dialogue
 from tunewright.engine.device import pick_device
 from tunewright.engine.job import Rewards
 from tunewright.errors import BaseModelError, DataError, RecipeError
-from tunewright.grading import GraderBase, Reward, Sample, check_items, checked
+from tunewright.grading import GraderBase, Reward, Rules, Sample, check_items, checked
 from tunewright.labeling import classifier
 from tunewright.tasks._judged import answered
 from tunewright.tasks._values import new_critic
@@ -37,6 +38,7 @@ def rewards_of(graders: Sequence[GraderBase], prompts: Sequence[Prompt], device:
         DataError: rows lack a column that a template names.
     """
     check_items(graders, [(prompt.source, prompt.item) for prompt in prompts])
+    untold_rules(graders)
     models = _models(device)
     made = {grader.name: grader.reward(models) for grader in graders}
 
@@ -45,6 +47,29 @@ def rewards_of(graders: Sequence[GraderBase], prompts: Sequence[Prompt], device:
         return {key: values for name, reward in made.items() for key, values in _scored(name, reward, samples).items()}
 
     return rewards
+
+
+def untold_rules(graders: Sequence[GraderBase]) -> list[str]:
+    """A notice of rules that the model which is to tell whether they are broken was not trained on.
+
+    Raises RecipeError where that was trained on single texts, and so can be told no rule at all.
+    """
+    notices = []
+    for config in (one for grader in graders for one in (grader, *getattr(grader, "graders", {}).values())):
+        card = read_card(weights_folder(config.run)) if isinstance(config, Rules) else None
+        if card is None or card.pairs is None or not isinstance(config, Rules):
+            continue
+        if not card.pairs:
+            raise RecipeError(
+                f"The reward {config.name}: {config.run} was trained on single texts, and cannot be told a rule. Train "
+                "it on rows of text, rule and violated (docs/rl.md, Rules of conduct)."
+            )
+        if new := [rule for rule in config.rules if rule not in card.pairs]:
+            notices.append(
+                f"The reward {config.name}: {config.run} was not trained on {', '.join(map(repr, new))}; what it says "
+                "of such a rule may mean little. It knows: " + ", ".join(map(repr, card.pairs)) + "."
+            )
+    return notices
 
 
 def placed(examples: Sequence[Example], prompts: Sequence[Prompt], first: int = 0) -> list[Example]:

@@ -40,7 +40,7 @@ from tunewright.folder import INFO, LOCK, RECIPE, Record, Run, occupied, refuse_
 from tunewright.head_first import refuse_idle, train_head
 from tunewright.prepare import Prepared, prepare
 from tunewright.recipe import PLACES, Recipe, differences, lasting, located
-from tunewright.rewards import critic_of, placed, rewards_of, try_out
+from tunewright.rewards import critic_of, placed, rewards_of, try_out, untold_rules
 
 
 def execute(recipe: Recipe, folder: Path, watchers: Sequence[Watcher] = (), resume: bool = False) -> Run:
@@ -205,6 +205,7 @@ def _rewards(prepared: Prepared) -> Rewards | None:
             prepared.encoded[name] = replace(found, examples=placed(found.examples, prompts, len(asked)))
         asked += prompts
     rewards = rewards_of(graders, asked, str(prepared.device))
+    prepared.notices += untold_rules(graders)
     try_out(rewards)
     return rewards
 

@@ -27,6 +27,7 @@ class Card:
         chats: whether the model was trained on conversations.
         templates: the prompts that the head was made of before it was tuned, where it was.
         max_length: the longest row in tokens that it was trained with, where the recipe set one.
+        pairs: the second texts of the rows that it was trained on, see `Model.pairs`.
     """
 
     task: str
@@ -38,6 +39,7 @@ class Card:
     kind: str | None = None
     base_sha256: str | None = None
     templates: list[str] | None = None
+    pairs: list[str] | None = None
 
     def make_task(self) -> Task:
         options: dict[str, Any] = {"labels": self.labels, "kind": self.kind} if self.labels else {}

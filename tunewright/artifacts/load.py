@@ -55,7 +55,7 @@ def load(where: str | PathLike[str], device: str = "cpu", task: str | None = Non
         chosen = card.make_task() if card else task_class(task or infer_task(where))()
         model = chosen.load(str(folder if folder.exists() else where))
         if card:
-            model.chats, model.max_length = card.chats, card.max_length
+            model.chats, model.max_length, model.pairs = card.chats, card.max_length, card.pairs
     model.module.to(device).eval()
     return model
 
@@ -206,7 +206,7 @@ def below_adapter(folder: Path) -> Model:
     card = card_of_adapter(folder)
     refuse_other_weights(card.base, card.base_sha256, folder / CARD)
     model = card.make_task().load(card.base)
-    model.chats, model.max_length = card.chats, card.max_length
+    model.chats, model.max_length, model.pairs = card.chats, card.max_length, card.pairs
     if (folder / "tokenizer_config.json").is_file():
         model.processor = load_tokenizer(str(folder))
     if hasattr(model.processor, "as_in"):

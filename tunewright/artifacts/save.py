@@ -83,4 +83,5 @@ def card(model: Model, method: Method) -> Card:
         kind=getattr(task, "kind", None),
         base_sha256=None if whole else fingerprint(model.base),
         templates=getattr(task, "templates", None) or None,
+        pairs=model.pairs,
     )

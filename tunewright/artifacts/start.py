@@ -76,7 +76,7 @@ class Start:
             card = read_card(self.weights)
             assert card is not None, "a run's model has a card"
             found = card.make_task().load(self.base)
-            found.chats, found.max_length = card.chats, card.max_length
+            found.chats, found.max_length, found.pairs = card.chats, card.max_length, card.pairs
         self.overlay(found)
         found.notices.clear()
         return found

@@ -66,6 +66,7 @@ class DataConfig(BaseModel):
         "preference",
         "ranking",
         "openai_preference",
+        "violation",
         "rated",
         "prompt",
         "prompt_messages",

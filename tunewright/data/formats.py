@@ -93,6 +93,20 @@ def _classification(values: Values, source: str) -> Labelled:
     return Labelled(text_of_row(values, "text"), _label(values), source, pair, _weight(values))
 
 
+VIOLATED = {**dict.fromkeys(("true", "yes", "1", "1.0"), "yes"), **dict.fromkeys(("false", "no", "0", "0.0"), "no")}
+
+
+def _violation(values: Values, source: str) -> Labelled:
+    """A text beside a rule, and whether it breaks the rule, in the words that the reward `rules` asks for."""
+    given, rule = values.get("violated"), text_of_row(values, "rule")
+    label = None if given in (None, "") else VIOLATED.get(str(given).strip().lower())
+    if label is None and given not in (None, ""):
+        raise DataError(f"violated must be true or false, not {given!r:.80}")
+    if not rule.strip():
+        raise DataError("rule is empty: write the rule that the text breaks or keeps")
+    return Labelled(text_of_row(values, "text"), label, source, rule, _weight(values))
+
+
 def _image(values: Values, source: str) -> LabelledImage:
     return LabelledImage(_picture(values), _label(values), source, _weight(values))
 
@@ -147,6 +161,7 @@ FORMATS: dict[str, Format] = {
     "alpaca": Format(("instruction", "output"), ("input", "system"), _alpaca),
     "prompt_completion": Format(("prompt", "completion"), ("tools", "functions"), prompted),
     "classification": Format(("text", "label"), ("text_pair", "weight"), _classification),
+    "violation": Format(("text", "rule", "violated"), ("weight",), _violation),
     "captioned_image": Format(("image", "text"), ("weight",), _captioned),
     "captioned_file": Format(("file_name", "text"), ("weight",), _captioned),
     "text": Format(("text",), (), _document),

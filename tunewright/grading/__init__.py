@@ -1,7 +1,7 @@
 """Rewards: numbers for what a policy answers. Models that they ask are passed in; nothing here loads one."""
 
 from tunewright.grading.base import Reward, Sample, checked
-from tunewright.grading.config import GRADER, GRADERS, Grader, GraderBase, Length, Models, check_items
+from tunewright.grading.config import GRADER, GRADERS, Grader, GraderBase, Length, Models, Rules, check_items
 
 __all__ = [
     "GRADER",
@@ -11,6 +11,7 @@ __all__ = [
     "Length",
     "Models",
     "Reward",
+    "Rules",
     "Sample",
     "check_items",
     "checked",

@@ -37,6 +37,8 @@ class Model:
         base: the folder or hub name whose weights these are; an adapter names it.
         chats: whether it is asked in conversations (by its chat template), or continues a text as it stands.
         max_length: the longest row in tokens that it was trained with, where a recipe set one.
+        pairs: the second texts of the rows that it was trained on, such as rules: none where these were single texts;
+            None where that is not known, or there are too many to be named.
         along: modules that additive methods train along: a task head, the pooler in front of it.
         new: modules that the base did not have, and that begin from the seed.
         adapters: LoRA folders already merged into the weights, so that a new one can be saved over `base`.
@@ -52,6 +54,7 @@ class Model:
     base: str
     chats: bool = False
     max_length: int | None = None
+    pairs: list[str] | None = None
     along: tuple[str, ...] = ()
     new: tuple[str, ...] = ()
     adapters: tuple[Path, ...] = ()
