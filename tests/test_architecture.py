@@ -132,7 +132,7 @@ objective.rl.max_new_tokens
 objective.rl.temperature objective.rl.passes objective.rl.parts objective.rl.clip objective.rl.clip_above
 objective.rl.kl_coefficient objective.rl.kl_target objective.rl.normalization objective.rl.scale_groups
 objective.rl.whiten objective.rl.missing_end objective.rl.gamma objective.rl.gae_lambda
-objective.rl.value_clip objective.rl.prior_weight
+objective.rl.value_clip objective.rl.value_weight objective.rl.prior_weight
 training.epochs training.max_steps training.head_first training.zero_shot
 training.learning_rate training.rate_multiplier training.schedule training.warmup
 training.optimizer training.weight_decay training.gradient_clip training.batch training.batch_tokens

@@ -259,9 +259,15 @@ def test_a_run_scores_the_rows_of_each_set_by_their_own_columns(tiny_base: Any, 
     assert trained["reward"] == 0 and judged["reward"] == 1
 
 
+@pytest.mark.parametrize("within", [False, True])
 @pytest.mark.parametrize("name", ["decoder", "decoder, full"])
-def test_the_value_net_begins_as_the_reward_model(name: str, models: dict[str, str], tiny_base: Any) -> None:
-    graders = [GRADER.validate_python(one) for one in (LENGTH, {"type": "reward_model", "run": models[name]})]
+def test_the_value_net_begins_as_the_reward_model(
+    name: str, within: bool, models: dict[str, str], tiny_base: Any
+) -> None:
+    """Also where the reward model is part of a formula."""
+    asked: dict[str, Any] = {"type": "reward_model", "run": models[name]}
+    formula = {"type": "multi", "graders": {"r": asked}, "calculate_output": "r - 1.3"}
+    graders = [GRADER.validate_python(one) for one in (LENGTH, formula if within else asked)]
     critic = critic_of(graders, TextGeneration().load(tiny_base("llama")))
     judge = tw.load(models[name])
     ids = torch.tensor([[5, 9, 30, 7, 11]])

@@ -55,7 +55,7 @@ def untold_rules(graders: Sequence[GraderBase]) -> list[str]:
     Raises RecipeError where that was trained on single texts, and so can be told no rule at all.
     """
     notices = []
-    for config in (one for grader in graders for one in (grader, *getattr(grader, "graders", {}).values())):
+    for config in _each(graders):
         card = read_card(weights_folder(config.run)) if isinstance(config, Rules) else None
         if card is None or card.pairs is None or not isinstance(config, Rules):
             continue
@@ -70,6 +70,11 @@ def untold_rules(graders: Sequence[GraderBase]) -> list[str]:
                 "of such a rule may mean little. It knows: " + ", ".join(map(repr, card.pairs)) + "."
             )
     return notices
+
+
+def _each(graders: Sequence[GraderBase]) -> list[GraderBase]:
+    """The rewards, and behind them those that are part of others."""
+    return [*graders, *(one for grader in graders for one in getattr(grader, "graders", {}).values())]
 
 
 def placed(examples: Sequence[Example], prompts: Sequence[Prompt], first: int = 0) -> list[Example]:
@@ -200,8 +205,11 @@ def _judge(model: Model, config: Any) -> Reward:
 
 
 def critic_of(graders: Sequence[GraderBase], model: Model) -> Any:
-    """A value net for a policy: the reward model's weights where it reads the same tokens, else the policy's base."""
-    for grader in graders:
+    """A value net for a policy: the reward model's weights where it reads the same tokens, else the policy's base.
+
+    A reward model that stands in a formula counts too, after those that stand alone.
+    """
+    for grader in _each(graders):
         if getattr(grader, "type", "") == "reward_model":
             judge = load(getattr(grader, "run"))  # noqa: B009  a field of that type
             if hasattr(judge.module, "score") and judge.processor.get_vocab() == model.processor.get_vocab():

@@ -208,7 +208,7 @@ LOSSES: dict[str, dict[str, Any]] = {
     "grpo": {"kl_coefficient": 0.3, **TWICE},
     "grpo, clipped on one side": {"clip": 0.004, "clip_above": 0.02, "normalization": "token", **TWICE},
     "grpo by total": {"normalization": "total", "clip": 0.01, "kl_coefficient": 0.1, "temperature": 0.6, **TWICE},
-    "ppo": {"algorithm": "ppo", "clip": 0.01, "value_clip": 0.03},
+    "ppo": {"algorithm": "ppo", "clip": 0.01, "value_clip": 0.03, "value_weight": 0.3},
     "ppo by answers": {"algorithm": "ppo", "clip": 0.01, "normalization": "sequence", "samples": 3},
     "rloo": {"algorithm": "rloo", **TWICE, "clip": 0.01},
     "reinforce": {"algorithm": "reinforce", **TWICE, "temperature": 1.3},
@@ -250,7 +250,7 @@ def expected_terms(at: Scene, options: dict[str, Any]) -> dict[str, float]:
         terms |= {"kl_loss": mean(kl), "loss": terms["loss"] + options["kl_coefficient"] * mean(kl)}
     if value:
         terms["value"] = float(np.concatenate(value).mean())
-        terms["loss"] += terms["value"]
+        terms["loss"] += options.get("value_weight", 1.0) * terms["value"]
     if options.get("prior"):
         rows = [p for e in at.found for p in e.parts if p.fixed.get("prior")]
         weights = np.concatenate([p.weight[p.weight > 0] for p in rows])

@@ -32,6 +32,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "gamma": ("ppo",),
     "gae_lambda": ("ppo",),
     "value_clip": ("ppo",),
+    "value_weight": ("ppo",),
     "scale_groups": ("grpo",),
     "kl_target": ("ppo", "rloo", "reinforce"),
 }
@@ -98,6 +99,7 @@ class RL(Objective):
         gt=0,
         description="How far a value may move from that of the last draw (0.2 in InstructGPT, for normalized rewards).",
     )
+    value_weight: float = Field(1.0, gt=0, description="Weight of the value net's loss, ½ (V - return)².")
     prior_weight: float = Field(1.0, ge=0, description="γ: weight of the loss on the rows of data.prior.")
 
     @model_validator(mode="before")
@@ -323,7 +325,7 @@ class RL(Objective):
             log_BT = (found.nll_BT - fixed["start"]) * drawn_BT
             terms["kl_loss"] = Term((share_BT * (log_BT.exp() - log_BT - 1)).sum(), per, self.kl_coefficient)
         if task.critic is not None:
-            terms["value"] = Term(self._value_loss(task, batch, drawn_BT), "tokens", 1.0)
+            terms["value"] = Term(self._value_loss(task, batch, drawn_BT), "tokens", self.value_weight)
         if prior_BT is not None:
             terms["prior_loss"] = Term((found.nll_BT * prior_BT * batch.weight).sum(), "prior", self.prior_weight)
         outside_BT = (ratio_BT.detach() != clipped_BT.detach()) * drawn_BT
