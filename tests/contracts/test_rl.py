@@ -92,11 +92,12 @@ def test_rows_of_a_prior_are_cut_apart_like_others(tiny_base: Any, tmp_path: Pat
     assert_same(gradient(step, found, ALL), gradient(step, found, 1), relative=5e-6)
 
 
-def test_two_processes_equal_one(tiny_base: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_two_processes_equal_one(name: str, tiny_base: Any, tmp_path: Path) -> None:
     """Steps of three prompts, so that one process has more; measured before and after by the first process alone."""
     runs = []
     for processes in (1, 2):
-        options = objective(tmp_path, **ALGORITHMS["ppo"])
+        options = objective(tmp_path, **ALGORITHMS[name])
         data = {"train": LONG[:6], "validation": LONG[6:9], "test": LONG[9:]}
         training = {"max_steps": 10, "micro_batch_tokens": 60, "processes": processes, "learning_rate": 1e-3}
         changes = {"evaluation": {"before": True, "samples": 2, "generate": 0}, "data": data, "training": training}
@@ -111,6 +112,8 @@ def test_two_processes_equal_one(tiny_base: Any, tmp_path: Path) -> None:
     assert [found[1][when]["metrics"]["reward"]["value"] for when in ("before", "after")] == pytest.approx(
         [found[0][when]["metrics"]["reward"]["value"] for when in ("before", "after")], abs=1e-5
     )
+    if name != "ppo":
+        return
     critics = [load_file(run.folder / "checkpoints" / "step-10" / "state.safetensors") for run in runs]
     head = "weight/critic.score.weight"
     torch.testing.assert_close(critics[1][head], critics[0][head], rtol=1e-4, atol=1e-6)
@@ -165,16 +168,35 @@ import tunewright as tw
 from tests.runs import stop_at
 tw.train(tw.read_recipe(sys.argv[1]), watchers=[stop_at(12, lambda: os.kill(os.getpid(), 9))])
 """
+KILLED_DRAWING = """
+import os, sys
+import tunewright as tw
+from tunewright.engine.learner import Learner
+
+def sample(self, prompts, *, step, **more):
+    if step == 8:  # answered, and not scored yet
+        self.job.rewards = lambda *_: os.kill(os.getpid(), 9)
+    return drawn(self, prompts, step=step, **more)
+
+drawn, Learner.sample = Learner.sample, sample
+tw.train(tw.read_recipe(sys.argv[1]))
+"""
 
 
-def test_kill_9_in_the_middle_of_a_draw(tiny_base: Any, tmp_path: Path) -> None:
-    base, case = tiny_base("llama"), CUT["ppo, full"]
+@pytest.mark.parametrize(
+    ("name", "script", "at"),
+    [("ppo, full", KILLED, 11), ("ppo, full", KILLED_DRAWING, 8), ("grpo, LoRA", KILLED_DRAWING, 8)],
+    ids=["between two steps on a draw", "while answers are drawn, ppo", "while answers are drawn, grpo"],
+)
+def test_kill_9_in_the_middle_of_a_draw(name: str, script: str, at: int, tiny_base: Any, tmp_path: Path) -> None:
+    base, case = tiny_base("llama"), CUT[name]
     whole = tw.train(document(base, tmp_path / "whole", **case))
     path = tmp_path / "recipe.yaml"
     path.write_text(document(base, tmp_path / "cut", **case).to_yaml())
     root = Path(__file__).parents[2]
-    done = subprocess.run([sys.executable, "-c", KILLED, str(path)], cwd=root, capture_output=True, env=os.environ)
+    done = subprocess.run([sys.executable, "-c", script, str(path)], cwd=root, capture_output=True, env=os.environ)
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    assert checkpoint.steps(tmp_path / "cut" / "checkpoints")[-1] == at
     run = tw.resume(tmp_path / "cut")
     assert left_behind(run.folder) == left_behind(whole.folder)
     assert last_checkpoint(run.folder) == last_checkpoint(whole.folder)
