@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from benchmarks import forecast, robustness
+from benchmarks import feedback, forecast, robustness
 
 VERSIONS = {"tunewright": "0", "torch": "1"}
 
@@ -54,3 +54,19 @@ def test_the_error_of_forecasts() -> None:
     assert "| memory | 11 | 10.0% | 10.0% | 10.0% (9) | 10% |" in page
     assert "| time | 11 | 5.0% | 9.0% | 10.0% (10) | 15% |" in page
     assert "| 3 | 0 | 0 | +10.0% | 97.0 | 100.0 | -3.0% | 9.0 |" in page
+
+
+def test_how_often_the_model_of_the_rules_is_right() -> None:
+    """And what the policies were measured on."""
+    found = {"broken": {"right": 33, "rows": 34}, "kept": {"right": 600, "rows": 601}}
+    lines = [{"study": "conduct", "name": "No dogs.", "seed": seed, "found": found} for seed in (0, 1)]
+    page = "\n".join(feedback.page(lines))
+    assert "| No dogs. | 0, 1 | 33 of 34, 33 of 34 | 600 of 601, 600 of 601 |" in page
+    assert "the same openings that they are then measured on" in page.replace("\n", " ")
+
+
+def test_the_model_of_the_rules_sees_each_rule_broken_and_kept() -> None:
+    texts = ["a dog", "a park", *["nothing"] * 9]
+    for rule, word in zip(feedback.RULES, feedback.BROKEN, strict=True):
+        rows = feedback._violations(texts, rule, word)
+        assert [row["violated"] for row in rows] == [True, *[False] * 3] and {row["rule"] for row in rows} == {rule}

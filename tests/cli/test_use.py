@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+import tunewright as tw
 from tests.cli.conftest import Invoke, write_jsonl
 from tunewright import api
 from tunewright.artifacts.targets import base
@@ -72,6 +73,40 @@ def test_what_cannot_be_predicted(invoke: Invoke, classifier: Path, arguments: l
     write_jsonl(Path("a.jsonl"), [{"review": "good"}])
     done = invoke("predict", classifier, *arguments)
     assert done.exit_code == 2 and words in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("kind", ["llama", "bert"])
+def test_a_reward_model_reads_prompts_and_answers(kind: str, invoke: Invoke, tiny_base: Any, tmp_path: Path) -> None:
+    """As from Python; a prompt may be messages, and a text without a prompt gets a notice."""
+    pairs = [{"prompt": f"Which of {i}? ", "chosen": "This one.", "rejected": "None of them."} for i in range(6)]
+    run = tw.train(
+        base=tiny_base(kind), data={"train": pairs, "validation": 0}, objective="reward", method="full",
+        training={"max_steps": 2}, output=str(tmp_path / "run"),
+    )  # fmt: skip
+    rows = [{"asked": pair["prompt"], "said": pair["chosen"]} for pair in pairs[:2]]
+    write_jsonl(Path("answers.jsonl"), rows)
+    columns = ["--file", "answers.jsonl", "--column", "asked", "--pair", "said"]
+    told = json.loads(invoke("predict", run, *columns, "--json").stdout)["predictions"]
+    expected = tw.predict(run, [(row["asked"], row["said"]) for row in rows])
+    assert [one["value"] for one in told] == pytest.approx([one["value"] for one in expected])
+    shown = invoke("predict", run, *columns)
+    assert shown.exit_code == 0 and "Which of 0? → This one." in shown.stdout and "Note" not in shown.stderr
+    alone = invoke("predict", run, "This one.")
+    assert alone.exit_code == 0 and "--pair ANSWER" in alone.stderr
+    write_jsonl(Path("talk.jsonl"), [{"text": [{"role": "user", "content": "Which?"}], "said": "This one."}])
+    assert "Which? → This one." in invoke("predict", run, "--file", "talk.jsonl", "--pair", "said").stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [(["text", "--pair", "b"], "--pair names a column"), (["--file", "a.txt", "--pair", "b"], "--pair names a column"),
+     (["--file", "a.jsonl", "--pair", "other"], "a.jsonl:1: no text in column 'other'")],
+)  # fmt: skip
+def test_pairs_need_two_columns(invoke: Invoke, classifier: Path, arguments: list[str], words: str) -> None:
+    Path("a.txt").write_text("a")
+    write_jsonl(Path("a.jsonl"), [{"text": "a"}])
+    done = invoke("predict", classifier, *arguments)
+    assert done.exit_code == 2 and words in done.stderr
 
 
 def test_predict_needs_a_classifier(invoke: Invoke, talker: Path) -> None:

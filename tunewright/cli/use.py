@@ -31,14 +31,24 @@ def predict(
         typer.Option(help="Texts from a file: .txt (one a line), .jsonl, .json, .csv, .tsv, .parquet; - is stdin."),
     ] = None,
     column: Annotated[str, typer.Option(help="The column of the file that holds the text.")] = "text",
+    pair: Annotated[
+        str | None,
+        typer.Option(help="The column of a second text: the answer, where COLUMN is a prompt; or a rule."),
+    ] = None,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> Document:
-    """Classify texts or images with a tuned model."""
-    asked = read_texts(texts or [], file, column)
+    """Classify texts, pairs of texts or images with a tuned model; say how good answers are with a reward model."""
+    asked = read_texts(texts or [], file, column, pair)
     from tunewright import api
+    from tunewright.policies import run_of
 
     answers = api.predict(where, asked, device=device)
+    if pair is None and (run := run_of(where)) and run.recipe.objective.type == "reward":
+        say(
+            f"Note: {where} was trained to say how good an answer to a prompt is, and these are read without one. "
+            "Give --file FILE --column PROMPT --pair ANSWER."
+        )
     if not as_json:
         _show_predictions(answers)
     return {"predictions": answers}
@@ -46,7 +56,7 @@ def predict(
 
 def _show_predictions(answers: Sequence[Mapping[str, Any]]) -> None:
     given = "image" if "image" in answers[0] else "text"
-    rows = [(answer[given], *_answer(answer)) for answer in answers]
+    rows = [(_in_a_line(answer[given]), *_answer(answer)) for answer in answers]
     titles = (given.capitalize(), *(("Value", "") if "value" in answers[0] else ("Label", "Probability")))
     shown = [title for title in titles if title]
     out().print(table(shown, [row[: len(shown)] for row in rows], clip=("Text", "Image", "Label")))
@@ -55,6 +65,15 @@ def _show_predictions(answers: Sequence[Mapping[str, Any]]) -> None:
         texts = counted(len(answers), "text")
         longer = counted(cut, f"of {texts} is longer", f"of {texts} are longer")
         say(f"{longer} than the model can read, and cut off there.")
+
+
+def _in_a_line(given: Any) -> str:
+    """A text, or a pair of which the first may be messages: of these the last."""
+    if not isinstance(given, tuple | list):
+        return str(given)
+    first, second = given
+    asked = first[-1].get("content") if isinstance(first, list) else first
+    return f"{asked} → {second}"
 
 
 def _answer(answer: Mapping[str, Any]) -> tuple[str, str]:
