@@ -82,12 +82,17 @@ def test_each_row_is_answered_by_its_own(runs: dict[str, Path], tiny_base: Calla
     assert len(models.loaded()) == 1 + len(runs) + 1  # and what `stacked` began with
 
 
-@pytest.mark.parametrize("names", [["lora", "stacked", "table", "lora"], ["stacked"] * 2, ["lora+"] * 3])
+@pytest.mark.parametrize(
+    "names",
+    [["lora", "stacked", "table", "lora"], ["stacked"] * 2, ["lora+"] * 3, ["other"] * 2, ["lora+", "none", "lora+"]],
+)
 def test_so_it_is_in_single_steps(names: list[str], runs: dict[str, Path], tiny_base: Callable[..., str]) -> None:
     """In which layers that read the same compute as one."""
     models = in_memory()
-    points = [(runs[name], 0.35 if name == "stacked" else 1.0) for name in names]
-    readies = [models.take(tuned(tiny_base("llama"), run, alpha)) for run, alpha in points]
+    base = tiny_base("llama")
+    points = [(runs.get(name, Path(base)), 0.35 if name in ("stacked", "other") else 1.0) for name in names]
+    asked = [tuned(base, run, alpha) if str(run) != base else ModelRef("base", base) for run, alpha in points]
+    readies = [models.take(one) for one in asked]
     shared = readies[0].shared
     assert shared.bank and shared.form and shared.form.quick
     ids_BT = ids(1).expand(len(names), -1)
