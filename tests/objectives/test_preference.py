@@ -163,9 +163,9 @@ def _kto_is_that_of_the_paper(rows: Any, by: float, base: str) -> bool:
             h = 0.3 * (ratio(answer) - z0)
             losses.append(1.5 * (1 - sigmoid(h)) if good else 0.5 * (1 - sigmoid(-h)))
     terms = gradient(ready)[0]
-    assert terms["kl"] == pytest.approx(z0, rel=1e-6)
+    assert terms["z0"] == pytest.approx(z0, rel=1e-6)
     assert terms["loss"] == pytest.approx(np.mean(losses), rel=1e-6)
-    assert gradient(ready, budget=1)[0]["kl"] == pytest.approx(z0, rel=1e-6)
+    assert gradient(ready, budget=1)[0]["z0"] == pytest.approx(z0, rel=1e-6)
     return bool(kl > 0)
 
 

@@ -151,8 +151,8 @@ class Preference(Objective):
         return {
             "loss": Term(loss_S.sum(), "answers", 1.0),
             "accuracy": Term(((ratio_S > z0_S) == good_S).float().sum(), "answers"),
-            "kl": Term(z0_S.sum(), "answers"),
-            "reward": Term(reward_S.sum(), "answers"),
+            "z0": Term(z0_S.sum(), "answers"),
+            "implicit_reward": Term(reward_S.sum(), "answers"),
         }
 
 
