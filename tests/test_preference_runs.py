@@ -55,12 +55,19 @@ def test_a_run_is_measured_and_reported(name: str, made: Any) -> None:
     assert ("AUC of the reward" if name == "kto" else "Longer is better") in page and "nan" not in page.lower().split()
 
 
-@pytest.mark.parametrize("name", ["dpo", "simpo", "reward", "reward of a decoder"])
+@pytest.mark.parametrize("name", CASES)
 def test_it_is_measured_again_with_the_same_figures(name: str, made: Any) -> None:
     run = made(name)
     again = tw.evaluate(run.folder, CASES[name][1](17)[13:])["scores"]["metrics"]
     own = run.info["evaluation"]["test"]["after"]["metrics"]
     assert again and all(again[key]["value"] == pytest.approx(own[key]["value"], rel=1e-4) for key in again)
+
+
+def test_rated_rows_are_compared_as_such(made: Any, tiny_base: Any) -> None:
+    """Where one of the two learned from them; a label means nothing to two models that did not."""
+    rows, base = rated(8), tiny_base("llama")
+    assert tw.compare(base, str(made("kto").folder), rows)["sets"]["test"]["metric"] == "auc"
+    assert tw.compare(base, base, rows)["sets"]["test"]["metric"] != "auc"
 
 
 def test_a_tuned_language_model_is_measured_on_answers_too(made: Any) -> None:
