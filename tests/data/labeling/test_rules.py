@@ -87,6 +87,14 @@ def test_a_function_that_throws_abstains_and_is_reported(tmp_path: Path) -> None
     assert voter.fails["bad"].first[0] == "bad: a:1: KeyError: 'title'"
 
 
+def test_a_function_that_exits_ends_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "rules.py"
+    path.write_text("import sys\ndef bad(row):\n    sys.exit('enough')\ndef good(row):\n    return 'x'\n")
+    (voter,) = read_rules(path, nobody)
+    assert voter.votes(ROWS[:1], ["a:1"]) == [{1: "x"}]
+    assert isinstance(voter, Functions) and voter.fails["bad"].first == ["bad: a:1: SystemExit: enough"]
+
+
 @pytest.mark.parametrize(
     "rule, said",
     [
@@ -115,6 +123,7 @@ def test_lines_that_are_no_rules_are_named(rule: Any, said: str, tmp_path: Path)
         ("rules.py", "x = 1\n", "has no function"),
         ("rules.py", "def f(row:\n", "fails with SyntaxError"),
         ("rules.py", "import nothing_there\n", "fails with ModuleNotFoundError"),
+        ("rules.py", "raise SystemExit(0)\n", "fails with SystemExit: 0"),
         ("rules.yaml", "a: b\n", "rules.jsonl"),
     ],
 )

@@ -25,7 +25,7 @@ from typing import Any, Protocol
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from tunewright.data.labeling.patterns import Patterns
-from tunewright.data.python_files import run_file
+from tunewright.data.python_files import THROWN, run_file
 from tunewright.errors import DataError
 
 Row = Mapping[str, Any]
@@ -72,7 +72,7 @@ class Fails:
 
     SHOWN = 5
 
-    def note(self, rule: str, source: str, error: Exception) -> None:
+    def note(self, rule: str, source: str, error: BaseException) -> None:
         self.count += 1
         if len(self.first) < self.SHOWN:
             self.first.append(f"{rule}: {source}: {type(error).__name__}: {error}")
@@ -214,7 +214,7 @@ class Functions:
             vote = self.functions[name](dict(row))
             if vote is not None and not isinstance(vote, str | int):
                 raise TypeError(f"a rule returns a label or None, not {vote!r}")
-        except Exception as error:
+        except THROWN as error:
             self.fails[name].note(name, source, error)
             return None
         return None if vote is None else str(vote)
