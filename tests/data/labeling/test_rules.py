@@ -52,6 +52,15 @@ def test_a_dictionary_votes_for_the_label_of_most_of_its_words(tmp_path: Path) -
     assert votes(path, rows) == [{}, {"dictionary 1": "good"}, {}, {}, {"dictionary 1": "bad"}]
 
 
+def test_words_with_letters_that_only_re_takes_for_the_same(tmp_path: Path) -> None:
+    """The long s, the sign of Kelvin, the Turkish letters."""
+    path = written(tmp_path, {"name": "d", "dictionary": {"sad": "bad", "kind": "good", "iii": "three"}})
+    rows = [{"text": "\u017fad day"}, {"text": "\u212aIND"}, {"text": "\u0130\u0131I"}]
+    assert votes(path, rows) == [{"d": "bad"}, {"d": "good"}, {"d": "three"}]
+    path = written(tmp_path, {"name": "d", "dictionary": {"\u0130x": "dotted"}})
+    assert votes(path, [{"text": "Ix"}, {"text": "\u0130X"}]) == [{"d": "dotted"}] * 2
+
+
 def test_rules_may_read_other_columns(tmp_path: Path) -> None:
     path = written(tmp_path, {"label": "x", "pattern": "day"}, {"label": "y", "keywords": ["shop"], "column": "from"})
     assert votes(path) == [{"y 2": "y"}, {"x 1": "x", "y 2": "y"}, {"y 2": "y"}]
@@ -61,8 +70,16 @@ def test_a_model_votes_where_it_is_sure(tmp_path: Path) -> None:
     path = written(tmp_path, {"name": "m", "model": "runs/one", "threshold": 0.7})
     told = [{"a": 0.6, "b": 0.4}, {"a": 0.1, "b": 0.9}]
     assert votes(path, ROWS[:2], lambda where: lambda texts: told) == [{}, {"m": "b"}]
-    with pytest.raises(DataError, match="m: row 2 has no column text"):
-        votes(path, ROWS, lambda where: lambda texts: told)
+
+
+def test_a_model_abstains_where_there_is_nothing_to_read(tmp_path: Path) -> None:
+    path = written(tmp_path, {"name": "m", "model": "runs/one"})
+    rows: list[Any] = [{"text": None}, {"text": "yes"}, {}, {"text": ""}, {"text": 3}]
+    asked: list[Any] = []
+    assert votes(path, rows, lambda where: lambda texts: [asked.append(t) or {"a": 1.0} for t in texts]) == [  # type: ignore[func-returns-value]
+        {}, {"m": "a"}, {}, {}, {}
+    ]  # fmt: skip
+    assert asked == ["yes"] and votes(path, rows[:1], lambda where: nobody) == [{}]
 
 
 def test_functions_of_a_file(tmp_path: Path) -> None:
@@ -87,6 +104,22 @@ def test_a_function_that_throws_abstains_and_is_reported(tmp_path: Path) -> None
     assert voter.fails["bad"].first[0] == "bad: a:1: KeyError: 'title'"
 
 
+@pytest.mark.parametrize("said, vote", [("numpy.int64(3)", "3"), ("numpy.str_('a')", "a"), ("7", "7")])
+def test_what_a_function_may_return(said: str, vote: str, tmp_path: Path) -> None:
+    path = tmp_path / "rules.py"
+    path.write_text(f"import numpy\ndef f(row):\n    return {said}\n")
+    assert votes(path, ROWS[:1]) == [{"f": vote}]
+
+
+@pytest.mark.parametrize("said", ["True", "numpy.bool_(False)", "''", "' '", "1.5", "['a']"])
+def test_what_names_no_class_is_reported(said: str, tmp_path: Path) -> None:
+    path = tmp_path / "rules.py"
+    path.write_text(f"import numpy\ndef f(row):\n    return {said}\n")
+    (voter,) = read_rules(path, nobody)
+    assert isinstance(voter, Functions) and voter.votes(ROWS[:1], ["a:1"]) == [{}]
+    assert "a rule returns a label or None, not" in voter.fails["f"].first[0]
+
+
 def test_a_function_that_exits_ends_nothing(tmp_path: Path) -> None:
     path = tmp_path / "rules.py"
     path.write_text("import sys\ndef bad(row):\n    sys.exit('enough')\ndef good(row):\n    return 'x'\n")
@@ -106,6 +139,9 @@ def test_a_function_that_exits_ends_nothing(tmp_path: Path) -> None:
         ({"label": "a", "pattern": "a", "keywords": ["b"]}, "this one has pattern and keywords"),
         ({"label": "a", "patern": "a"}, "rules.jsonl:2: patern: Extra inputs"),
         ({"label": "a", "pattern": "a", "threshold": 0.5}, "threshold is for a model"),
+        ({"label": "", "pattern": "a"}, "rules.jsonl:2: the label is empty"),
+        ({"dictionary": {"a": " "}}, "rules.jsonl:2: the label is empty"),
+        ({"label": "a", "keywords": ["b", ""]}, "rules.jsonl:2: an empty word"),
         ({"label": "a", "keywords": []}, "rules.jsonl:2: keywords: List should have at least 1"),
         ({"name": "b 1", "label": "a", "pattern": "a"}, "Two rules are called b 1"),
     ],
