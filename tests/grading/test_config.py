@@ -149,6 +149,10 @@ def words(samples):
 def fails(samples):
     return [1 / s.item["zero"] for s in samples]
 
+def clears(samples):
+    samples.clear()
+    return []
+
 def exits(samples):
     raise SystemExit(0)
 
@@ -189,6 +193,14 @@ def test_python_that_cannot_be_had(function: str, reason: str, tmp_path: Path, m
 def test_code_runs_when_the_reward_is_made_and_not_when_a_recipe_is_read(tmp_path: Path) -> None:
     (tmp_path / "r.py").write_text("raise SystemExit")
     GRADER.validate_python({"type": "python", "function": f"{tmp_path / 'r.py'}:words"})
+
+
+def test_python_that_empties_its_list_is_told_how_many_numbers_are_wanted(tmp_path: Path) -> None:
+    (tmp_path / "r.py").write_text(CODE)
+    samples = [sample("x"), sample("y")]
+    with pytest.raises(DataError, match="mine returns 0 numbers for 2 samples"):
+        checked("mine", reward({"type": "python", "function": f"{tmp_path / 'r.py'}:clears"}), samples)
+    assert len(samples) == 2
 
 
 def test_python_that_exits_ends_nothing(tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def checked(name: str, reward: Reward, samples: Sequence[Sample]) -> list[float]
             it names the reward, and every sample that it is wrong of.
     """
     try:
-        values = reward(samples)
+        values = reward(list(samples))  # what a reward does to its list is its own affair
     except TunewrightError:
         raise
     except THROWN as error:
