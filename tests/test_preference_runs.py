@@ -11,6 +11,7 @@ import pytest
 import tunewright as tw
 from tests.tiny import completions, preferences, rankings, rated
 from tunewright.errors import MethodError, RecipeError
+from tunewright.evaluation.verdict import comparisons
 
 CASES: dict[str, tuple[str, Any, Any, str]] = {
     "dpo": ("llama", preferences, "preference", "lora"),
@@ -72,6 +73,38 @@ def test_rated_rows_are_compared_as_such(made: Any, tiny_base: Any) -> None:
 
 def test_a_tuned_language_model_is_measured_on_answers_too(made: Any) -> None:
     assert "rouge_l" in tw.evaluate(made("dpo").folder, completions(4))["scores"]["metrics"]
+
+
+@pytest.mark.parametrize("name", ["dpo", "kto", "reward"])
+def test_what_changed_is_measured_row_by_row(name: str, made: Any) -> None:
+    """Four test rows that all changed one way tell nothing: p is never below an eighth."""
+    run = made(name)
+    found = run.info["evaluation"]["test"]
+    assert found["changes"].keys() == {
+        key for key, one in found["after"]["metrics"].items() if one["value"] is not None
+    }
+    assert all(one["p"] >= 2 * 0.5**4 for one in found["changes"].values())
+    assert (run.folder / "before.safetensors").is_file()
+    assert all(one.change(key).value in ("Cannot tell", "Not measured") for one in comparisons(run.info)
+               for key in found["changes"])  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["dpo", "kto", "reward"])
+def test_rows_that_share_a_prompt_are_no_more_than_one(name: str, made: Any) -> None:
+    rows = CASES[name][1](12)
+    shared = [{**row, "prompt": rows[i % 2]["prompt"]} for i, row in enumerate(rows)]
+    found = tw.evaluate(made(name).folder, shared)["scores"]
+    assert found["notes"] == ["12 rows share 2 prompts, over which the intervals are."]
+    if name != "reward":
+        assert tw.compare(f"{made(name).folder}@0", str(made(name).folder), shared)["sets"]["test"]["p"] >= 0.5
+    assert "notes" not in tw.evaluate(made("dpo").folder, preferences(12))["scores"]
+
+
+def test_a_single_prompt_has_no_interval_along_the_way(made: Any) -> None:
+    rows = [{**row, "prompt": "a fox"} for row in preferences(8)]
+    found = tw.interpolate(made("dpo").folder, alphas=[0, 1], shifts={"one": rows})["curve"]
+    assert all(point["low"] is None for point in found["one"]["test"])
+    assert all(point["low"] is not None for point in found["test"]["test"])
 
 
 @pytest.mark.parametrize("name", ["dpo", "simpo", "kto"])

@@ -181,7 +181,7 @@ class Words:
         return None if others and others[0][1] == most else label
 
     def _label(self, number: int, found: str) -> str:
-        """Of a dictionary's word as a text has it: `re` takes more letters for the same than `str.lower` does (ſ, K)."""
+        """Of a dictionary's word as a text has it: `re` takes more letters for the same than `lower` does (ſ, K)."""
         words, key = self.words[number], found.lower()
         if key not in words:
             given = (self.rules[number].dictionary or {}).items()
