@@ -49,18 +49,18 @@ def before_after(info: Mapping[str, Any], primary_only: bool = False) -> Table:
 def of_stages(infos: Mapping[str, Mapping[str, Any]]) -> Table:
     """A row for each stage of a chain and each set: the figure that answers whether it is better."""
     from tunewright.evaluation.formats import metric_name
+    from tunewright.evaluation.seeds import spread_of
     from tunewright.evaluation.verdict import comparisons
 
     rows = [
-        (
-            stage,
-            compared.name,
-            metric_name(compared.metric),
-            measured(compared.metric, compared.of(compared.after, compared.metric)),
-        )
+        (stage, name, metric_name(metric), figure)
         for stage, info in infos.items()
-        for compared in comparisons(info)
-    ]
+        for name, metric, figure in [
+            *((one.name, one.metric, measured(one.metric, one.of(one.after, one.metric))) for one in comparisons(info)),
+            *((name, one["primary"], spread_of(one["primary"], one["metrics"][one["primary"]]["after"]))
+              for name, one in (info.get("over_seeds") or {}).items()),
+        ]
+    ]  # fmt: skip
     return table(("Stage", "Set", "Metric", "After"), rows, clip=("Stage", "Set"), fixed=("After",))
 
 
