@@ -96,6 +96,21 @@ def test_chains_that_mean_nothing(change: Any, said: str) -> None:
         make_chain({"stages": change(stages("base"))})
 
 
+def test_faults_of_a_stage_name_what_its_own_objective_has() -> None:
+    policy = {"base": "a", "data": "b", "objective": {"type": "rl", "rewards": [{"type": "lenght"}], "algoritm": "ppo"},
+              "method": {"type": "lora", "width": 3}}  # fmt: skip
+    with pytest.raises(RecipeError) as caught:
+        make_chain({"stages": {"my-policy": policy}})
+    said = str(caught.value).splitlines()
+    assert said[0] == "The chain cannot be used:"
+    assert "  stages.my-policy.objective.algoritm: unknown key algoritm. Did you mean algorithm?" in said
+    assert "  stages.my-policy.objective.rewards.0: lenght is unknown. Did you mean length?" in said
+    assert any(
+        line.startswith("  stages.my-policy.method.width: method lora has no option width; it is one of adapter.")
+        for line in said
+    )
+
+
 def weak(base: str, place: Path, folder: Path) -> Any:
     rules, rows = folder / "rules.jsonl", folder / "rows.jsonl"
     rules.write_text("".join(json.dumps(rule) + "\n" for rule in RULES))
