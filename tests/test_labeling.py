@@ -113,6 +113,7 @@ def test_balance_names_the_classes(files: Path) -> None:
         ({"model": "majority", "accuracy": 0.9}, "accuracy: for model: em, and this is majority"),
         ({"ties": "abstain"}, "ties: for model: majority, and this is em"),
         ({"uncovered": "uniform"}, "set confidence: false too"),
+        ({"then_clean": "clean.jsonl"}, "then_clean is for training: data.labeling.then_clean of a recipe"),
     ],
 )
 def test_options_without_effect(options: Any, said: str, files: Path) -> None:

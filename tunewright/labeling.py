@@ -27,7 +27,7 @@ from tunewright.data.pictures import as_text
 from tunewright.data.row import Fault, Row, Rows, renamed
 from tunewright.data.stream import stream_rows
 from tunewright.engine.device import pick_device
-from tunewright.errors import BaseModelError, DataError, OutputError, counted
+from tunewright.errors import BaseModelError, DataError, OutputError, RecipeError, counted
 from tunewright.evaluation.rules import account
 from tunewright.recipe import checked
 
@@ -221,8 +221,13 @@ def label(
     Raises:
         DataError: rules or rows that cannot be used, each named; or rows without any vote.
         OutputError: the file is there already, or cannot be written.
+        RecipeError: options that cannot be used.
     """
     config = checked(Labeling, {"rules": str(rules), **options})
+    if config.then_clean is not None:
+        raise RecipeError(
+            "then_clean is for training: data.labeling.then_clean of a recipe. Here nothing is trained: leave it out."
+        )
     target = Path(to).expanduser() if to is not None else None
     if target is not None and target.exists():
         raise OutputError(f"{target} is there already. Name another file.")
