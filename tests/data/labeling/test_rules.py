@@ -61,6 +61,12 @@ def test_words_with_letters_that_only_re_takes_for_the_same(tmp_path: Path) -> N
     assert votes(path, [{"text": "Ix"}, {"text": "\u0130X"}]) == [{"d": "dotted"}] * 2
 
 
+def test_a_separator_in_a_string_ends_no_line(tmp_path: Path) -> None:
+    path = tmp_path / "rules.jsonl"
+    path.write_bytes('\ufeff{"name": "s", "label": "x\u2028y", "pattern": "\x85|\u2028"}\r\n\r\n'.encode())
+    assert votes(path, [{"text": "a\u2028b"}, {"text": "b"}]) == [{"s": "x\u2028y"}, {}]
+
+
 def test_rules_may_read_other_columns(tmp_path: Path) -> None:
     path = written(tmp_path, {"label": "x", "pattern": "day"}, {"label": "y", "keywords": ["shop"], "column": "from"})
     assert votes(path) == [{"y 2": "y"}, {"x 1": "x", "y 2": "y"}, {"y 2": "y"}]

@@ -120,7 +120,7 @@ def read_rules(path: str | Path, classifier: Callable[[str], Classifier], ignore
 
 def _rule_rows(path: Path) -> list[RuleRow]:
     rows, faults = [], []
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), 1):  # U+2028 in a string ends none
         if not line.strip():
             continue
         try:
