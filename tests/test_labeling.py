@@ -58,6 +58,24 @@ def test_ties_and_rows_without_votes(files: Path) -> None:
     assert read("b.jsonl")[3] == {"text": "nothing", "id": 3, "label": {"animal": 0.5, "fruit": 0.5}}
 
 
+def test_a_rows_own_weight_counts_too(files: Path) -> None:
+    """As a number or as text, as CSV has it; what is no weight is a fault of its row."""
+    weights = [5, "0.5", None, 1, -2, "much"]
+    rows = [{"text": text, "weight": weight} for text, weight in zip(TEXTS, weights, strict=True)]
+    told = tw.label("rules.jsonl", rows, "out.jsonl")
+    tw.label("rules.jsonl", [{"text": text} for text in TEXTS[:4]], "plain.jsonl")
+    sure = [row["weight"] for row in read("plain.jsonl")]
+    assert [row["weight"] for row in read("out.jsonl")] == pytest.approx(
+        [sure[0] * 5, sure[1] * 0.5, sure[2]], abs=1e-5
+    )
+    assert told["unread"]["first"] == [
+        "rows[4]: weight is -2: give 0, 1, or another number that is not negative",
+        "rows[5]: weight is 'much': give 0, 1, or another number that is not negative",
+    ]
+    tw.label("rules.jsonl", rows[:2], "own.jsonl", confidence=False)
+    assert [row["weight"] for row in read("own.jsonl")] == [5, "0.5"]
+
+
 def test_the_account(files: Path) -> None:
     told = tw.label("rules.jsonl", "rows.jsonl", model="majority")
     assert told["rows"] == 6 and told["coverage"] == pytest.approx(5 / 6)

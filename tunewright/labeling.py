@@ -20,6 +20,7 @@ import numpy as np
 
 from tunewright.artifacts.load import load
 from tunewright.data.config import Location
+from tunewright.data.formats import row_weight
 from tunewright.data.labeling.config import Labeling
 from tunewright.data.labeling.label_model import Ballot, Fitted, Votes, em, majority
 from tunewright.data.labeling.rules import Classifier, Functions, Voter, names_of, read_rules
@@ -79,7 +80,7 @@ def poll(location: Location, voters: Sequence[Voter], gold: str = "label", colum
     found = Poll(names_of(voters))
     standard = {column: name for name, column in columns.items()}
     numbers: dict[tuple[tuple[int, str], ...], int] = {}
-    for chunk in _chunks(stream_rows(location)):
+    for chunk in _chunks(_weighed(stream_rows(location), columns)):
         rows = [renamed(one, standard) if standard else one for one in chunk if isinstance(one, Row)]
         found.faults += [one for one in chunk if isinstance(one, Fault)]
         cast = _cast(voters, rows)
@@ -111,6 +112,21 @@ def poll(location: Location, voters: Sequence[Voter], gold: str = "label", colum
         if fails.count
     }
     return found
+
+
+def _weighed(rows: Iterable[Row | Fault], columns: Columns) -> Iterator[Row | Fault]:
+    """The rows, of which those are faults whose own weight is none."""
+    for row in rows:
+        try:
+            if isinstance(row, Row):
+                _weight(row, columns)
+            yield row
+        except DataError as error:
+            yield Fault(row.source, str(error), row.values if isinstance(row, Row) else row.raw)
+
+
+def _weight(row: Row, columns: Columns) -> float:
+    return row_weight({"weight": row.values.get(columns.get("weight", "weight"))})
 
 
 def _chunks(rows: Iterator[Row | Fault]) -> Iterator[list[Row | Fault]]:
@@ -150,7 +166,8 @@ def labelled(
 ) -> Iterator[Row]:
     """The rows that have a label now: their columns, with `label` a distribution over the classes, and `weight`.
 
-    The weight is how sure the label is, (max p − 1/K) / (1 − 1/K), and 1 where `confidence` is off.
+    The weight is how sure the label is, (max p − 1/K) / (1 − 1/K), times the row's own, if it has one; where
+    `confidence` is off the row's own stays.
     """
     soft_SK, classes = fitted.soft_SK, len(found.labels)
     if config.uncovered == "uniform":
@@ -161,7 +178,8 @@ def labelled(
     for row, number in zip(stream_rows(location), found.ballot_N, strict=True):
         if number == UNREAD or not isinstance(row, Row) or not drawn[number]:
             continue
-        weight = {columns.get("weight", "weight"): round(float(sure_S[number]), 6)} if config.confidence else {}
+        sure = round(float(sure_S[number]) * _weight(row, columns), 6)
+        weight = {columns.get("weight", "weight"): sure} if config.confidence else {}
         yield Row({**row.values, columns.get("label", "label"): names[number], **weight}, row.source)
 
 
