@@ -180,10 +180,20 @@ def test_the_command(files: Path) -> None:
     )
     assert result.exit_code == 0, result.output
     assert "some rule votes on 83.3" in result.output and "5 rows are in out.jsonl" in result.output
-    assert "1 rule votes on no row: idle" in result.output
+    assert "1 rule votes on no row: idle." in result.output and result.output.count("idle") == 1
     assert max(map(len, result.output.splitlines())) <= 160
     document = CliRunner().invoke(app, ["label", "rules.jsonl", "--data", "rows.jsonl", "model=majority", "--json"])
     assert json.loads(document.stdout)["model"] == "majority"
+
+
+def test_the_command_says_how_far_slow_rules_are(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Functions are asked for few rows at a time."""
+    monkeypatch.setattr("tunewright.cli.label.SECONDS_BETWEEN_LINES", 0.0)
+    Path("rules.py").write_text("def all(row):\n    return 'a'\n")
+    Path("many.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS * 4))
+    result = CliRunner().invoke(app, ["label", "rules.py", "--data", "many.jsonl"])
+    said = [line for line in result.stderr.splitlines() if line.startswith("The rules have voted on")]
+    assert said == ["The rules have voted on 16 rows.", "The rules have voted on 24 rows."]
 
 
 def test_the_command_with_a_rule_that_throws(files: Path) -> None:

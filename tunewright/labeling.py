@@ -10,7 +10,7 @@ import json
 import os
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -34,7 +34,6 @@ from tunewright.recipe import checked
 
 Columns = Mapping[str, str]
 EMPTY: Columns = {}
-CHUNK = 1024  # rows that the rules see together
 SHOWN = 5  # faults
 UNREAD = -1  # in place of a ballot's number: a row that cannot be used
 Number = tuple[int, str]
@@ -68,19 +67,26 @@ class Poll:
         return Votes(self.ballots, np.array(self.rows, dtype=float), len(self.rules), len(self.labels))
 
 
-def poll(location: Location, voters: Sequence[Voter], gold: str = "label", columns: Columns = EMPTY) -> Poll:
+def poll(
+    location: Location,
+    voters: Sequence[Voter],
+    gold: str = "label",
+    columns: Columns = EMPTY,
+    watch: Callable[[int], None] = lambda rows: None,
+) -> Poll:
     """Let every rule vote on every row.
 
     Args:
         columns: standard column name -> name in the file: rules know the standard ones.
         gold: the column that holds true labels, where a row has it: only the account looks at it.
+        watch: is told again and again how many rows have been voted on.
 
     Raises DataError where no rule votes at all.
     """
     found = Poll(names_of(voters))
     standard = {column: name for name, column in columns.items()}
     numbers: dict[tuple[tuple[int, str], ...], int] = {}
-    for chunk in _chunks(_weighed(stream_rows(location), columns)):
+    for chunk in _chunks(_weighed(stream_rows(location), columns), min(voter.at_once for voter in voters)):
         rows = [renamed(one, standard) if standard else one for one in chunk if isinstance(one, Row)]
         found.faults += [one for one in chunk if isinstance(one, Fault)]
         cast = _cast(voters, rows)
@@ -97,6 +103,7 @@ def poll(location: Location, voters: Sequence[Voter], gold: str = "label", colum
             found.ballot_N.append(number)
             if isinstance(label := one.values.get(columns.get(gold, gold)), str | int) and label != "":
                 found.gold[number, str(label)] += 1
+        watch(len(found.ballot_N))
     found.labels = sorted({label for ballot in numbers for _, label in ballot})
     if not found.labels:
         raise DataError(
@@ -129,8 +136,8 @@ def _weight(row: Row, columns: Columns) -> float:
     return row_weight({"weight": row.values.get(columns.get("weight", "weight"))})
 
 
-def _chunks(rows: Iterator[Row | Fault]) -> Iterator[list[Row | Fault]]:
-    while chunk := list(islice(rows, CHUNK)):
+def _chunks(rows: Iterator[Row | Fault], size: int) -> Iterator[list[Row | Fault]]:
+    while chunk := list(islice(rows, size)):
         yield chunk
 
 
@@ -223,6 +230,7 @@ def label(
     *,
     gold: str = "label",
     device: str = "auto",
+    watch: Callable[[int], None] = lambda rows: None,
     **options: Any,
 ) -> dict[str, Any]:
     """Label rows by rules: each gets a distribution over the classes in `label`, and with `confidence` a `weight`.
@@ -232,6 +240,7 @@ def label(
         data: the rows; what lies beyond memory is read piece by piece from JSONL and Parquet.
         to: a JSONL file for the rows that have a label now; None: only the account is given.
         gold: the column of true labels, of which the account tells how often rules and label model are right.
+        watch: is told again and again how many rows have been voted on.
         options: those of `data.labeling`.
 
     Returns the account: see `tunewright.evaluation.rules.account`.
@@ -249,7 +258,8 @@ def label(
     target = Path(to).expanduser() if to is not None else None
     if target is not None and target.exists():
         raise OutputError(f"{target} is there already. Name another file.")
-    found = poll(data, read_rules(config.rules, lambda where: classifier(where, device), config.ignore_case), gold)
+    voters = read_rules(config.rules, lambda where: classifier(where, device), config.ignore_case)
+    found = poll(data, voters, gold, watch=watch)
     fitted = fit(config, found)
     told = describe(config, found, fitted)
     if target is not None:

@@ -85,9 +85,10 @@ class Fails:
 
 
 class Voter(Protocol):
-    """Some rules that vote together: they share the reading of a text."""
+    """Some rules that vote together: they share the reading of a text. `at_once`: of how many rows at the most."""
 
     names: list[str]
+    at_once: int
 
     def votes(self, rows: Sequence[Row], sources: Sequence[str]) -> list[Cast]: ...
 
@@ -155,6 +156,8 @@ def _compiled(row: RuleRow, ignore_case: bool = False) -> re.Pattern[str] | None
 class Words:
     """Patterns, keywords and dictionaries on one column."""
 
+    at_once = 1024
+
     def __init__(self, column: str, rules: Sequence[tuple[str, RuleRow]], ignore_case: bool = False) -> None:
         self.column = column
         self.names = [name for name, _ in rules]
@@ -192,6 +195,8 @@ class Words:
 class Told:
     """What a model says; of a row without a text or an image it says nothing, as other rules do."""
 
+    at_once = 128
+
     def __init__(self, name: str, rule: RuleRow, classify: Classifier) -> None:
         self.names, self.rule, self.classify = [name], rule, classify
 
@@ -205,6 +210,8 @@ class Told:
 
 class Functions:
     """The functions of a Python file, which runs because the user named it."""
+
+    at_once = 16  # each may take its time
 
     def __init__(self, path: Path) -> None:
         found = run_file(path)
