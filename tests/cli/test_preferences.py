@@ -10,9 +10,23 @@ from typing import Any
 import pytest
 
 from tests.cli.conftest import Invoke, write_jsonl
-from tests.tiny import preferences, rated
+from tests.tiny import preferences, rated, words
 
 KEYS = ["objective.type=preference", "method=full", "training.max_steps=2", "training.batch=4", "data.validation=0.3"]
+
+
+def test_a_set_of_which_nothing_fits_is_named(decoder: str, invoke: Invoke, tmp_path: Path) -> None:
+    """With what to do: not the option that was given."""
+    long = [{"prompt": words(i, 3), "chosen": words(i, 90 + i), "rejected": words(i + 1, 80)} for i in range(5)]
+    train = write_jsonl(tmp_path / "train.jsonl", preferences(8))
+    validation = write_jsonl(tmp_path / "validation.jsonl", long)
+    options = ["objective.type=preference", f"data.validation={validation}", "data.max_length=40"]
+    asked = ["train", "--base", decoder, "--data", train, *options, "--output", tmp_path / "run"]
+    for policy, hint in (("drop", True), ("truncate_prompt", False)):
+        done = invoke(*asked, f"data.overlength={policy}")
+        assert done.exit_code == 2 and done.stderr.count("Error") == 1
+        assert re.search(r"validation: of 5 rows none fits into 40 tokens, the shortest has \d\d+: ", done.stderr)
+        assert ("or set data.overlength: truncate_prompt" in done.stderr) == hint
 
 
 @pytest.mark.parametrize("make", [preferences, rated])
