@@ -56,6 +56,30 @@ def test_a_run_is_measured_and_reported(name: str, made: Any) -> None:
     assert ("AUC of the reward" if name == "kto" else "Longer is better") in page and "nan" not in page.lower().split()
 
 
+LOSSES = [*({"loss": loss} for loss in ("dpo", "ipo", "orpo", "simpo")), {"loss": "dpo", "length_normalized": True}]
+
+
+@pytest.mark.parametrize("options", LOSSES)
+def test_a_step_says_what_the_table_says(options: Any, tiny_base: Any, tmp_path: Path) -> None:
+    """In the same units, under the same names: the last step's validation is what is measured at the end."""
+    rows = rankings(17)
+    run = tw.train(
+        recipe(
+            "simpo",
+            tiny_base("llama"),
+            output=str(tmp_path / "run"),
+            data={"train": rows[:11], "validation": rows[11:]},
+            objective={"type": "preference", **options},
+            training={**TRAINING, "keep": "last"},
+        )
+    )
+    told = [line for line in run.metrics if "validation" in line][-1]["validation"]
+    table = run.info["evaluation"]["validation"]["after"]["metrics"]
+    same = told.keys() & table.keys() - {"loss"}
+    assert same >= ({"accuracy_per_token", "margin"} if options["loss"] in ("orpo", "simpo") else {"reward_margin"})
+    assert {key: told[key] for key in same} == pytest.approx({key: table[key]["value"] for key in same}, rel=1e-4)
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_it_is_measured_again_with_the_same_figures(name: str, made: Any) -> None:
     run = made(name)

@@ -121,10 +121,17 @@ def test_the_loss_of_pairs_is_that_of_the_paper(name: str, rows: str, tiny_base:
         assert terms["nll"] == pytest.approx(nll, rel=1e-6)
         expected = nll + 0.1 * expected
     assert terms["loss"] == pytest.approx(expected, rel=1e-6)
-    better = {"orpo": lambda b, w: odds(b) > odds(w), "simpo": lambda b, w: b[0].mean() > w[0].mean()}.get(
-        loss, lambda b, w: ratio(b, "token" in name) > ratio(w, "token" in name)
-    )
-    assert terms["accuracy"] == pytest.approx(pairs_mean(now, start, better), abs=1e-6)
+    for key, measure in (PER_TOKEN if loss in ("orpo", "simpo") else GAINED).items():
+        assert terms[key] == pytest.approx(pairs_mean(now, start, measure), rel=1e-6, abs=1e-6)
+
+
+GAINED = {"reward_accuracy": lambda b, w: ratio(b) > ratio(w), "reward_margin": lambda b, w: ratio(b) - ratio(w)}
+PER_TOKEN = {
+    "accuracy_per_token": lambda b, w: b[0].mean() > w[0].mean(),
+    "accuracy": lambda b, w: b[0].sum() > w[0].sum(),
+    "margin": lambda b, w: b[0].sum() - w[0].sum(),
+}
+"""As the evaluation has them, whatever the loss makes of them."""
 
 
 def others(ready: Prepared) -> list[tuple[list[int], int]]:
