@@ -12,7 +12,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tunewright.account import describe, place_of, refuse_changed, write_bad_rows, write_labeling
+from tunewright.account import (
+    describe,
+    one_sided,
+    place_of,
+    refuse_changed,
+    without_contrast,
+    write_bad_rows,
+    write_labeling,
+)
 from tunewright.artifacts.fingerprint import refuse_other_weights
 from tunewright.artifacts.load import allow_code
 from tunewright.artifacts.prior import drawn_prior
@@ -173,7 +181,7 @@ def make_job(prepared: Prepared, folder: Path, processes: Processes) -> Job:
     if job.config.head_first:
         refuse_idle(job)
     refuse_empty_parts(job)
-    prepared.notices += few_steps(job)
+    prepared.notices += [*few_steps(job), *one_sided(prepared)]
     return job
 
 
@@ -256,7 +264,9 @@ def _finish(prepared: Prepared, outcome: Outcome, record: Record, learner: Learn
         steps=outcome.steps,
         weights=outcome.weights,
         best=outcome.best,
-        notices=list(dict.fromkeys([*record.info["notices"], *outcome.notices])),
+        notices=list(
+            dict.fromkeys([*record.info["notices"], *outcome.notices, *without_contrast(Run(record.folder).metrics)])
+        ),
         evaluation=evaluation,
     )
 

@@ -74,6 +74,14 @@ def test_words_stay_whole_in_a_table_of_named_rewards(capsys: pytest.CaptureFixt
     assert "1.00 [0.00–2.00]" in capsys.readouterr().out
 
 
+def test_rewards_that_never_differ_are_said(decoder: str, rows_to_ask: Path, invoke: Invoke, tmp_path: Path) -> None:
+    objective = {**json.loads(OBJECTIVE), "rewards": [{"type": "length", "max": 500}]}
+    asked = ["--base", decoder, "--data", rows_to_ask, "--output", tmp_path / "run", *KEYS[1:]]
+    done = invoke("train", *asked, f"objective={json.dumps(objective)}")
+    assert done.exit_code == 0, done.output
+    assert "reward 1.00 (all alike)" in done.stderr and "Note: Nothing was learned from rewards" in done.stderr
+
+
 def test_a_long_line_of_progress_fits() -> None:
     line = {"loss": 0.0, "reward": -0.123456, "kl": 12.3456, "length": 123.5, "tokens_per_second": 1.0, "eta": 9000.0}
     said = pace(line, "tokens")

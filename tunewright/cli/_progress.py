@@ -116,7 +116,9 @@ def pace(line: Line, unit: str) -> str:
     from tunewright.evaluation.formats import duration, number
 
     if "reward" in line:
-        told = [f"reward {number(float(line['reward']))}", *([f"KL {number(line['kl'])}"] if "kl" in line else [])]
+        alike = " (all alike)" if line.get("reward_std") == 0 else ""
+        kl = [f"KL {number(line['kl'])}"] if "kl" in line else []
+        told = [f"reward {number(float(line['reward']))}{alike}", *kl]
         return "  ".join([*told, f"length {number(line['length'])}", f"ETA {duration(line['eta'])}"])
     speed = line["tokens_per_second" if unit == "tokens" else "rows_per_second"]
     said = f"{speed:,.0f}" if speed >= 10 else f"{speed:.2g}"

@@ -15,6 +15,8 @@ INTERVALS = "In brackets: 95 % intervals."
 
 def show_result(folder: str, info: Mapping[str, Any], report: str) -> None:
     """How a run ended: what was measured before and after, and where things are."""
+    from tunewright.account import NOTHING
+
     if info.get("over_seeds"):
         show()
         out().print(all_seeds(info))
@@ -25,6 +27,9 @@ def show_result(folder: str, info: Mapping[str, Any], report: str) -> None:
         show(INTERVALS, style="dim")
         _say_notes(info)
         _show_drawn(info)
+    for notice in info.get("notices") or ():
+        if notice.startswith(NOTHING):  # which nobody could say before
+            say(f"Note: {notice}")
     show()
     show(f"Run      {folder}")
     show(f"Report   {report}")

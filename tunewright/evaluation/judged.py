@@ -156,7 +156,9 @@ def rated(
         gain = np.where(np.isclose(score, start, rtol=ROUNDING, atol=0), 0.0, score - start)
         metrics = {"reward_auc": told(gain), **metrics}
     found = {**metrics, "auc_of_length": told(length)}
-    return scored(found, primary=next(iter(metrics)), notes=_shared(group_N))
+    rating = "good" if good.all() else "bad"
+    alike = (f"All answers are rated {rating}, so that AUC is undefined.",) if len(np.unique(good)) == 1 else ()
+    return scored(found, primary=next(iter(metrics)), notes=(*alike, *_shared(group_N)))
 
 
 def auc(score_N: Array, good_N: npt.NDArray[Any]) -> float:
