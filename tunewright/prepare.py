@@ -234,7 +234,8 @@ def _encode(task: Task, model: Model, rows: Rows, data: DataConfig) -> dict[str,
             errors[name] = error
     if not errors:
         return encoded
-    if len({str(error) for error in errors.values()}) == 1 < len(errors):  # it is no matter of the rows
+    same = len({str(error) for error in errors.values()}) == 1 < len(errors)
+    if same and not any(error.faults for error in errors.values()):  # it is no matter of the rows
         raise next(iter(errors.values()))
     named = [error if error.faults else DataError(f"{name}: {error}") for name, error in errors.items()]
     raise DataError("The data cannot be used:", lines_of(named)) if len(named) > 1 else named[0]

@@ -89,12 +89,12 @@ class Verdict:
 
 def comparisons(run: Mapping[str, Any]) -> list[Comparison]:
     """One for each evaluation set of run.json; the test set first, then as written."""
+
+    def measured(scores: Mapping[str, Any], when: str) -> Scores | None:
+        return Scores.from_dict(scores[when]) if scores.get(when) else None
+
     found = [
-        Comparison(
-            name,
-            *(Scores.from_dict(scores[key]) if scores.get(key) else None for key in ("before", "after")),
-            scores.get("changes") or {},
-        )
+        Comparison(name, measured(scores, "before"), measured(scores, "after"), scores.get("changes") or {})
         for name, scores in (run.get("evaluation") or {}).items()
     ]
     return sorted(found, key=lambda comparison: FIRST.get(comparison.name, len(FIRST)))
