@@ -87,7 +87,8 @@ def tunewright_dpo(work: str, base: str, rows: list[dict[str, Any]], steps: int,
             evaluation={"before": False},
             output=out,
         )
-    return {"seconds": watch.seconds, "last": run.metrics[-1]["margin"], "first_loss": run.metrics[0]["loss"]}
+    margin = 0.1 * run.metrics[-1]["reward_margin"]  # TRL logs it times β
+    return {"seconds": watch.seconds, "last": margin, "first_loss": run.metrics[0]["loss"]}
 
 
 def trl_dpo(work: str, base: str, rows: list[dict[str, Any]], steps: int, out: str) -> dict[str, Any]:

@@ -35,6 +35,13 @@ def test_every_module_has_its_layer() -> None:
     assert modules - {"tunewright.__init__"} <= layers
 
 
+def test_every_module_is_in_the_house() -> None:
+    """The table of docs/architecture.md says what is where."""
+    said = (ROOT / "docs" / "architecture.md").read_text()
+    modules = {p.name for p in PACKAGE.glob("*.py") if not p.name.startswith("__")}
+    assert not {name for name in modules if f"`{name}`" not in said}
+
+
 def imported(path: Path) -> set[str]:
     """Everything that a file imports, at its top or inside, as full names."""
     found: set[str] = set()

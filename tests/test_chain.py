@@ -147,7 +147,7 @@ LATER: dict[str, tuple[Any, str]] = {
         lambda s: {**s, "objective": {**s["objective"], "rewards": [{"type": "reward_model", "run": "first"}]}},
         "last: the reward reward_model .reward_model. asks first, which learns by objective: supervised",
     ),
-    "several seeds": (lambda s: {**s, "base": "many"}, "last asks for many, which has a run for each"),
+    "several seeds": (lambda s: {**s, "base": "many"}, "last: many has a run for each"),
 }
 
 
@@ -227,6 +227,21 @@ def test_a_stage_is_checked_with_what_the_earlier_ones_add(tiny_base: Any, tmp_p
     assert found.objective.rewards[2].max == 3
 
 
+def test_faults_of_a_stage_name_what_its_own_objective_has() -> None:
+    policy = {"base": "a", "data": "b", "objective": {"type": "rl", "rewards": [{"type": "lenght"}], "algoritm": "ppo"},
+              "method": {"type": "lora", "width": 3}}  # fmt: skip
+    with pytest.raises(RecipeError) as caught:
+        make_chain({"stages": {"my-policy": policy}})
+    said = str(caught.value).splitlines()
+    assert said[0] == "The chain cannot be used:"
+    assert "  stages.my-policy.objective.algoritm: unknown key algoritm. Did you mean algorithm?" in said
+    assert "  stages.my-policy.objective.rewards.0: lenght is unknown. Did you mean length?" in said
+    assert any(
+        line.startswith("  stages.my-policy.method.width: method lora has no option width; it is one of adapter.")
+        for line in said
+    )
+
+
 def weak(base: str, place: Path, folder: Path) -> Any:
     rules, rows = folder / "rules.jsonl", folder / "rows.jsonl"
     rules.write_text("".join(json.dumps(rule) + "\n" for rule in RULES))
@@ -261,6 +276,42 @@ def test_clean_rows_that_lack_a_class_keep_the_head(tiny_base: Any, tmp_path: Pa
     for name in ("weak", "clean", "clean_only"):
         assert tw.open_run(tmp_path / "run" / name).info["labels"] == ["animal", "fruit", "stone"]
     assert run.info["new"] == []  # the head that the rules' labels taught goes on
+
+
+def test_clean_rows_follow_the_rules_with_each_seed(tiny_base: Any, tmp_path: Path) -> None:
+    chosen = weak(tiny_base("bert"), tmp_path / "run", tmp_path)
+    seeds = chosen.training.model_copy(update={"seeds": [0, 3]})
+    (tmp_path / "recipe.yaml").write_text(chosen.model_copy(update={"training": seeds}).to_yaml())
+    done = CliRunner().invoke(app, ["train", str(tmp_path / "recipe.yaml"), f"output={tmp_path / 'run'}"])
+    assert done.exit_code == 0, done.output
+    for seed in (0, 3):
+        info = tw.open_run(tmp_path / "run" / "clean" / f"seed-{seed}").info
+        assert info["base"] == str(tmp_path / "run" / "weak" / f"seed-{seed}" / "model") and info["new"] == []
+    table = [line.split() for line in done.stdout.splitlines()]
+    assert {"weak", "clean_only", "clean"} <= {row[0] for row in table if row[1:2] == ["validation"]}
+    assert tw.resume(tmp_path / "run").info["seeds"] == [0, 3]
+
+
+@pytest.mark.parametrize(
+    "first, second, alpha, said",
+    [
+        ([0, 1], None, None, "stages.second: first has a run for each of its training.seeds"),
+        ([0, 1], [1, 2], None, "give second these seeds too, or first none"),
+        (None, [0, 1], 0.5, "alpha is a point of one run"),
+        ([0, 1, 2], [2, 1], None, ""),
+        (None, [1, 2], None, ""),
+    ],
+)
+def test_seeds_of_stages_that_do_not_go_on(first: Any, second: Any, alpha: Any, said: str) -> None:
+    """Is said before anything trains."""
+    asked = stages("base")
+    for stage, seeds in (("first", first), ("second", second)):
+        asked[stage] = {**asked[stage], "training": {**asked[stage]["training"], "seeds": seeds}}
+    if not said:
+        assert make_chain({"stages": asked, "alpha": alpha})
+        return
+    with pytest.raises(RecipeError, match=said):
+        make_chain({"stages": asked, "alpha": alpha})
 
 
 def test_classes_that_are_given(tiny_base: Any, tmp_path: Path) -> None:

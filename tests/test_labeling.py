@@ -58,6 +58,24 @@ def test_ties_and_rows_without_votes(files: Path) -> None:
     assert read("b.jsonl")[3] == {"text": "nothing", "id": 3, "label": {"animal": 0.5, "fruit": 0.5}}
 
 
+def test_a_rows_own_weight_counts_too(files: Path) -> None:
+    """As a number or as text, as CSV has it; what is no weight is a fault of its row."""
+    weights = [5, "0.5", None, 1, -2, "much"]
+    rows = [{"text": text, "weight": weight} for text, weight in zip(TEXTS, weights, strict=True)]
+    told = tw.label("rules.jsonl", rows, "out.jsonl")
+    tw.label("rules.jsonl", [{"text": text} for text in TEXTS[:4]], "plain.jsonl")
+    sure = [row["weight"] for row in read("plain.jsonl")]
+    assert [row["weight"] for row in read("out.jsonl")] == pytest.approx(
+        [sure[0] * 5, sure[1] * 0.5, sure[2]], abs=1e-5
+    )
+    assert told["unread"]["first"] == [
+        "rows[4]: weight is -2: give 0, 1, or another number that is not negative",
+        "rows[5]: weight is 'much': give 0, 1, or another number that is not negative",
+    ]
+    tw.label("rules.jsonl", rows[:2], "own.jsonl", confidence=False)
+    assert [row["weight"] for row in read("own.jsonl")] == [5, "0.5"]
+
+
 def test_the_account(files: Path) -> None:
     told = tw.label("rules.jsonl", "rows.jsonl", model="majority")
     assert told["rows"] == 6 and told["coverage"] == pytest.approx(5 / 6)
@@ -113,6 +131,7 @@ def test_balance_names_the_classes(files: Path) -> None:
         ({"model": "majority", "accuracy": 0.9}, "accuracy: for model: em, and this is majority"),
         ({"ties": "abstain"}, "ties: for model: majority, and this is em"),
         ({"uncovered": "uniform"}, "set confidence: false too"),
+        ({"then_clean": "clean.jsonl"}, "then_clean is for training: data.labeling.then_clean of a recipe"),
     ],
 )
 def test_options_without_effect(options: Any, said: str, files: Path) -> None:
@@ -161,10 +180,20 @@ def test_the_command(files: Path) -> None:
     )
     assert result.exit_code == 0, result.output
     assert "some rule votes on 83.3" in result.output and "5 rows are in out.jsonl" in result.output
-    assert "1 rule votes on no row: idle" in result.output
+    assert "1 rule votes on no row: idle." in result.output and result.output.count("idle") == 1
     assert max(map(len, result.output.splitlines())) <= 160
     document = CliRunner().invoke(app, ["label", "rules.jsonl", "--data", "rows.jsonl", "model=majority", "--json"])
     assert json.loads(document.stdout)["model"] == "majority"
+
+
+def test_the_command_says_how_far_slow_rules_are(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Functions are asked for few rows at a time."""
+    monkeypatch.setattr("tunewright.cli.label.SECONDS_BETWEEN_LINES", 0.0)
+    Path("rules.py").write_text("def all(row):\n    return 'a'\n")
+    Path("many.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS * 4))
+    result = CliRunner().invoke(app, ["label", "rules.py", "--data", "many.jsonl"])
+    said = [line for line in result.stderr.splitlines() if line.startswith("The rules have voted on")]
+    assert said == ["The rules have voted on 16 rows.", "The rules have voted on 24 rows."]
 
 
 def test_the_command_with_a_rule_that_throws(files: Path) -> None:

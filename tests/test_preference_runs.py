@@ -11,6 +11,7 @@ import pytest
 import tunewright as tw
 from tests.tiny import completions, preferences, rankings, rated
 from tunewright.errors import MethodError, RecipeError
+from tunewright.evaluation.verdict import comparisons
 
 CASES: dict[str, tuple[str, Any, Any, str]] = {
     "dpo": ("llama", preferences, "preference", "lora"),
@@ -55,7 +56,31 @@ def test_a_run_is_measured_and_reported(name: str, made: Any) -> None:
     assert ("AUC of the reward" if name == "kto" else "Longer is better") in page and "nan" not in page.lower().split()
 
 
-@pytest.mark.parametrize("name", ["dpo", "simpo", "reward", "reward of a decoder"])
+LOSSES = [*({"loss": loss} for loss in ("dpo", "ipo", "orpo", "simpo")), {"loss": "dpo", "length_normalized": True}]
+
+
+@pytest.mark.parametrize("options", LOSSES)
+def test_a_step_says_what_the_table_says(options: Any, tiny_base: Any, tmp_path: Path) -> None:
+    """In the same units, under the same names: the last step's validation is what is measured at the end."""
+    rows = rankings(17)
+    run = tw.train(
+        recipe(
+            "simpo",
+            tiny_base("llama"),
+            output=str(tmp_path / "run"),
+            data={"train": rows[:11], "validation": rows[11:]},
+            objective={"type": "preference", **options},
+            training={**TRAINING, "keep": "last"},
+        )
+    )
+    told = [line for line in run.metrics if "validation" in line][-1]["validation"]
+    table = run.info["evaluation"]["validation"]["after"]["metrics"]
+    same = told.keys() & table.keys() - {"loss"}
+    assert same >= ({"accuracy_per_token", "margin"} if options["loss"] in ("orpo", "simpo") else {"reward_margin"})
+    assert {key: told[key] for key in same} == pytest.approx({key: table[key]["value"] for key in same}, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", CASES)
 def test_it_is_measured_again_with_the_same_figures(name: str, made: Any) -> None:
     run = made(name)
     again = tw.evaluate(run.folder, CASES[name][1](17)[13:])["scores"]["metrics"]
@@ -63,8 +88,47 @@ def test_it_is_measured_again_with_the_same_figures(name: str, made: Any) -> Non
     assert again and all(again[key]["value"] == pytest.approx(own[key]["value"], rel=1e-4) for key in again)
 
 
+def test_rated_rows_are_compared_as_such(made: Any, tiny_base: Any) -> None:
+    """Where one of the two learned from them; a label means nothing to two models that did not."""
+    rows, base = rated(8), tiny_base("llama")
+    assert tw.compare(base, str(made("kto").folder), rows)["sets"]["test"]["metric"] == "auc"
+    assert tw.compare(base, base, rows)["sets"]["test"]["metric"] != "auc"
+
+
 def test_a_tuned_language_model_is_measured_on_answers_too(made: Any) -> None:
     assert "rouge_l" in tw.evaluate(made("dpo").folder, completions(4))["scores"]["metrics"]
+
+
+@pytest.mark.parametrize("name", ["dpo", "kto", "reward"])
+def test_what_changed_is_measured_row_by_row(name: str, made: Any) -> None:
+    """Four test rows that all changed one way tell nothing: p is never below an eighth."""
+    run = made(name)
+    found = run.info["evaluation"]["test"]
+    assert found["changes"].keys() == {
+        key for key, one in found["after"]["metrics"].items() if one["value"] is not None
+    }
+    assert all(one["p"] >= 2 * 0.5**4 for one in found["changes"].values())
+    assert (run.folder / "before.safetensors").is_file()
+    assert all(one.change(key).value in ("Cannot tell", "Not measured") for one in comparisons(run.info)
+               for key in found["changes"])  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["dpo", "kto", "reward"])
+def test_rows_that_share_a_prompt_are_no_more_than_one(name: str, made: Any) -> None:
+    rows = CASES[name][1](12)
+    shared = [{**row, "prompt": rows[i % 2]["prompt"]} for i, row in enumerate(rows)]
+    found = tw.evaluate(made(name).folder, shared)["scores"]
+    assert found["notes"] == ["12 rows share 2 prompts, over which the intervals are."]
+    if name != "reward":
+        assert tw.compare(f"{made(name).folder}@0", str(made(name).folder), shared)["sets"]["test"]["p"] >= 0.5
+    assert "notes" not in tw.evaluate(made("dpo").folder, preferences(12))["scores"]
+
+
+def test_a_single_prompt_has_no_interval_along_the_way(made: Any) -> None:
+    rows = [{**row, "prompt": "a fox"} for row in preferences(8)]
+    found = tw.interpolate(made("dpo").folder, alphas=[0, 1], shifts={"one": rows})["curve"]
+    assert all(point["low"] is None for point in found["one"]["test"])
+    assert all(point["low"] is not None for point in found["test"]["test"])
 
 
 @pytest.mark.parametrize("name", ["dpo", "simpo", "kto"])

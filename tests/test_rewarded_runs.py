@@ -71,6 +71,44 @@ def test_a_step_draws_enough_answers_to_compare(
     assert prepared(tiny_base("llama"), rows, objective=objective).recipe.training.batch == batch
 
 
+@pytest.mark.parametrize("algorithm", ["grpo", "rloo", "ppo", "reinforce"])
+def test_rewards_that_never_differ_are_said_to_teach_nothing(algorithm: str, tiny_base: Any, tmp_path: Path) -> None:
+    same = {"type": "length", "min": 0, "max": 500, "weight": 0.1}
+    more = {"samples": 3} if algorithm in ("grpo", "rloo") else {}
+    runs = [learned(tiny_base("llama"), tmp_path / name, algorithm=algorithm, rewards=[reward], **more)
+            for name, reward in (("same", same), ("other", {"type": "pattern", "pattern": "a"}))]  # fmt: skip
+    said = [[n for n in run.info["notices"] if n.startswith("Nothing was learned from rewards")] for run in runs]
+    assert [len(one) for one in said] == [1, 0]
+    same, other = ([line["reward_std"] for line in run.metrics if "reward_std" in line] for run in runs)
+    assert same == [0.0] * (1 if algorithm == "ppo" else 4) and any(other), "of each draw, which ppo takes four times"
+
+
+def test_the_spread_is_that_of_the_answers_that_are_compared(tiny_base: Any, tmp_path: Path) -> None:
+    """A reward that says the same of all answers to a prompt teaches GRPO nothing, whatever others get."""
+    (tmp_path / "r.py").write_text("def r(samples):\n    return [float(len(s.prompt)) for s in samples]\n")
+    by_prompt = {"type": "python", "function": f"{tmp_path / 'r.py'}:r"}
+    found = [learned(tiny_base("llama"), tmp_path / one, algorithm=one, rewards=[by_prompt], **more).metrics[0]
+             for one, more in (("grpo", {"samples": 2}), ("reinforce", {}))]  # fmt: skip
+    assert found[0]["reward_std"] == 0 < found[1]["reward_std"]
+
+
+@pytest.mark.parametrize("good", [1, 0])
+def test_ratings_without_the_other_kind_are_said(good: int, tiny_base: Any, tmp_path: Path) -> None:
+    rows = [{"prompt": words(i, 3), "completion": words(i + 1, 4), "label": good} for i in range(8)]
+    document = {
+        "base": tiny_base("llama"), "data": {"train": rows[:6], "validation": rows[6:]}, "training": {"max_steps": 1},
+        "objective": {"type": "preference", "loss": "kto"},
+    }  # fmt: skip
+    run = tw.train(document, output=str(tmp_path / "run"))
+    rating = "good" if good else "bad"
+    assert any(n.startswith(f"All training answers are rated {rating}") for n in run.info["notices"])
+    assert f"All answers are rated {rating}" in run.info["evaluation"]["validation"]["after"]["notes"][0]
+    document["data"] = {"train": [*rows[:5], {**rows[5], "label": 1 - good}], "validation": rows[6:]}
+    assert not any(
+        "are rated" in notice for notice in tw.train(document, output=str(tmp_path / "both")).info["notices"]
+    )
+
+
 def test_what_kl_is_and_costs_is_in_each_line(tiny_base: Any, tmp_path: Path) -> None:
     """With a target the coefficient that was used; without a coefficient an estimate by some of the answers."""
     base = tiny_base("llama")

@@ -356,6 +356,12 @@ BAD: dict[str, tuple[dict[str, Any], type[TunewrightError], str]] = {
 }  # fmt: skip
 
 
+def test_a_fault_of_all_sets_is_said_once(tiny_base: Any, tmp_path: Path) -> None:
+    rows = [{"prompt": "a fox"}, {"prompt": "a cow"}]
+    error, _ = refusal(tiny_base("llama"), tmp_path, objective={"max_new_tokens": 256}, data={"validation": rows})
+    assert str(error).startswith("objective.max_new_tokens leaves no room") and str(error).count("leaves no room") == 1
+
+
 @pytest.mark.parametrize("name", BAD)
 def test_what_cannot_work_is_refused_before_anything_begins(
     name: str, models: dict[str, str], tiny_base: Any, tmp_path: Path

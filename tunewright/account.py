@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import platform
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from tunewright.artifacts.fingerprint import fingerprint
-from tunewright.data.kinds import Classified
+from tunewright.data.kinds import Classified, Rated
 from tunewright.data.records import Records
 from tunewright.engine.device import micro_batch_tokens
 from tunewright.errors import DataError
@@ -102,6 +102,36 @@ def describe_data(prepared: Prepared) -> dict[str, Any]:
         }
         for name, records in prepared.rows.sets().items()
     }
+
+
+def one_sided(prepared: Prepared) -> list[str]:
+    """A notice where no training answer is rated other than the rest: what is good then is told from nothing."""
+    ratings = {record.good for record in prepared.rows.train.records if isinstance(record, Rated)}
+    if len(ratings) != 1 or getattr(prepared.recipe.objective, "loss", "") != "kto":
+        return []
+    rating, other = ("good", "bad") if ratings == {True} else ("bad", "good")
+    return [
+        f"All training answers are rated {rating}: nothing tells them from {other} ones. Give answers that are rated "
+        f"{other} too."
+    ]
+
+
+NOTHING = "Nothing was learned from rewards"
+
+
+def without_contrast(lines: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A notice where a policy's rewards never differed: an answer is compared with others, and all were alike.
+
+    Args:
+        lines: those of metrics.jsonl.
+    """
+    spread = [line["reward_std"] for line in lines if "reward_std" in line]
+    if not spread or any(spread):
+        return []
+    return [
+        f"{NOTHING}: at each step all answers that are compared got the same. Take rewards that tell them apart, more "
+        "objective.samples, a higher objective.temperature, or easier prompts."
+    ]
 
 
 def refuse_changed(sets: Mapping[str, Records], data: Mapping[str, Any], advice: str) -> None:

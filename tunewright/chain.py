@@ -19,7 +19,7 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from tunewright.data.config import DataConfig
 from tunewright.data.kinds import Classified
@@ -53,6 +53,20 @@ class Chain(BaseModel):
                 raise ValueError(f"{name}.output: a stage lies in the folder of the chain; leave output out")
         return stages
 
+    @model_validator(mode="after")
+    def _seeds_go_on(self) -> Chain:
+        seeds = {name: set(recipe.training.seeds or ()) for name, recipe in self.stages.items()}
+        for name, recipe in self.stages.items():
+            for other in named(recipe):
+                if seeds.get(other) and not (seeds[name] and seeds[name] <= seeds[other]):
+                    raise ValueError(
+                        f"stages.{name}: {other} has a run for each of its training.seeds, and {name} goes on from the "
+                        f"run of the same seed: give {name} these seeds too, or {other} none"
+                    )
+        if self.alpha is not None and self.last.training.seeds:
+            raise ValueError("alpha is a point of one run, and the last stage has one for each of its training.seeds")
+        return self
+
     def to_yaml(self) -> str:
         return as_yaml(self.model_dump(mode="json", exclude={"output"}))
 
@@ -76,11 +90,6 @@ def make_chain(document: Mapping[str, Any]) -> Chain:
 
 def _refuse_unfit(name: str, recipe: Recipe, earlier: Mapping[str, Recipe]) -> None:
     """Raises RecipeError where an earlier stage is named that will have nothing of the kind."""
-    for other in named(recipe):
-        if other in earlier and earlier[other].training.seeds:
-            raise RecipeError(
-                f"The stage {name} asks for {other}, which has a run for each of its training.seeds. Give it one seed."
-            )
     for grader in _each_grader(recipe):
         asked = earlier.get(getattr(grader, "run", ""))
         if asked and (asked.objective.type == "reward") != (grader.type == "reward_model"):

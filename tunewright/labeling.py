@@ -10,7 +10,7 @@ import json
 import os
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -20,6 +20,7 @@ import numpy as np
 
 from tunewright.artifacts.load import load
 from tunewright.data.config import Location
+from tunewright.data.formats import row_weight
 from tunewright.data.labeling.config import Labeling
 from tunewright.data.labeling.label_model import Ballot, Fitted, Votes, em, majority
 from tunewright.data.labeling.rules import Classifier, Functions, Voter, names_of, read_rules
@@ -27,13 +28,12 @@ from tunewright.data.pictures import as_text
 from tunewright.data.row import Fault, Row, Rows, renamed
 from tunewright.data.stream import stream_rows
 from tunewright.engine.device import pick_device
-from tunewright.errors import BaseModelError, DataError, OutputError, counted
+from tunewright.errors import BaseModelError, DataError, OutputError, RecipeError, counted
 from tunewright.evaluation.rules import account
 from tunewright.recipe import checked
 
 Columns = Mapping[str, str]
 EMPTY: Columns = {}
-CHUNK = 1024  # rows that the rules see together
 SHOWN = 5  # faults
 UNREAD = -1  # in place of a ballot's number: a row that cannot be used
 Number = tuple[int, str]
@@ -67,19 +67,26 @@ class Poll:
         return Votes(self.ballots, np.array(self.rows, dtype=float), len(self.rules), len(self.labels))
 
 
-def poll(location: Location, voters: Sequence[Voter], gold: str = "label", columns: Columns = EMPTY) -> Poll:
+def poll(
+    location: Location,
+    voters: Sequence[Voter],
+    gold: str = "label",
+    columns: Columns = EMPTY,
+    watch: Callable[[int], None] = lambda rows: None,
+) -> Poll:
     """Let every rule vote on every row.
 
     Args:
         columns: standard column name -> name in the file: rules know the standard ones.
         gold: the column that holds true labels, where a row has it: only the account looks at it.
+        watch: is told again and again how many rows have been voted on.
 
     Raises DataError where no rule votes at all.
     """
     found = Poll(names_of(voters))
     standard = {column: name for name, column in columns.items()}
     numbers: dict[tuple[tuple[int, str], ...], int] = {}
-    for chunk in _chunks(stream_rows(location)):
+    for chunk in _chunks(_weighed(stream_rows(location), columns), min(voter.at_once for voter in voters)):
         rows = [renamed(one, standard) if standard else one for one in chunk if isinstance(one, Row)]
         found.faults += [one for one in chunk if isinstance(one, Fault)]
         cast = _cast(voters, rows)
@@ -96,6 +103,7 @@ def poll(location: Location, voters: Sequence[Voter], gold: str = "label", colum
             found.ballot_N.append(number)
             if isinstance(label := one.values.get(columns.get(gold, gold)), str | int) and label != "":
                 found.gold[number, str(label)] += 1
+        watch(len(found.ballot_N))
     found.labels = sorted({label for ballot in numbers for _, label in ballot})
     if not found.labels:
         raise DataError(
@@ -113,8 +121,23 @@ def poll(location: Location, voters: Sequence[Voter], gold: str = "label", colum
     return found
 
 
-def _chunks(rows: Iterator[Row | Fault]) -> Iterator[list[Row | Fault]]:
-    while chunk := list(islice(rows, CHUNK)):
+def _weighed(rows: Iterable[Row | Fault], columns: Columns) -> Iterator[Row | Fault]:
+    """The rows, of which those are faults whose own weight is none."""
+    for row in rows:
+        try:
+            if isinstance(row, Row):
+                _weight(row, columns)
+            yield row
+        except DataError as error:
+            yield Fault(row.source, str(error), row.values if isinstance(row, Row) else row.raw)
+
+
+def _weight(row: Row, columns: Columns) -> float:
+    return row_weight({"weight": row.values.get(columns.get("weight", "weight"))})
+
+
+def _chunks(rows: Iterator[Row | Fault], size: int) -> Iterator[list[Row | Fault]]:
+    while chunk := list(islice(rows, size)):
         yield chunk
 
 
@@ -150,7 +173,8 @@ def labelled(
 ) -> Iterator[Row]:
     """The rows that have a label now: their columns, with `label` a distribution over the classes, and `weight`.
 
-    The weight is how sure the label is, (max p − 1/K) / (1 − 1/K), and 1 where `confidence` is off.
+    The weight is how sure the label is, (max p − 1/K) / (1 − 1/K), times the row's own, if it has one; where
+    `confidence` is off the row's own stays.
     """
     soft_SK, classes = fitted.soft_SK, len(found.labels)
     if config.uncovered == "uniform":
@@ -161,7 +185,8 @@ def labelled(
     for row, number in zip(stream_rows(location), found.ballot_N, strict=True):
         if number == UNREAD or not isinstance(row, Row) or not drawn[number]:
             continue
-        weight = {columns.get("weight", "weight"): round(float(sure_S[number]), 6)} if config.confidence else {}
+        sure = round(float(sure_S[number]) * _weight(row, columns), 6)
+        weight = {columns.get("weight", "weight"): sure} if config.confidence else {}
         yield Row({**row.values, columns.get("label", "label"): names[number], **weight}, row.source)
 
 
@@ -205,6 +230,7 @@ def label(
     *,
     gold: str = "label",
     device: str = "auto",
+    watch: Callable[[int], None] = lambda rows: None,
     **options: Any,
 ) -> dict[str, Any]:
     """Label rows by rules: each gets a distribution over the classes in `label`, and with `confidence` a `weight`.
@@ -214,6 +240,7 @@ def label(
         data: the rows; what lies beyond memory is read piece by piece from JSONL and Parquet.
         to: a JSONL file for the rows that have a label now; None: only the account is given.
         gold: the column of true labels, of which the account tells how often rules and label model are right.
+        watch: is told again and again how many rows have been voted on.
         options: those of `data.labeling`.
 
     Returns the account: see `tunewright.evaluation.rules.account`.
@@ -221,12 +248,18 @@ def label(
     Raises:
         DataError: rules or rows that cannot be used, each named; or rows without any vote.
         OutputError: the file is there already, or cannot be written.
+        RecipeError: options that cannot be used.
     """
     config = checked(Labeling, {"rules": str(rules), **options})
+    if config.then_clean is not None:
+        raise RecipeError(
+            "then_clean is for training: data.labeling.then_clean of a recipe. Here nothing is trained: leave it out."
+        )
     target = Path(to).expanduser() if to is not None else None
     if target is not None and target.exists():
         raise OutputError(f"{target} is there already. Name another file.")
-    found = poll(data, read_rules(config.rules, lambda where: classifier(where, device), config.ignore_case), gold)
+    voters = read_rules(config.rules, lambda where: classifier(where, device), config.ignore_case)
+    found = poll(data, voters, gold, watch=watch)
     fitted = fit(config, found)
     told = describe(config, found, fitted)
     if target is not None:

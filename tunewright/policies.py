@@ -116,10 +116,15 @@ def run_of(where: str | PathLike[str] | Model) -> Run | None:
 
 
 def kinds_of(run: Run | None, task: type[Task] | Task) -> tuple[str, ...]:
-    """The kinds of rows that a model is measured on; where it learned from rewards, all rows are read as prompts."""
-    if run and "prompt" in run.recipe.objective.reads:
+    """The kinds of rows that a model is measured on, as its run read them.
+
+    Where it learned from rewards, all rows are prompts; where from preferences, a label says whether an answer is good.
+    Rows that look like nothing of the kind are what they are to everybody.
+    """
+    reads = run.recipe.objective.reads if run else ()
+    if "prompt" in reads:
         return ("prompt",)
-    return task.data_kinds
+    return tuple(kind for kind in reads if kind in task.data_kinds) if "rated" in reads else task.data_kinds
 
 
 def _named(where: str | PathLike[str] | Model) -> str:

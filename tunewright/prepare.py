@@ -21,7 +21,7 @@ from tunewright.engine.job import Job
 from tunewright.errors import DataError, MethodError, RecipeError, counted
 from tunewright.evaluation.evaluate import refuse_idle_pattern
 from tunewright.methods.base import Method
-from tunewright.reading import Rows, choose_task, each_set, lines_of, read_rows
+from tunewright.reading import Rows, choose_task, lines_of, read_rows
 from tunewright.recipe import Recipe
 from tunewright.tasks._factories import allow, is_factory
 from tunewright.tasks._module_config import ModuleConfig
@@ -238,12 +238,20 @@ def _teach_to_end(model: Model, method: Method) -> str:
 
 def _encode(task: Task, model: Model, rows: Rows, data: DataConfig) -> dict[str, Encoded]:
     """Every set as examples. The faults of all sets come in one DataError."""
-    encoded, errors = each_set(rows.sets(), lambda name, records: task.encode(model, records.records, data))
-    if len(errors) > 1:
-        raise DataError("The data cannot be used:", lines_of(errors))
-    if errors:
-        raise errors[0]
-    return encoded
+    encoded: dict[str, Encoded] = {}
+    errors: dict[str, DataError] = {}
+    for name, records in rows.sets().items():
+        try:
+            encoded[name] = task.encode(model, records.records, data)
+        except DataError as error:
+            errors[name] = error
+    if not errors:
+        return encoded
+    same = len({str(error) for error in errors.values()}) == 1 < len(errors)
+    if same and not any(error.faults for error in errors.values()):  # it is no matter of the rows
+        raise next(iter(errors.values()))
+    named = [error if error.faults else DataError(f"{name}: {error}") for name, error in errors.items()]
+    raise DataError("The data cannot be used:", lines_of(named)) if len(named) > 1 else named[0]
 
 
 def _classes_without_rows(records: Sequence[Record], encoded: Encoded) -> list[str]:

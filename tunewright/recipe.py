@@ -5,8 +5,9 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -159,6 +160,9 @@ def _labeling_located(labeling: Labeling) -> Labeling:
     return labeling.model_copy(update=places)
 
 
+NAMES = {"Recipe": "recipe", "Chain": "chain"}
+
+
 def checked(kind: type[Checked], document: Mapping[str, Any]) -> Checked:
     """A document as a configuration. Raises RecipeError with every fault at once."""
     try:
@@ -166,7 +170,7 @@ def checked(kind: type[Checked], document: Mapping[str, Any]) -> Checked:
     except ValidationError as error:
         faults = [_explain(fault, kind) for fault in error.errors()]
         said = "\n".join(f"  {fault}" for fault in dict.fromkeys(faults))
-        raise RecipeError(f"The {'recipe' if kind is Recipe else 'options'} cannot be used:\n{said}") from error
+        raise RecipeError(f"The {NAMES.get(kind.__name__, 'options')} cannot be used:\n{said}") from error
 
 
 def leaves(document: Any, path: str = "") -> dict[str, Any]:
@@ -261,22 +265,55 @@ def _typed(value: Any, default: str) -> Any:
 
 def _explain(fault: Any, kind: type[BaseModel]) -> str:
     """One line a fault, with the path as a user writes it."""
-    path = [str(part) for part in fault["loc"]]
-    if len(path) > 1 and path[0] in ("method", "objective") and path[1] in (*METHODS, *OBJECTIVES):
-        chosen = path.pop(1)
-    else:
-        chosen = None
-    # the branch of a union that was tried (training.batch.constrained-int) is none of the user's words
-    where = ".".join(part for part in path if not re.search(r"[\[-]", part))
     if fault["type"] == "extra_forbidden":
-        return f"{where}: {_unknown_key(path, chosen, kind)}"
+        *above, key = fault["loc"]
+        return _unknown_key(str(key), _place(above, kind))
+    where = ".".join(_place(fault["loc"], kind).path)
     if fault["type"] == "missing":
         return f"{where} is missing."
     if fault["type"] == "union_tag_invalid":
-        known = list(OBJECTIVES if path[-1:] == ["objective"] else METHODS)
+        known = re.findall(r"'(\w+)'", fault["ctx"]["expected_tags"])
         return f"{where}: {fault['ctx']['tag']} is unknown. {_nearest(fault['ctx']['tag'], known)}"
     message = fault["msg"].removeprefix("Value error, ")
     return f"{where}{': ' if where else ''}{message}{_given(fault['input'])}"
+
+
+@dataclass
+class _Place:
+    """Where a fault is: the path as a user writes it, the model there, and those of `key` to choose from, by type."""
+
+    path: list[str]
+    model: type[BaseModel]
+    key: str
+    kinds: Mapping[str, type[BaseModel]]
+
+
+def _place(parts: Sequence[str | int], kind: type[BaseModel]) -> _Place:
+    """Follow pydantic's location through the models: it names the type of what was chosen too, which no user wrote."""
+    place, in_mapping = _Place([], kind, "", {}), False
+    for part in parts:
+        if isinstance(part, int) or in_mapping:  # the place in a list, or a name of the user's
+            place.path.append(str(part))
+            in_mapping = False
+        elif part in place.model.model_fields:
+            annotation = place.model.model_fields[part].annotation
+            models = _models_in(annotation)
+            kinds = {m.model_fields["type"].default: m for m in models if "type" in m.model_fields}
+            model = models[0] if models else place.model
+            place = _Place([*place.path, part], model, part, kinds if len(models) > 1 else {})
+            in_mapping = any(get_origin(one) is dict for one in (annotation, *get_args(annotation)))
+        elif part in place.kinds:
+            place.model = place.kinds[part]
+        elif not re.search(r"[\[-]", part):  # else a branch of a union (training.batch.constrained-int)
+            place.path.append(part)
+    return place
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    """The models that may stand where this is the type, in lists and mappings too."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for inner in get_args(annotation) for model in _models_in(inner)]
 
 
 def _given(value: Any) -> str:
@@ -290,29 +327,14 @@ def _given(value: Any) -> str:
     return f" (given: {said})"
 
 
-def _unknown_key(path: list[str], chosen: str | None, kind: type[BaseModel]) -> str:
-    key = path[-1]
-    if chosen:
-        owners = [
-            name for name, one in (METHODS if path[0] == "method" else OBJECTIVES).items() if key in one.model_fields
-        ]
-        fields = list({**METHODS, **OBJECTIVES}[chosen].model_fields)
-        if owners:
-            options = f"Options: {', '.join(fields)}."
-            return f"{path[0]} {chosen} has no option {key}; it is one of {', '.join(owners)}. {options}"
-    else:
-        fields = list(_model_at(path[:-1], kind).model_fields)
-    return f"unknown key {key}. {_nearest(key, fields)}"
-
-
-def _model_at(path: Sequence[str], model: type[BaseModel]) -> type[BaseModel]:
-    for part in path:
-        if part not in model.model_fields:  # a name in a mapping, such as a stage's
-            continue
-        annotation = model.model_fields[part].annotation
-        found = [a for a in (annotation, *get_args(annotation)) if isinstance(a, type) and issubclass(a, BaseModel)]
-        model = found[0] if found else model
-    return model
+def _unknown_key(key: str, place: _Place) -> str:
+    where, fields = ".".join([*place.path, key]), list(place.model.model_fields)
+    owners = [name for name, one in place.kinds.items() if key in one.model_fields]
+    if owners:
+        options, chosen = f"Options: {', '.join(fields)}.", place.model.model_fields["type"].default
+        what = place.key.removesuffix("s")  # rewards: a list of them
+        return f"{where}: {what} {chosen} has no option {key}; it is one of {', '.join(owners)}. {options}"
+    return f"{where}: unknown key {key}. {_nearest(key, fields)}"
 
 
 def _nearest(name: str, known: Sequence[str]) -> str:

@@ -25,6 +25,7 @@ from tunewright.data.records import Records, load_records
 from tunewright.engine.device import pick_device
 from tunewright.errors import DataError, RecipeError, counted
 from tunewright.evaluation import linear_probe
+from tunewright.evaluation.evaluate import by_prompt
 from tunewright.evaluation.paired import subset
 from tunewright.evaluation.picture import draw
 from tunewright.evaluation.report import write_report
@@ -219,7 +220,7 @@ class _Measure:
     def _halves(self, model: Model, name: str) -> dict[str, Any]:
         found: dict[str, Any] = {}
         for part, examples in zip(self.sets[name], self.encoded[name], strict=True):
-            predictions = self.ask(model, examples)
+            predictions = by_prompt(self.ask(model, examples), part.rows.records)
             found |= {half: subset(predictions, rows) for half, rows in part.halves(len(examples))}
         return found
 

@@ -12,7 +12,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tunewright.account import describe, place_of, refuse_changed, write_bad_rows, write_labeling
+from tunewright.account import (
+    describe,
+    one_sided,
+    place_of,
+    refuse_changed,
+    without_contrast,
+    write_bad_rows,
+    write_labeling,
+)
 from tunewright.artifacts.fingerprint import refuse_other_weights
 from tunewright.artifacts.load import allow_code
 from tunewright.artifacts.prior import drawn_prior, stand_in
@@ -34,6 +42,7 @@ from tunewright.engine.track import tracker
 from tunewright.errors import OutputError, RecipeError
 from tunewright.evaluation.evaluate import described, rewarded
 from tunewright.evaluation.gallery import PICTURES, gallery
+from tunewright.evaluation.pairing import BEFORE, changes, keep, kept
 from tunewright.evaluation.report import write_page
 from tunewright.evaluation.scores import Scores
 from tunewright.folder import INFO, LOCK, RECIPE, Record, Run, occupied, refuse_used
@@ -172,7 +181,7 @@ def make_job(prepared: Prepared, folder: Path, processes: Processes) -> Job:
     if job.config.head_first:
         refuse_idle(job)
     refuse_small_steps(job)
-    prepared.notices += few_steps(job)
+    prepared.notices += [*few_steps(job), *one_sided(prepared)]
     return job
 
 
@@ -215,7 +224,7 @@ def _train(prepared: Prepared, step: Step, record: Record, watchers: Sequence[Wa
     for watcher in watchers if first else ():
         watcher({"started": record.info})
     if recipe.evaluation.before and first and step.state.step == 0:
-        record.update(evaluation=measure(prepared, {}, "before", learner=step.learner))
+        record.update(evaluation=measure(prepared, record.folder, {}, "before", learner=step.learner))
     step.job.watchers = watchers
     sampler = _sampler(prepared, step)
     if sampler and first and step.state.step == 0 and (sampler.every or recipe.evaluation.before):
@@ -262,14 +271,16 @@ def _snapshots(prepared: Prepared, step: Step) -> list[Snapshots]:
 def _finish(prepared: Prepared, outcome: Outcome, record: Record, learner: Learner) -> None:
     save(prepared.model, prepared.recipe.method, record.folder / "model")
     pictures: dict[str, Any] = {}
-    evaluation = measure(prepared, record.info.get("evaluation", {}), "after", pictures, learner)
+    evaluation = measure(prepared, record.folder, record.info.get("evaluation", {}), "after", pictures, learner)
     if any(pictures.values()):
         write_page(json.dumps(pictures, ensure_ascii=False), record.folder / PICTURES)
     record.update(
         steps=outcome.steps,
         weights=outcome.weights,
         best=outcome.best,
-        notices=list(dict.fromkeys([*record.info["notices"], *outcome.notices])),
+        notices=list(
+            dict.fromkeys([*record.info["notices"], *outcome.notices, *without_contrast(Run(record.folder).metrics)])
+        ),
         evaluation=evaluation,
     )
 
@@ -280,6 +291,7 @@ def _since(began: tuple[float, float]) -> dict[str, float]:
 
 def measure(
     prepared: Prepared,
+    folder: Path,
     found: Mapping[str, Any],
     when: str,
     pictures: dict[str, Any] | None = None,
@@ -288,11 +300,13 @@ def measure(
     """Scores and samples of the model as it is now on every evaluation set, beside what was found before.
 
     Args:
+        folder: of the run, which keeps what the scores before were made of: those after are paired with them by row.
         pictures: is given the gallery of each set, where its rows are images.
         learner: answers prompts and scores the answers, where the rows are prompts.
     """
     model, config = prepared.model, prepared.recipe.evaluation
     result = {name: dict(values) for name, values in found.items()}
+    all_scores: dict[str, Scores] = {}
     prepared.model.module.to(prepared.device)
     for name in prepared.evaluation_sets():
         records = prepared.rows.sets()[name].records
@@ -306,7 +320,15 @@ def measure(
             scores, samples = described(predictions, model, examples, records, config)
         if pictures is not None:
             pictures[name] = gallery(predictions, records, getattr(model.task, "labels", []), config.samples)
+        all_scores[name] = scores
         _note(result.setdefault(name, {}), when, scores, samples)
+    if when == "before":
+        keep(all_scores, folder / BEFORE)
+        return result
+    earlier = kept(folder / BEFORE)
+    for name, scores in all_scores.items():
+        if before := result[name].get("before"):
+            result[name]["changes"] = changes(before["metrics"], earlier.get(name, {}), scores)
     return result
 
 

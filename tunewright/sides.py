@@ -19,7 +19,7 @@ from tunewright.data.records import Records
 from tunewright.engine.device import pick_device
 from tunewright.errors import BaseModelError, DataError, counted
 from tunewright.evaluation.contrast import Both
-from tunewright.evaluation.evaluate import in_words
+from tunewright.evaluation.evaluate import by_prompt, in_words
 from tunewright.evaluation.paired import subset
 from tunewright.folder import INFO, Run
 from tunewright.policies import Asking
@@ -133,7 +133,7 @@ def answer(
         config = config.model_copy(update={"max_length": limit})
     ask = asking(sides, records)
     predicted = [side.predict(side.encode(records, config, ask.reserve), ask) for side in sides]
-    a, b = aligned(name, sides, predicted)
+    a, b = (by_prompt(one, records.records) for one in aligned(name, sides, predicted))
     rows = {label: np.flatnonzero([source in each for source in a.sources]) for label, each in slices.items()}
     words = {record.source: in_words(record) for record in records.records}
     both = Both(name, a, b, getattr(sides[0].model.task, "labels", []), words, rows)

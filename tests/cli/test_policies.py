@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import Invoke, run_command, write_jsonl
+from tunewright.cli._console import out
 from tunewright.cli._progress import pace, validation
+from tunewright.cli._scores import before_after
+from tunewright.evaluation.scores import Metric, Scores
 
 REWARDS = [{"type": "pattern", "pattern": "[aeiou]"}, {"type": "length", "max": 3, "slack": 6, "weight": 0.5}]
 OBJECTIVE = json.dumps({"type": "rl", "rewards": REWARDS, "samples": 2, "max_new_tokens": 6})
@@ -49,6 +52,34 @@ def test_training_says_what_answers_get(decoder: str, rows_to_ask: Path, invoke:
         "Reward:" in done.stdout and "KL from" in done.stdout and "Prompt " in done.stdout and "After " in done.stdout
     )
     assert narrow(done.stdout) and narrow("\n".join(steps))
+
+
+NAMED = {"reward": "Reward", "reward/politeness and warmth": "x", "violated/Give no medical advice.": "y", "kl": "KL"}
+
+
+def test_words_stay_whole_in_a_table_of_named_rewards(capsys: pytest.CaptureFixture[str]) -> None:
+    """Intervals go below their values where a line has no room for both."""
+
+    def measured(by: float) -> dict[str, object]:
+        return Scores(
+            {name: Metric(-0.12 * by, -0.345 * by, -0.0123 * by, 64) for name in NAMED}, "reward", True
+        ).to_dict()
+
+    out().print(before_after({"evaluation": {"validation": {"before": measured(1.0), "after": measured(0.9)}}}))
+    said = capsys.readouterr().out
+    words = {word for line in said.splitlines() for word in line.split()}
+    assert {"Change", "Cannot", "tell", "politeness", "medical", "advice.", "[−0.345"} <= words and narrow(said)
+    few = {"evaluation": {"test": {"before": Scores({"reward": Metric(1, 0, 2, 64)}, "reward", True).to_dict()}}}
+    out().print(before_after(few))
+    assert "1.00 [0.00–2.00]" in capsys.readouterr().out
+
+
+def test_rewards_that_never_differ_are_said(decoder: str, rows_to_ask: Path, invoke: Invoke, tmp_path: Path) -> None:
+    objective = {**json.loads(OBJECTIVE), "rewards": [{"type": "length", "max": 500}]}
+    asked = ["--base", decoder, "--data", rows_to_ask, "--output", tmp_path / "run", *KEYS[1:]]
+    done = invoke("train", *asked, f"objective={json.dumps(objective)}")
+    assert done.exit_code == 0, done.output
+    assert "reward 1.00 (all alike)" in done.stderr and "Note: Nothing was learned from rewards" in done.stderr
 
 
 def test_a_long_line_of_progress_fits() -> None:

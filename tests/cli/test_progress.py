@@ -43,6 +43,11 @@ def test_images_are_counted_as_such_and_a_module_has_its_factory(capsys: pytest.
     assert "  2.2 images/s  " in found and "on nets:make" in found and "some/base" not in found
 
 
+def test_rows_are_counted_without_those_that_were_dropped(capsys: pytest.CaptureFixture[str]) -> None:
+    _progress.say_started({**STARTED, "data": {"train": {"rows": 5, "overlength": {"dropped": 1, "truncated": 2}}}})
+    assert "Rows: train 4\n" in capsys.readouterr().err
+
+
 def test_lines_name_the_first_and_last_step(capsys: pytest.CaptureFixture[str]) -> None:
     watcher = _Lines()
     for line in LINES:

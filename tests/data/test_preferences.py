@@ -126,6 +126,18 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "equal conversations": ({"chosen": [user("q"), said("x")], "rejected": [user("q"), said("x")]}, "are equal"),
     "equal in a ranking": ({"prompt": "q", "answers": ["x", "y", "x"]}, r"answers\[0\] and answers\[2\] are equal"),
     "an empty answer": ({"prompt": "q", "chosen": "", "rejected": "x"}, "chosen: completion is empty"),
+    "an answer of white space": ({"prompt": "q", "chosen": "x", "rejected": " \n"}, "rejected: completion is empty"),
+    "white space apart": (
+        {"prompt": "q", "chosen": "a ", "rejected": "a"},
+        "chosen and rejected differ in white space alone",
+    ),
+    "messages, white space apart": (
+        {"prompt": [user("q")], "answers": ["b", "a", "\na"]},
+        r"answers\[1\] and answers\[2\] differ in white space alone",
+    ),
+    "an empty prompt": ({"prompt": " ", "chosen": "x", "rejected": "y"}, "prompt is empty: there is nothing to answer"),
+    "no messages before": ({"prompt": [], "chosen": "x", "rejected": "y"}, "prompt is empty"),
+    "an empty prompt of a rated answer": ({"prompt": "", "completion": "x", "label": 1}, "prompt is empty"),
     "no text": ({"prompt": "q", "chosen": "x", "rejected": None}, "rejected: must be a text"),
     "other prompts": (
         {"chosen": [user("q"), said("x")], "rejected": [user("p"), said("y")]},

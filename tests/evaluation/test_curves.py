@@ -81,6 +81,9 @@ def test_an_accuracy_of_comparisons_stands_over_what_the_lengths_tell() -> None:
     assert start[1] == end[1] and (float(start[0]), float(end[0])) == (charts.LEFT, charts.RIGHT)
     assert "Margin" in [chart.title for chart in main]
     assert all(len(chart.lines) == 1 for chart in curves(steps)[0])
+    gained = [{"step": i, "loss": 0.5, "reward_accuracy": 0.7, "reward_margin": 0.1} for i in (1, 2)]
+    main, _ = curves(gained, sets)
+    assert [chart.title for chart in main] == ["Loss", "Reward accuracy", "Reward margin"] and len(main[1].lines) == 2
 
 
 def test_how_far_a_policy_went_is_neither_better_nor_worse() -> None:

@@ -368,9 +368,9 @@ def test_verdict_in_words() -> None:
         "Accuracy on test went from 88.0 % to 91.0 % (95 % intervals 83.1\u201391.9 and 86.2\u201394.3, 200 rows): "
         "cannot tell apart at this size."
     )
-    likelihood = {"before": scores(2.31, 2.2, 2.4, name="loss"), "after": scores(1.02, 0.9, 1.1, n=1, name="loss")}
+    likelihood = {"before": scores(2.31, 2.2, 2.4, name="loss"), "after": scores(1.02, 0.9, 1.1, n=20, name="loss")}
     assert (
-        sentence({"test": likelihood}) == "Loss on test fell from 2.31 to 1.02 (95 % interval 0.90\u20131.10, 1 row)."
+        sentence({"test": likelihood}) == "Loss on test fell from 2.31 to 1.02 (95 % interval 0.90\u20131.10, 20 rows)."
     )
     assert sentence({"other": unclear, "test": likelihood}).startswith("Loss on test"), "the test set comes first"
     assert "nothing was measured before the training" in sentence({"test": {"after": scores(0.9, 0.8, 1.0)}})

@@ -149,6 +149,13 @@ def words(samples):
 def fails(samples):
     return [1 / s.item["zero"] for s in samples]
 
+def clears(samples):
+    samples.clear()
+    return []
+
+def exits(samples):
+    raise SystemExit(0)
+
 SCALE = 3
 """
 
@@ -168,6 +175,7 @@ def test_python_of_a_file_and_of_a_module(tmp_path: Path, monkeypatch: pytest.Mo
         ("r.py:SCALE", "is no function"),
         ("other.py:words", r"no Python file other\.py"),
         ("broken.py:words", "broken.py fails with NameError: name 'nope'"),
+        ("tunewright_exits:words", "tunewright_exits cannot be imported: SystemExit: 0"),
         ("tunewright_no_such_module:f", "no Python module tunewright_no_such_module"),
         ("broken:words", "broken cannot be imported: NameError"),
     ],
@@ -175,6 +183,7 @@ def test_python_of_a_file_and_of_a_module(tmp_path: Path, monkeypatch: pytest.Mo
 def test_python_that_cannot_be_had(function: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "r.py").write_text(CODE)
     (tmp_path / "broken.py").write_text("nope")
+    (tmp_path / "tunewright_exits.py").write_text("raise SystemExit(0)")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(DataError, match=reason):
@@ -184,6 +193,21 @@ def test_python_that_cannot_be_had(function: str, reason: str, tmp_path: Path, m
 def test_code_runs_when_the_reward_is_made_and_not_when_a_recipe_is_read(tmp_path: Path) -> None:
     (tmp_path / "r.py").write_text("raise SystemExit")
     GRADER.validate_python({"type": "python", "function": f"{tmp_path / 'r.py'}:words"})
+
+
+def test_python_that_empties_its_list_is_told_how_many_numbers_are_wanted(tmp_path: Path) -> None:
+    (tmp_path / "r.py").write_text(CODE)
+    samples = [sample("x"), sample("y")]
+    with pytest.raises(DataError, match="mine returns 0 numbers for 2 samples"):
+        checked("mine", reward({"type": "python", "function": f"{tmp_path / 'r.py'}:clears"}), samples)
+    assert len(samples) == 2
+
+
+def test_python_that_exits_ends_nothing(tmp_path: Path) -> None:
+    (tmp_path / "r.py").write_text(CODE)
+    exits = reward({"type": "python", "function": f"{tmp_path / 'r.py'}:exits"})
+    with pytest.raises(DataError, match=r"The reward mine fails with SystemExit for sample 1 .*: 0"):
+        checked("mine", exits, [sample("x")])
 
 
 def test_python_that_throws_is_named(tmp_path: Path) -> None:

@@ -70,6 +70,11 @@ def table(
     return made
 
 
+def width_of(made: Table) -> int:
+    """How wide a table is where nothing of it gives way."""
+    return Console(width=10_000).measure(made).maximum
+
+
 def _cell(text: str, clipped: bool) -> Text:
     if clipped:
         return Text(one_line(text), no_wrap=True, overflow="ellipsis")

@@ -120,7 +120,9 @@ def pace(line: Line, unit: str) -> str:
     from tunewright.evaluation.formats import duration, number
 
     if "reward" in line:
-        told = [f"reward {number(float(line['reward']))}", *([f"KL {number(line['kl'])}"] if "kl" in line else [])]
+        alike = " (all alike)" if line.get("reward_std") == 0 else ""
+        kl = [f"KL {number(line['kl'])}"] if "kl" in line else []
+        told = [f"reward {number(float(line['reward']))}{alike}", *kl]
         return "  ".join([*told, f"length {number(line['length'])}", f"ETA {duration(line['eta'])}"])
     speed = line["tokens_per_second" if unit == "tokens" else "rows_per_second"]
     said = f"{speed:,.0f}" if speed >= 10 else f"{speed:.2g}"
@@ -139,11 +141,16 @@ def validation(line: Line, epoch: float) -> str:
 def say_started(info: Mapping[str, Any], console: Any = None) -> None:
     """What a run is about to do, in a few lines."""
     method, rows = info["method"]["type"], info["data"]
-    sizes = ", ".join(f"{name} {found['rows']:,}" for name, found in rows.items())
+    sizes = ", ".join(f"{name} {_used(found):,}" for name, found in rows.items())
     base = (info.get("factory") or {}).get("name") or info["base"]
     say_trained(info["parameters"], f"{info['task']} with {method} on {base}", console)
     for line in (f"Rows: {sizes}", *(f"Note: {notice}" for notice in info["notices"])):
         (console or err()).print(line, soft_wrap=True)
+
+
+def _used(found: Mapping[str, Any]) -> int:
+    """How many rows of a set are learned from or measured: without those that were too long and dropped."""
+    return int(found["rows"]) - int((found.get("overlength") or {}).get("dropped", 0))
 
 
 def say_trained(parameters: Mapping[str, Any], title: str, console: Any = None) -> None:

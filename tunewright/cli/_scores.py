@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
 
-from tunewright.cli._console import out, say, show, table
+from tunewright.cli._console import out, say, show, table, width_of
 
 DRAWN = 3
 INTERVALS = "In brackets: 95 % intervals."
@@ -15,6 +15,8 @@ INTERVALS = "In brackets: 95 % intervals."
 
 def show_result(folder: str, info: Mapping[str, Any], report: str) -> None:
     """How a run ended: what was measured before and after, and where things are."""
+    from tunewright.account import NOTHING
+
     if info.get("over_seeds"):
         show()
         out().print(all_seeds(info))
@@ -25,6 +27,9 @@ def show_result(folder: str, info: Mapping[str, Any], report: str) -> None:
         show(INTERVALS, style="dim")
         _say_notes(info)
         _show_drawn(info)
+    for notice in info.get("notices") or ():
+        if notice.startswith(NOTHING):  # which nobody could say before
+            say(f"Note: {notice}")
     show()
     show(f"Run      {folder}")
     show(f"Report   {report}")
@@ -43,7 +48,18 @@ def before_after(info: Mapping[str, Any], primary_only: bool = False) -> Table:
             before, after = (measured(name, compared.of(s, name)) for s in (compared.before, compared.after))
             change = compared.change(name) if compared.before and compared.after else ""
             rows.append((compared.name if name == names[0] else "", metric_name(name), before, after, str(change)))
-    return table(("Set", "Metric", "Before", "After", "Change"), rows, clip=("Set",), fixed=("Before", "After"))
+    return _spacious(("Set", "Metric", "Before", "After", "Change"), rows, fixed=("Before", "After", "Change"))
+
+
+def _spacious(titles: Sequence[str], rows: Sequence[Sequence[str]], fixed: Sequence[str]) -> Table:
+    """A table of figures, with the intervals below their values where there is no room for them beside."""
+
+    def made(rows: Sequence[Sequence[str]]) -> Table:
+        return table(titles, rows, clip=("Set",), fixed=fixed)
+
+    if width_of(made(rows)) <= out().width:
+        return made(rows)
+    return made([[row[0], row[1], *(cell.replace(" [", "\n[") for cell in row[2:])] for row in rows])
 
 
 def of_stages(infos: Mapping[str, Mapping[str, Any]]) -> Table:
@@ -68,7 +84,7 @@ def alone(scores: Mapping[str, Any]) -> Table:
 
     found = Scores.from_dict(scores).metrics
     rows = [(metric_name(name), measured(name, metric), number(metric.n)) for name, metric in found.items()]
-    return table(("Metric", "Value", "Rows"), rows)
+    return table(("Metric", "Value", "Rows"), rows, fixed=("Value", "Rows"))
 
 
 def primary(info: Mapping[str, Any]) -> str:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
 import typer
 
 from tunewright.cli._app import AsJson, Device, app
 from tunewright.cli._console import one_line, out, say, show, table
+from tunewright.cli._progress import SECONDS_BETWEEN_LINES
 from tunewright.errors import counted
 
 Document = dict[str, Any]
@@ -37,10 +39,23 @@ def label(
         raise typer.BadParameter("name the rows to label", param_hint="--data")
     document: Document = {}
     apply_overrides(document, options or [])
-    found = work(rules, data, to, gold=gold, device=device, **document)
+    found = work(rules, data, to, gold=gold, device=device, watch=_watcher(), **document)
     if not as_json:
         _show(found)
     return found
+
+
+def _watcher() -> Callable[[int], None]:
+    """Says every so often how many rows have been voted on."""
+    last = time.monotonic()
+
+    def watch(rows: int) -> None:
+        nonlocal last
+        if time.monotonic() - last >= SECONDS_BETWEEN_LINES:
+            say(f"The rules have voted on {counted(rows, 'row')}.")
+            last = time.monotonic()
+
+    return watch
 
 
 def _show(found: Mapping[str, Any]) -> None:
@@ -49,7 +64,7 @@ def _show(found: Mapping[str, Any]) -> None:
     known = any("accuracy" in rule for rule in found["rules"])
     believed = any("believed" in rule for rule in found["rules"])
     titles = ["Rule", "Rows", "Overlap", "Conflict", *["Right"] * known, *["Believed"] * believed]
-    reached = sorted(found["rules"], key=lambda rule: -rule["coverage"])
+    reached = sorted((rule for rule in found["rules"] if rule["coverage"]), key=lambda rule: -rule["coverage"])
     rows = [
         (
             rule["rule"],
@@ -62,9 +77,10 @@ def _show(found: Mapping[str, Any]) -> None:
     out().print(table(titles, rows, clip=("Rule",)))
     if len(reached) > MOST_RULES:
         show(f"{len(reached) - MOST_RULES} rules reach fewer rows; --json lists them.", style="dim")
-    idle = [rule["rule"] for rule in reached if not rule["coverage"]]
+    idle = [rule["rule"] for rule in found["rules"] if not rule["coverage"]]
     if idle:
-        show(f"{counted(len(idle), 'rule votes', 'rules vote')} on no row: {', '.join(idle[:5])}")
+        more = f" and {len(idle) - 5} more" if len(idle) > 5 else ""
+        show(f"{counted(len(idle), 'rule votes', 'rules vote')} on no row: {', '.join(idle[:5])}{more}.")
     show(sums(found))
     frequent = ", ".join(f"{name} {count:,.0f}" for name, count in found["labels"].items())
     show(f"Labels by {found['model']}: {frequent}.")

@@ -90,7 +90,7 @@ def _system(values: Values) -> list[dict[str, Any]]:
 
 def _classification(values: Values, source: str) -> Labelled:
     pair = None if values.get("text_pair") is None else text_of_row(values, "text_pair")
-    return Labelled(text_of_row(values, "text"), _label(values), source, pair, _weight(values))
+    return Labelled(text_of_row(values, "text"), _label(values), source, pair, row_weight(values))
 
 
 VIOLATED = {**dict.fromkeys(("true", "yes", "1", "1.0"), "yes"), **dict.fromkeys(("false", "no", "0", "0.0"), "no")}
@@ -104,17 +104,17 @@ def _violation(values: Values, source: str) -> Labelled:
         raise DataError(f"violated must be true or false, not {given!r:.80}")
     if not rule.strip():
         raise DataError("rule is empty: write the rule that the text breaks or keeps")
-    return Labelled(text_of_row(values, "text"), label, source, rule, _weight(values))
+    return Labelled(text_of_row(values, "text"), label, source, rule, row_weight(values))
 
 
 def _image(values: Values, source: str) -> LabelledImage:
-    return LabelledImage(_picture(values), _label(values), source, _weight(values))
+    return LabelledImage(_picture(values), _label(values), source, row_weight(values))
 
 
 def _captioned(values: Values, source: str) -> CaptionedImage:
     if not text_of_row(values, "text").strip():
         raise DataError("text is empty: write what the image shows, or remove the row")
-    return CaptionedImage(_picture(values), values["text"], source, _weight(values))
+    return CaptionedImage(_picture(values), values["text"], source, row_weight(values))
 
 
 def _picture(values: Values) -> Picture:
@@ -129,7 +129,8 @@ def _label(values: Values) -> Any:
     return None if label in (None, "") else check_label(label)
 
 
-def _weight(values: Values) -> float:
+def row_weight(values: Values) -> float:
+    """How much a row counts in the loss, 1 where it does not say. Raises DataError for what is no weight."""
     weight = values.get("weight")
     return 1.0 if weight is None else check_weight(_number(weight), "weight")
 

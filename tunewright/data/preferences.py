@@ -97,9 +97,21 @@ def _ranked(
     if len({type(one) for one in rows}) > 1:
         raise DataError(f"of {' and '.join(names)} some are texts and some messages: give all in one form")
     for i, one in enumerate(rows):
-        if one in rows[:i]:
-            raise DataError(f"{names[rows.index(one)]} and {names[i]} are equal: neither is better")
+        same = [j for j in range(i) if _bare(rows[j]) == _bare(one)]
+        if same and rows[same[0]] == one:
+            raise DataError(f"{names[same[0]]} and {names[i]} are equal: neither is better")
+        if same:
+            raise DataError(f"{names[same[0]]} and {names[i]} differ in white space alone: neither is better")
     return Ranking(tuple(rows), source, margin)
+
+
+def _bare(answer: Completion | Conversation) -> Any:
+    """An answer without the white space round it."""
+    if isinstance(answer, Completion):
+        return answer.completion.strip()
+    texts = [message.get("content") for message in answer.messages]
+    bare = [text.strip() if isinstance(text, str) else text for text in texts]
+    return [{**message, "content": text} for message, text in zip(answer.messages, bare, strict=True)]
 
 
 def _answer(values: Mapping[str, Any], prompt: Any, given: Any, source: str) -> Completion | Conversation:
@@ -114,6 +126,10 @@ def _answer(values: Mapping[str, Any], prompt: Any, given: Any, source: str) -> 
         raise DataError("prompt must be a text, or a list of messages")
     if not isinstance(given, str | list):
         raise DataError(f"must be a text, or a list of messages, not {type(given).__name__}")
+    if not (prompt.strip() if isinstance(prompt, str) else prompt):
+        raise DataError("prompt is empty: there is nothing to answer")
+    if isinstance(given, str) and not given.strip():
+        raise DataError("completion is empty: there is nothing to learn")
     row = {"tools": values.get("tools"), "functions": values.get("functions")}
     return prompted({**row, "prompt": prompt, "completion": given}, source)
 

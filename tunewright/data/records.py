@@ -310,12 +310,12 @@ def _by_hash(records: list[Record], seed: int) -> list[tuple[float, list[int]]]:
 
 
 def _position(record: Record, seed: int) -> float:
-    content = _asked(record) or {key: value for key, value in vars(record).items() if key != "source"}
+    content = asked_of(record) or {key: value for key, value in vars(record).items() if key != "source"}
     digest = hashlib.sha256(canonical_json([seed, content])).digest()
     return int.from_bytes(digest[:8]) / 2**64
 
 
-def _asked(record: Record) -> dict[str, Any] | None:
+def asked_of(record: Record) -> dict[str, Any] | None:
     """The prompt alone where several answers to it are judged: all rows with that prompt fall on one side."""
     if isinstance(record, Prompt):
         return {"prompt": record.prompt}

@@ -29,13 +29,12 @@ from tunewright.evaluation.paired import (
     recall,
     subset,
 )
-from tunewright.evaluation.scores import LOWER_IS_BETTER, Array, Metric
+from tunewright.evaluation.scores import LEVEL, LOWER_IS_BETTER, Array, Metric
 from tunewright.evaluation.verdict import Change
 
 if TYPE_CHECKING:
     from tunewright.tasks.base import Predictions
 
-LEVEL = 0.05
 MANY = (
     "{name}: {count} classes and slices are as many comparisons, of which one in twenty would look changed by chance. "
     "Those called better or worse are so by p-values with Holm's correction; the intervals are not corrected."

@@ -12,7 +12,9 @@ from tunewright.evaluation.verdict import Comparison
 
 Row = Mapping[str, Any]
 
-MAIN_CURVES = ("loss", "accuracy", "margin", "learning_rate", "grad_norm")
+RIGHT = ("reward_accuracy", "accuracy_per_token", "accuracy")
+MARGINS = ("reward_margin", "margin")
+MAIN_CURVES = ("loss", *RIGHT, *MARGINS, "learning_rate", "grad_norm")
 """Shown at once; every other recorded value is a click away."""
 OF_POLICIES = ("reward", "kl", "length", "entropy", "clip_fraction", "ended")
 """The same where answers are drawn and rewarded; the loss is then about 0 at every step."""
@@ -34,7 +36,8 @@ def curves(steps: Iterable[Row], sets: Sequence[Comparison] = ()) -> tuple[list[
     recorded = _by_metric(steps)
     names = [name for name in _main(recorded) if name in recorded]
     others = sorted(recorded.keys() - set(names) - NOT_CURVES)
-    levels = {"accuracy": level} if (level := _baseline(sets)) and "margin" in recorded else {}
+    level = _baseline(sets) if not recorded.keys().isdisjoint(MARGINS) else None
+    levels = dict.fromkeys(RIGHT, level) if level else {}
     main, more = (
         [chart for name in some if (chart := line_chart(name, recorded[name], levels.get(name)))]
         for some in (names, others)

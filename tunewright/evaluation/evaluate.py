@@ -8,9 +8,13 @@ from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from tunewright.data.batches import Example
 from tunewright.data.kinds import Classified, Completion, Conversation, Labelled, LabelledImage, Prompt, Ranking, Rated
 from tunewright.data.messages import dialogue, text_of
+from tunewright.data.records import asked_of
+from tunewright.data.rows import canonical_json
 from tunewright.errors import RecipeError, counted
 from tunewright.evaluation import judged, metrics
 from tunewright.evaluation.config import EvaluationConfig
@@ -41,7 +45,7 @@ def described(
     config: EvaluationConfig,
 ) -> tuple[Scores, list[dict[str, Any]]]:
     """What `evaluate` gives, of a model that has answered already."""
-    scores = score(predictions, getattr(model.task, "labels", []))
+    scores = score(by_prompt(predictions, records), getattr(model.task, "labels", []))
     if predictions.kind == "reward":
         return scores, _drawn(predictions, records, config.samples)
     asked = list(rows_to_ask(model, examples, records, config.generate))
@@ -55,6 +59,15 @@ def described(
         note = f"Generated answers are measured on {len(asked):,} of {counted(len(records), 'row')}."
         scores = replace(scores, notes=(*scores.notes, note))
     return scores, samples[: config.samples]
+
+
+def by_prompt(predictions: Predictions, records: Sequence[Any]) -> Predictions:
+    """With the number of each row's prompt, where rows with one prompt are not independent of each other."""
+    if predictions.kind not in ("preference", "rated", "reward"):
+        return predictions
+    prompts = {record.source: canonical_json(asked_of(record)) for record in records}
+    numbers = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompts.values()))}
+    return replace(predictions, group_N=np.array([numbers[prompts[source]] for source in predictions.sources]))
 
 
 def refuse_idle_evaluation(config: EvaluationConfig, model: Model) -> None:
@@ -90,16 +103,18 @@ def score(predictions: Predictions, labels: Sequence[str]) -> Scores:
     """The scores that fit the kind of predictions."""
     if predictions.kind == "rated":
         assert predictions.score_S is not None and predictions.good_S is not None and predictions.length_S is not None
-        return judged.rated(predictions.score_S, predictions.good_S, predictions.length_S, predictions.start_S)
+        return judged.rated(
+            predictions.score_S, predictions.good_S, predictions.length_S, predictions.start_S, predictions.group_N
+        )
     if predictions.kind == "preference":
         assert predictions.score_S is not None and predictions.element_S is not None
         assert predictions.length_S is not None
         return judged.preference(
             predictions.score_S, predictions.element_S, predictions.length_S, predictions.start_S,
-            per_length=not labels,
+            per_length=not labels, group_N=predictions.group_N,
         )  # fmt: skip
     if predictions.told is not None:
-        return judged.rewards(predictions.told)
+        return judged.rewards(predictions.told, predictions.group_N)
     if predictions.kind == "likelihood":
         assert predictions.nll_N is not None and predictions.count_N is not None
         if predictions.correct_N is None:

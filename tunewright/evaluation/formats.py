@@ -31,6 +31,7 @@ METRIC_NAMES = {
     "grad_norm": "Gradient norm",
     "kl": "KL from the start",
     "kl_loss": "KL in the loss",
+    "z0": "z₀: KL of a step, estimated",
     "ended": "Answers ended",
     "length": "Length, tokens",
 }

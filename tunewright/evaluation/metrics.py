@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from tunewright.data.words import Words
 from tunewright.errors import RecipeError, TunewrightError, counted
-from tunewright.evaluation.scores import Array, Metric, Scores, bootstrap, finite, mean, proportion, scored
+from tunewright.evaluation.scores import Array, Draws, Metric, Scores, bootstrap, finite, mean, proportion, scored
 
 __all__ = [
     "Metric",
@@ -145,7 +145,7 @@ def likelihood(
     if not counts.sum():
         raise TunewrightError("there are no trained tokens to evaluate on; check which tokens of the rows are trained")
     loss = _ratio(sums, counts)
-    metrics = {"loss": loss, "perplexity": Metric(_exp(loss.value), _exp(loss.low), _exp(loss.high), loss.n)}
+    metrics = {"loss": loss, "perplexity": _perplexity(loss)}
     if correct_counts is not None:
         metrics["token_accuracy"] = _ratio(np.asarray(correct_counts, dtype=np.float64), counts)
     return scored(metrics, primary="loss")
@@ -205,6 +205,13 @@ def _cross_entropy(probabilities_NC: Array, gold: Array) -> Array:
         return -_log(np.take_along_axis(probabilities_NC, gold.astype(np.int64)[:, None], axis=1)[:, 0])
     nll_N: Array = -(gold * _log(probabilities_NC)).sum(axis=1)
     return nll_N
+
+
+def _perplexity(loss: Metric) -> Metric:
+    draws = loss.draws
+    if draws is not None and draws.values is not None:
+        draws = Draws(draws.units, np.array([_exp(one) for one in draws.values]))
+    return Metric(_exp(loss.value), _exp(loss.low), _exp(loss.high), loss.n, draws)
 
 
 def _exp(number: float) -> float:

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tunewright.evaluation.judged import auc, right_by_prompt
+from tunewright.evaluation.judged import auc, right_by_prompt, rightness
 from tunewright.evaluation.metrics import f1, r2
-from tunewright.evaluation.scores import Metric, Statistic, bootstrap, proportion, resampled
+from tunewright.evaluation.scores import Metric, Statistic, bootstrap, members, proportion, resampled, units_of
 
 if TYPE_CHECKING:
     from tunewright.tasks.base import Predictions
@@ -36,7 +36,10 @@ def primary(predictions: Predictions) -> Metric:
     """The primary metric with its 95 % interval: Wilson's for an accuracy, else the bootstrap's."""
     if predictions.kind == "single_label" and is_finite(predictions):
         return proportion(correct(predictions))
-    return bootstrap(statistic(predictions), len(predictions.sources))
+    if predictions.kind == "preference" and is_finite(predictions):
+        assert predictions.score_S is not None and predictions.element_S is not None
+        return rightness(predictions.score_S, predictions.element_S, predictions.group_N)
+    return bootstrap(statistic(predictions), len(predictions.sources), predictions.group_N)
 
 
 def value(predictions: Predictions) -> float:
@@ -48,7 +51,7 @@ def difference(one: Predictions, other: Predictions) -> Metric:
     """The primary metric of `one` minus that of `other`, on the same rows, with the paired bootstrap's interval."""
     assert one.sources == other.sources, "paired predictions are of the same rows"
     mine, theirs = statistic(one), statistic(other)
-    return bootstrap(lambda rows: mine(rows) - theirs(rows), len(one.sources))
+    return bootstrap(lambda rows: mine(rows) - theirs(rows), len(one.sources), one.group_N)
 
 
 def chance(one: Predictions, other: Predictions) -> float:
@@ -58,15 +61,35 @@ def chance(one: Predictions, other: Predictions) -> float:
     (Efron & Tibshirani 1993, chapter 15), which with 1,000 resamples is never below 0.002. Of few rows that all changed
     one way every resample lies on one side, so it is never below 2·0.5ⁿ either: had each of the n rows gone either way
     by chance, that is how often all would have gone the same way. With fewer than six rows nothing is below 0.05.
+    Of comparisons n counts the prompts that changed, and rows that share a prompt are one.
     """
     if math.isnan(value(one) - value(other)):
         return math.nan
     if one.kind == "single_label":
         return mcnemar(correct(one), correct(other))
     n, mine, theirs = len(one.sources), statistic(one), statistic(other)
-    found = resampled(lambda rows: mine(rows) - theirs(rows), n)
+    found = resampled(lambda rows: mine(rows) - theirs(rows), n, group_N=one.group_N)
+    return two_sided(found, _moved(one, other))
+
+
+def two_sided(found: np.ndarray, units: int) -> float:
+    """The p-value of a difference by its values on resamples, NaN where undefined.
+
+    Args:
+        units: how many independent rows (or prompts) changed, or may have.
+    """
+    found = found[~np.isnan(found)]
     beyond = min((found <= 0).sum(), (found >= 0).sum())
-    return min(1.0, max(2 * (beyond + 1) / (len(found) + 1), 2 * 0.5**n))
+    return float(min(1.0, max(2 * (beyond + 1) / (len(found) + 1), 2 * 0.5**units)))
+
+
+def _moved(one: Predictions, other: Predictions) -> int:
+    """How many independent rows can differ: of comparisons those prompts for which other pairs are right."""
+    if one.kind != "preference":
+        return units_of(len(one.sources), one.group_N)
+    a, b = (statistic(each) for each in (one, other))
+    rows_U = np.arange(len(one.sources))[:, None] if one.group_N is None else members(one.group_N)
+    return sum(a(rows) != b(rows) for rows in rows_U)
 
 
 def mcnemar(one_N: np.ndarray, other_N: np.ndarray) -> float:
@@ -162,7 +185,7 @@ def correct(predictions: Predictions) -> np.ndarray:
 
 def subset(predictions: Predictions, rows: np.ndarray) -> Predictions:
     """The predictions of some rows, by their numbers."""
-    fields = ("output_NC", "gold", "nll_N", "count_N", "correct_N")
+    fields = ("output_NC", "gold", "nll_N", "count_N", "correct_N", "group_N")
     kept = {name: getattr(predictions, name) for name in fields}
     if predictions.element_S is not None:
         return _subset_of_answers(predictions, rows)
@@ -186,6 +209,7 @@ def _subset_of_answers(predictions: Predictions, rows: np.ndarray) -> Prediction
     return type(predictions)(
         predictions.kind,
         [predictions.sources[i] for i in rows],
+        group_N=None if predictions.group_N is None else predictions.group_N[rows],
         element_S=np.repeat(np.arange(len(places)), [len(each) for each in places]),
         **taken,
     )

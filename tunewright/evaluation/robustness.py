@@ -172,7 +172,9 @@ def _over_shifts(curve: Curve, point: Mapping[str, Halves]) -> dict[str, Any]:
     if not names:
         return {}
     tests = [point[name]["test"] for name in names]
-    resamples = [resampled(statistic(found), len(found.sources), seed) for seed, found in enumerate(tests)]
+    resamples = [
+        resampled(statistic(found), len(found.sources), seed, found.group_N) for seed, found in enumerate(tests)
+    ]
     count = min(map(len, resamples))
     each = [primary(found) for found in tests]
     average = float(np.mean([metric.value for metric in each]))

@@ -3,13 +3,15 @@
 Two intervals are in use. A share of independent rows (accuracy, exact match) has Wilson's, which holds even for few
 rows and for shares near 0 or 1. Everything else has the bootstrap's percentiles over rows, with a fixed seed, so that
 the same predictions always give the same interval. A single row can only be drawn again: it has no such interval.
+
+Rows that share a prompt are no independent rows: they are drawn together, all or none (a bootstrap of clusters).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +26,8 @@ RESAMPLES = 1_000
 SEED = 0
 Z_95 = 1.959963984540054
 """The normal distribution's quantile at 97.5 %."""
+LEVEL = 0.05
+"""A difference counts where its p-value is below this, and its interval excludes zero."""
 
 VIOLATED = "violated/"
 """In front of a rule: the metric is the share of answers that break it."""
@@ -33,16 +37,33 @@ NEITHER_IS_BETTER = frozenset({"kl", "length", "ended", "longer_is_better"})
 
 
 @dataclass(frozen=True)
+class Draws:
+    """What an interval was made of: two measurements of the same rows are paired by it.
+
+    Attributes:
+        units: how many are drawn independently: rows, or prompts with all their rows.
+        values: what the metric was on each resample, NaN where undefined; None of a mean over rows, which `each` gives.
+        each: where the metric is a mean, that of each unit.
+    """
+
+    units: int
+    values: Array | None = None
+    each: Array | None = None
+
+
+@dataclass(frozen=True)
 class Metric:
     """A value and its 95 % interval over `n` rows: `low <= value <= high`.
 
-    All three are NaN where the value is undefined, and both ends where rows to resample are lacking.
+    All three are NaN where the value is undefined, and both ends where rows to resample are lacking. `draws` is known
+    only to who has measured it.
     """
 
     value: float
     low: float
     high: float
     n: int
+    draws: Draws | None = field(default=None, compare=False, repr=False)
 
     @property
     def is_defined(self) -> bool:
@@ -131,7 +152,7 @@ def proportion(hits_N: npt.ArrayLike) -> Metric:
         hits_N: one truth value a row; the rows must be independent.
     """
     hits = np.asarray(hits_N, dtype=bool)
-    return share_of(float(hits.sum()), len(hits))
+    return replace(share_of(float(hits.sum()), len(hits)), draws=Draws(len(hits), each=hits))
 
 
 def share_of(hits: float, rows: int) -> Metric:
@@ -148,40 +169,64 @@ def share_of(hits: float, rows: int) -> Metric:
     return Metric(share, max(0.0, min(center - half, share)), min(1.0, max(center + half, share)), n)
 
 
-def mean(values_N: npt.ArrayLike) -> Metric:
-    """The mean over rows, with the bootstrap's interval."""
+def mean(values_N: npt.ArrayLike, group_N: Array | None = None) -> Metric:
+    """The mean over rows, with the bootstrap's interval. For `group_N` see `bootstrap`."""
     values = np.asarray(values_N, dtype=np.float64)
-    return bootstrap(lambda rows: float(values[rows].mean()), len(values))
+    found = bootstrap(lambda rows: float(values[rows].mean()), len(values), group_N)
+    if found.draws is None:
+        return found
+    each = values if group_N is None else np.array([values[rows].mean() for rows in members(group_N)])
+    return replace(found, draws=replace(found.draws, each=each))
 
 
-def bootstrap(statistic: Statistic, n: int) -> Metric:
+def bootstrap(statistic: Statistic, n: int, group_N: Array | None = None) -> Metric:
     """A statistic of `n` rows, with the 2.5 % and 97.5 % percentiles of its values on 1,000 resamples of the rows.
 
     Efron & Tibshirani 1993, chapter 13. The interval is widened to contain the value itself, which the percentiles of
     a biased statistic (macro F1 with rare labels) may miss. Resamples where the statistic is undefined are left out.
-    A single row has no interval.
+    A single row has no interval, and neither have the rows of a single group.
 
     Args:
         statistic: takes row numbers (with repetitions) and gives the statistic of these rows, NaN where undefined.
         n: how many rows there are.
+        group_N: what each row belongs to; rows of one group are drawn together. None: each stands for itself.
     """
     value = statistic(np.arange(_require_rows(n)))
     if math.isnan(value):
         return Metric(math.nan, math.nan, math.nan, n)
-    return within(value, resampled(statistic, n), n)
+    found = resampled(statistic, n, group_N=group_N)
+    return replace(within(value, found, n), draws=Draws(units_of(n, group_N), found))
 
 
-def resampled(statistic: Statistic, n: int, seed: int = SEED) -> Array:
-    """A statistic on 1,000 resamples of `n` rows, but for those where it is undefined; none of a single row."""
-    if n < 2:
+def units_of(n: int, group_N: Array | None) -> int:
+    """How many of the rows are independent: the groups, where there are some."""
+    return n if group_N is None else len(np.unique(group_N))
+
+
+def members(group_N: Array) -> list[Array]:
+    """The row numbers of each group."""
+    order = np.argsort(group_N, kind="stable")
+    return np.split(order, np.flatnonzero(np.diff(group_N[order])) + 1)
+
+
+def resampled(statistic: Statistic, n: int, seed: int = SEED, group_N: Array | None = None) -> Array:
+    """A statistic on 1,000 resamples of `n` rows, NaN where it is undefined; nothing of a single row or group.
+
+    The resamples are the same for whatever is measured on as many rows in the same groups.
+    """
+    units = units_of(n, group_N)
+    if units < 2:
         return np.empty(0)
     random = np.random.default_rng(seed)
-    found = np.array([statistic(random.integers(n, size=n)) for _ in range(RESAMPLES)])
-    return found[~np.isnan(found)]
+    rows_U = None if group_N is None or units == n else members(group_N)
+    drawn = (random.integers(units, size=units) for _ in range(RESAMPLES))
+    chosen = drawn if rows_U is None else (np.concatenate([rows_U[u] for u in one]) for one in drawn)
+    return np.array([statistic(rows) for rows in chosen])
 
 
 def within(value: float, found: Array, n: int) -> Metric:
-    """A value with the percentiles of what its statistic was on resamples, if there are any."""
+    """A value with the percentiles of what its statistic was on resamples where it was defined, if there are any."""
+    found = found[~np.isnan(found)]
     if not len(found):
         return Metric(value, math.nan, math.nan, n)
     low, high = np.percentile(found, [2.5, 97.5])

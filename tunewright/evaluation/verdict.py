@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
 from tunewright.errors import counted
 from tunewright.evaluation.formats import interval_of, metric_name, value_of
-from tunewright.evaluation.scores import LOWER_IS_BETTER, NEITHER_IS_BETTER, Metric, Scores
+from tunewright.evaluation.scores import LEVEL, LOWER_IS_BETTER, NEITHER_IS_BETTER, Metric, Scores
 
 FIRST = {"test": 0, "validation": 1}
 """The evaluation sets that a verdict prefers, best first. Validation rows chose the checkpoint: they flatter it."""
@@ -28,11 +28,15 @@ class Change(StrEnum):
 
 @dataclass(frozen=True)
 class Comparison:
-    """One evaluation set: what was measured on it before and after the training, where it was."""
+    """One evaluation set: what was measured on it before and after the training, where it was.
+
+    `paired` has for each metric the difference by row: an interval, and its p-value.
+    """
 
     name: str
     before: Scores | None
     after: Scores | None
+    paired: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def metric(self) -> str:
@@ -49,11 +53,17 @@ class Comparison:
         before, after = self.of(self.before, metric), self.of(self.after, metric)
         if before is None or after is None or not (before.is_defined and after.is_defined):
             return Change.UNMEASURED
-        if before.overlaps(after):
+        if not self._differ(metric, before, after):
             return Change.UNCLEAR
         if metric in NEITHER_IS_BETTER:
             return Change.HIGHER if after.value > before.value else Change.LOWER
         return Change.BETTER if (after.value > before.value) == self._higher_is_better(metric) else Change.WORSE
+
+    def _differ(self, name: str, before: Metric, after: Metric) -> bool:
+        """By the rows in pairs; where only the two intervals are known, by these, and by how few rows there are."""
+        if found := self.paired.get(name):
+            return Metric.from_dict(found).excludes(0) and found["p"] < LEVEL
+        return not before.overlaps(after) and 2 * 0.5**after.n < LEVEL
 
     @staticmethod
     def of(scores: Scores | None, metric: str) -> Metric | None:
@@ -79,8 +89,12 @@ class Verdict:
 
 def comparisons(run: Mapping[str, Any]) -> list[Comparison]:
     """One for each evaluation set of run.json; the test set first, then as written."""
+
+    def measured(scores: Mapping[str, Any], when: str) -> Scores | None:
+        return Scores.from_dict(scores[when]) if scores.get(when) else None
+
     found = [
-        Comparison(name, *(Scores.from_dict(scores[key]) if scores.get(key) else None for key in ("before", "after")))
+        Comparison(name, measured(scores, "before"), measured(scores, "after"), scores.get("changes") or {})
         for name, scores in (run.get("evaluation") or {}).items()
     ]
     return sorted(found, key=lambda comparison: FIRST.get(comparison.name, len(FIRST)))

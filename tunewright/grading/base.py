@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
+from tunewright.data.python_files import THROWN
 from tunewright.errors import DataError, TunewrightError, counted
 
 
@@ -55,10 +56,10 @@ def checked(name: str, reward: Reward, samples: Sequence[Sample]) -> list[float]
             it names the reward, and every sample that it is wrong of.
     """
     try:
-        values = reward(samples)
+        values = reward(list(samples))  # what a reward does to its list is its own affair
     except TunewrightError:
         raise
-    except Exception as error:
+    except THROWN as error:
         where = _failing(reward, samples)
         raise DataError(f"The reward {name} fails with {type(error).__name__}{where}: {error}") from error
     found = _listed(name, values, len(samples))
@@ -77,7 +78,7 @@ def _failing(reward: Reward, samples: Sequence[Sample]) -> str:
     for index, sample in enumerate(samples):
         try:
             reward([sample])
-        except Exception:
+        except THROWN:
             return f" for {place(index, sample)}"
     return ""
 

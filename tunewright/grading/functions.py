@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tunewright.data.python_files import run_file
+from tunewright.data.python_files import THROWN, run_file
 from tunewright.errors import DataError
 from tunewright.grading.base import Reward
 
@@ -53,5 +53,5 @@ def _of_module(name: str) -> Mapping[str, Any]:
                 "lies in, install it, or name a file: path/to/file.py:function."
             ) from error
         raise DataError(f"{name} cannot be imported: {error}.") from error
-    except Exception as error:
+    except THROWN as error:
         raise DataError(f"{name} cannot be imported: {type(error).__name__}: {error}") from error

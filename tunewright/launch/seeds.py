@@ -15,7 +15,7 @@ from tunewright.evaluation.report import write_report
 from tunewright.evaluation.seeds import over_seeds, seed_folder
 from tunewright.folder import INFO, Record, Run, occupied, refuse_used
 from tunewright.launch import launch
-from tunewright.recipe import Recipe, lasting
+from tunewright.recipe import Recipe, lasting, referring
 from tunewright.run import refuse_other_recipe
 
 
@@ -61,13 +61,21 @@ def _run_seed(recipe: Recipe, seed: int, record: Record, watchers: Sequence[Watc
         shutil.rmtree(folder, ignore_errors=True)  # killed before its run began
     if not (begun and Run(folder).done):
         training = recipe.training.model_copy(update={"seed": seed, "seeds": None})
-        launch(recipe.model_copy(update={"training": training, "output": str(folder)}), folder, watchers, resume=begun)
+        own = recipe.model_copy(update={"training": training, "output": str(folder)})
+        launch(referring(own, lambda name: _of_seed(name, seed)), folder, watchers, resume=begun)
     infos = [run.info for run in Run(record.folder).runs]
     _refuse_other_rows(infos)
     first = infos[0]
     keys = ("task", "base", "method", "parameters", "saved_as", "versions", "machine")
     record.update(**{key: first[key] for key in keys}, over_seeds=over_seeds(infos))
     write_report(record.folder)
+
+
+def _of_seed(name: str, seed: int) -> str:
+    """What a seed begins from, or is rewarded by: of a study of seeds the run of the same seed."""
+    place = Path(name)
+    known = (place / INFO).is_file() and seed in (Run(place).info.get("seeds") or ())
+    return str(place / seed_folder(seed)) if known else name
 
 
 def _refuse_other_rows(infos: Sequence[Mapping[str, Any]]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
@@ -120,14 +120,11 @@ class Preference(Objective):
             (answers.mean[better], answers.mean[worse]),
         )
         loss_P = LOSSES[self.loss](self, pair)
-        gap_P = _log_ratios(pair) if pair.start else pair.mean[0] - pair.mean[1]
-        reward_P = self.beta * gap_P.detach()
         terms = {
             "loss" if self.loss != "orpo" else "pairs": Term(
                 (share_P * loss_P).sum(), "rankings", self.beta if self.loss == "orpo" else 1.0
             ),
-            "accuracy": Term((share_P * (reward_P > 0)).sum(), "rankings"),
-            "margin": Term((share_P * reward_P).sum(), "rankings"),
+            **{name: Term((share_P * of_P).sum(), "rankings") for name, of_P in _measured(answers, better, worse)},
         }
         if self.loss == "orpo":
             first_S = answers.element.diff(prepend=answers.element[:1] - 1) != 0
@@ -139,9 +136,10 @@ class Preference(Objective):
         total_S, start_S = -batch.per_sequence(nll_BT), batch.fixed.get("start")
         length_S = batch.per_sequence((batch.weight != 0).to(nll_BT))
         mean_S = total_S / length_S
+        gain_S = None if start_S is None else (total_S - start_S).detach()
         if self.length_normalized and start_S is not None:
-            return Answers(mean_S, start_S / length_S, mean_S, total_S, batch.element_S)
-        return Answers(total_S, start_S, mean_S, total_S, batch.element_S)
+            return Answers(mean_S, start_S / length_S, mean_S, total_S, gain_S, batch.element_S)
+        return Answers(total_S, start_S, mean_S, total_S, gain_S, batch.element_S)
 
     def _kto(self, answers: Answers, batch: Batch) -> dict[str, Term]:
         assert answers.start is not None
@@ -151,18 +149,19 @@ class Preference(Objective):
         return {
             "loss": Term(loss_S.sum(), "answers", 1.0),
             "accuracy": Term(((ratio_S > z0_S) == good_S).float().sum(), "answers"),
-            "kl": Term(z0_S.sum(), "answers"),
-            "reward": Term(reward_S.sum(), "answers"),
+            "z0": Term(z0_S.sum(), "answers"),
+            "implicit_reward": Term(reward_S.sum(), "answers"),
         }
 
 
 class Answers(NamedTuple):
-    """Of S answers: log π (per token, if so wanted), log π₀, log π per token, log π, and the element of each."""
+    """Of S answers: log π (per token, if so wanted), log π₀, log π per token, log π, log π/π₀, the element of each."""
 
     logp: Tensor
     start: Tensor | None
     mean: Tensor
     total: Tensor
+    gain: Tensor | None
     element: Tensor
 
 
@@ -172,6 +171,24 @@ class Pair(NamedTuple):
     logp: tuple[Tensor, Tensor]
     start: tuple[Tensor, Tensor] | None
     mean: tuple[Tensor, Tensor]
+
+
+def _measured(answers: Answers, better: Tensor, worse: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """What a step says of its pairs, each [P], by the names and in the units of `judged.preference`."""
+    if answers.gain is not None:
+        gap_P = answers.gain[better] - answers.gain[worse]
+        yield "reward_accuracy", _right(gap_P)
+        yield "reward_margin", gap_P
+        return
+    gap_P = (answers.total[better] - answers.total[worse]).detach()
+    yield "accuracy_per_token", _right((answers.mean[better] - answers.mean[worse]).detach())
+    yield "accuracy", _right(gap_P)
+    yield "margin", gap_P
+
+
+def _right(gap_P: Tensor) -> Tensor:
+    """A tie is half right."""
+    return (gap_P > 0).to(gap_P) + 0.5 * (gap_P == 0).to(gap_P)
 
 
 # The losses, each [P], with β, γ and ε of the objective `o`

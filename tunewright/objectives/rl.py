@@ -236,6 +236,7 @@ class RL(Objective):
     def _learnable(self, learner: Learner, examples: Sequence[Example]) -> list[Example]:
         """The answers with an advantage for each token, and the share that it has of the loss."""
         parts = [part for e in examples for part in e.parts]
+        learner.note("reward_std", self._spread(examples))
         beta = learner.number("kl_coefficient", self.kl_coefficient)
         known = {"start", "old"} <= parts[0].fixed.keys()
         kl = [of_tokens(part, "start") - of_tokens(part, "old") for part in parts] if known else None
@@ -246,6 +247,12 @@ class RL(Objective):
             mean = float(np.mean([one.sum() for one in kl]))
             learner.set_number("kl_coefficient", adapted(beta, mean, self.kl_target))
         return [fixing(e, share=[self._share(part) for part in e.parts]) for e in found]
+
+    def _spread(self, examples: Sequence[Example]) -> float:
+        """The standard deviation of rewards that are compared: of the answers to a prompt, or of all of the step."""
+        reward_PG = np.array([[float(part.fixed["reward"]) for part in e.parts] for e in examples])
+        compared = reward_PG if self.algorithm in ("grpo", "rloo") else reward_PG.reshape(1, -1)
+        return float(np.where(np.ptp(compared, axis=1) > 0, compared.std(axis=1), 0.0).mean())  # 0, and no rounding
 
     def _share(self, part: Example) -> np.ndarray:
         count = part.trained

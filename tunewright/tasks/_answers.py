@@ -121,7 +121,11 @@ def fit_answers(
         if shorter:
             kept.append((i, shorter))
     if not kept:
-        raise DataError(f"no row fits into {limit} tokens: raise data.max_length, or set data.overlength.")
+        otherwise = "" if policy == "truncate_prompt" else ", or set data.overlength: truncate_prompt"
+        raise DataError(
+            f"of {counted(len(rows), 'row')} none fits into {limit} tokens, the shortest has {min(longest)}: raise "
+            f"data.max_length where the model reads more, give shorter rows{otherwise}."
+        )
     return kept, Fitted([], truncated=truncated, dropped=dropped)
 
 

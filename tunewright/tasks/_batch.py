@@ -75,6 +75,7 @@ class Predictions:
     rated: the same of one answer to each of N prompts, with `good_S`: whether it is good.
     reward: of an answer that was drawn to each of N prompts its text, and by name [N] each what it got: `reward`, the
         parts of it, `kl` from the run's start in nats, `length` in tokens.
+    Of the last three `group_N` is the number of the prompt, which several rows may share; None: each has its own.
     """
 
     kind: str
@@ -91,6 +92,7 @@ class Predictions:
     good_S: np.ndarray | None = None
     told: Mapping[str, np.ndarray] | None = None
     answers: tuple[str, ...] = ()
+    group_N: np.ndarray | None = None
 
 
 @dataclass(frozen=True)

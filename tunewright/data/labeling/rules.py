@@ -19,13 +19,14 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from tunewright.data.labeling.patterns import Patterns
-from tunewright.data.python_files import run_file
+from tunewright.data.python_files import THROWN, run_file
 from tunewright.errors import DataError
 
 Row = Mapping[str, Any]
@@ -60,6 +61,11 @@ class RuleRow(BaseModel):
             raise ValueError("pattern and keywords need the label that they vote for; the others name their own")
         if self.threshold and self.model is None:
             raise ValueError("threshold is for a model, which says how sure it is")
+        words = [*(self.keywords or ()), *(self.dictionary or ())]
+        if any(not word.strip() for word in words):
+            raise ValueError("an empty word is found everywhere: leave it out")
+        if any(not label.strip() for label in (self.label, *(self.dictionary or {}).values()) if label is not None):
+            raise ValueError("the label is empty: name the class that the rule votes for")
         return self
 
 
@@ -72,16 +78,17 @@ class Fails:
 
     SHOWN = 5
 
-    def note(self, rule: str, source: str, error: Exception) -> None:
+    def note(self, rule: str, source: str, error: BaseException) -> None:
         self.count += 1
         if len(self.first) < self.SHOWN:
             self.first.append(f"{rule}: {source}: {type(error).__name__}: {error}")
 
 
 class Voter(Protocol):
-    """Some rules that vote together: they share the reading of a text."""
+    """Some rules that vote together: they share the reading of a text. `at_once`: of how many rows at the most."""
 
     names: list[str]
+    at_once: int
 
     def votes(self, rows: Sequence[Row], sources: Sequence[str]) -> list[Cast]: ...
 
@@ -114,7 +121,7 @@ def read_rules(path: str | Path, classifier: Callable[[str], Classifier], ignore
 
 def _rule_rows(path: Path) -> list[RuleRow]:
     rows, faults = [], []
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), 1):  # U+2028 in a string ends none
         if not line.strip():
             continue
         try:
@@ -149,6 +156,8 @@ def _compiled(row: RuleRow, ignore_case: bool = False) -> re.Pattern[str] | None
 class Words:
     """Patterns, keywords and dictionaries on one column."""
 
+    at_once = 1024
+
     def __init__(self, column: str, rules: Sequence[tuple[str, RuleRow]], ignore_case: bool = False) -> None:
         self.column = column
         self.names = [name for name, _ in rules]
@@ -163,32 +172,46 @@ class Words:
 
     def _votes(self, text: Any) -> Cast:
         found = self.together.found_in(text) if isinstance(text, str) else ()
-        votes = {number: self.rules[number].label or self._looked_up(number, text) for number in found}
+        votes = {number: self._vote(number, text) for number in found}
         return {number: label for number, label in votes.items() if label is not None}
 
-    def _looked_up(self, number: int, text: str) -> str | None:
-        found = (match.group().lower() for match in self.patterns[number].finditer(text))
-        counted = Counter(self.words[number][word] for word in found).most_common(2)
-        return None if len(counted) == 2 and counted[0][1] == counted[1][1] else counted[0][0]
+    def _vote(self, number: int, text: str) -> str | None:
+        """The label of a rule that found something; of a dictionary that of most of its words."""
+        if self.rules[number].label is not None:
+            return self.rules[number].label
+        counted = Counter(self._label(number, match.group()) for match in self.patterns[number].finditer(text))
+        (label, most), *others = counted.most_common(2)
+        return None if others and others[0][1] == most else label
+
+    def _label(self, number: int, found: str) -> str:
+        """Of a dictionary's word as a text has it: `re` takes more letters for the same than `lower` does (ſ, K)."""
+        words, key = self.words[number], found.lower()
+        if key not in words:
+            given = (self.rules[number].dictionary or {}).items()
+            words[key] = next(label for word, label in given if re.fullmatch(re.escape(word), found, re.IGNORECASE))
+        return words[key]
 
 
 class Told:
-    """What a model says."""
+    """What a model says; of a row without a text or an image it says nothing, as other rules do."""
+
+    at_once = 128
 
     def __init__(self, name: str, rule: RuleRow, classify: Classifier) -> None:
         self.names, self.rule, self.classify = [name], rule, classify
 
     def votes(self, rows: Sequence[Row], sources: Sequence[str]) -> list[Cast]:
-        missing = [source for row, source in zip(rows, sources, strict=True) if not row.get(self.rule.column)]
-        if missing:
-            raise DataError(f"{self.names[0]}: {missing[0]} has no column {self.rule.column} for the model to read.")
-        told = self.classify([row[self.rule.column] for row in rows])
-        best = [max(one.items(), key=lambda pair: pair[1]) for one in told]
-        return [{0: label} if sure >= self.rule.threshold else {} for label, sure in best]
+        given = [row.get(self.rule.column) for row in rows]
+        asked = [i for i, one in enumerate(given) if not (one is None or isinstance(one, int | float) or one == "")]
+        told = self.classify([given[i] for i in asked]) if asked else []
+        best = {i: max(one.items(), key=lambda pair: pair[1]) for i, one in zip(asked, told, strict=True)}
+        return [{0: best[i][0]} if i in best and best[i][1] >= self.rule.threshold else {} for i in range(len(rows))]
 
 
 class Functions:
     """The functions of a Python file, which runs because the user named it."""
+
+    at_once = 16  # each may take its time
 
     def __init__(self, path: Path) -> None:
         found = run_file(path)
@@ -212,12 +235,17 @@ class Functions:
     def _vote(self, name: str, row: Row, source: str) -> str | None:
         try:
             vote = self.functions[name](dict(row))
-            if vote is not None and not isinstance(vote, str | int):
+            if vote is not None and not _is_label(vote):
                 raise TypeError(f"a rule returns a label or None, not {vote!r}")
-        except Exception as error:
+        except THROWN as error:
             self.fails[name].note(name, source, error)
             return None
         return None if vote is None else str(vote)
+
+
+def _is_label(vote: Any) -> bool:
+    """Whether it names a class: a text, or a whole number, also one of numpy's. True and False answer a question."""
+    return bool(vote.strip()) if isinstance(vote, str) else isinstance(vote, Integral) and not isinstance(vote, bool)
 
 
 def names_of(voters: Iterable[Voter]) -> list[str]:
