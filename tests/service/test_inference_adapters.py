@@ -86,8 +86,12 @@ def test_each_row_is_answered_by_its_own(runs: dict[str, Path], tiny_base: Calla
     "names",
     [["lora", "stacked", "table", "lora"], ["stacked"] * 2, ["lora+"] * 3, ["other"] * 2, ["lora+", "none", "lora+"]],
 )
-def test_so_it_is_in_single_steps(names: list[str], runs: dict[str, Path], tiny_base: Callable[..., str]) -> None:
+@pytest.mark.parametrize("joined", [0, 16384])
+def test_so_it_is_in_single_steps(
+    names: list[str], joined: int, runs: dict[str, Path], tiny_base: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In which layers that read the same compute as one."""
+    monkeypatch.setattr("tunewright.service.inference.stacks.JOINED", joined)
     models = in_memory()
     base = tiny_base("llama")
     points = [(runs.get(name, Path(base)), 0.35 if name in ("stacked", "other") else 1.0) for name in names]

@@ -164,13 +164,10 @@ class Bank:
         """Add LoRAs to the outputs of all layers that read the same, x [B, I], side by side in y [B, ΣO]."""
         route = self._now
         group = route.stack.groups.get(first) if route else None
-        if not route or not group:
-            return
-        if group.only and route.row_S is None and route.factor_GM1 is None:
-            A_IR, B_RO = group.only
-            y.addmm_(x.mm(A_IR), B_RO)
-        else:
-            route.add(y, route.below(group.A_GIR, x, False), group.B_GRO)
+        if route and group:
+            h_GNR = route.below(group.A_GIR, x, False)
+            for ranks, outputs, B_GRO in group.parts:
+                route.add(y[:, outputs], h_GNR[..., ranks], B_GRO)
 
     @contextmanager
     def using(self, route: Route | None) -> Iterator[None]:
@@ -233,9 +230,8 @@ class Bank:
             first = route.stack.first.get(name) if route else None
             if route and first:
                 group = route.stack.groups[first]
-                ranks, outputs = group.own[name]
-                h_GNR = self._below(route, first, group.A_GIR, x, table)
-                route.add(y, h_GNR[..., ranks], group.B_GRO[:, ranks, outputs])
+                ranks, _, B_GRO = group.own[name]
+                route.add(y, self._below(route, first, group.A_GIR, x, table)[..., ranks], B_GRO)
             return y
 
         return forward

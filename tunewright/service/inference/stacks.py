@@ -31,22 +31,29 @@ Terms = tuple[tuple[Lora, float], ...]
 """The LoRAs that a row uses, each with its factor."""
 
 
+JOINED = 16384
+"""Numbers of the B of layers that read the same up to which one product for all is faster than one for each."""
+
+Part = tuple[slice, slice, Tensor]
+"""Which columns of A x are read, which outputs are added to, and B [G, R, O] between them."""
+
+
 @dataclass(frozen=True, eq=False)
 class Group:
-    """Layers that read the same, as one: A [G, I, R], and B [G, R, O] with 0 where rank and output are of two layers.
+    """Layers that read the same: A [G, I, R] of all.
 
     Attributes:
-        own: of each layer which ranks and which outputs are its own.
-        only: A and B where G is 1.
+        own: a part for each layer.
+        parts: what to compute for all of them: the same, or one with 0 where rank and output are of two layers.
     """
 
     A_GIR: Tensor
-    B_GRO: Tensor
-    own: Mapping[str, tuple[slice, slice]]
-    only: tuple[Tensor, Tensor] | None = field(init=False)
+    own: Mapping[str, Part]
+    parts: Sequence[Part]
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "only", (self.A_GIR[0], self.B_GRO[0]) if len(self.A_GIR) == 1 else None)
+    @property
+    def bytes(self) -> int:
+        return self.A_GIR.nbytes + sum(B_GRO.nbytes for *_, B_GRO in self.parts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +75,7 @@ class Stack:
 
     @property
     def bytes(self) -> int:
-        return sum(group.A_GIR.nbytes + group.B_GRO.nbytes for group in self.groups.values())
+        return sum(group.bytes for group in self.groups.values())
 
 
 def stacked(loras: Sequence[Lora], groups: Mapping[str, Mapping[str, int]]) -> Stack:
@@ -77,7 +84,7 @@ def stacked(loras: Sequence[Lora], groups: Mapping[str, Mapping[str, int]]) -> S
 
 
 def _group(loras: Sequence[Lora], sizes: Mapping[str, int]) -> Group:
-    own, columns, above, rank, begin = {}, [], [], 0, 0
+    columns, own, rank, begin = [], dict[str, Part](), 0, 0
     for name, size in sizes.items():
         have = next((lora.factors[name] for lora in loras if name in lora.factors), None)
         if have is not None:
@@ -87,11 +94,17 @@ def _group(loras: Sequence[Lora], sizes: Mapping[str, int]) -> Group:
                 for side in (0, 1)
             )
             columns.append(A_GRI.mT)
-            above.append(F.pad(B_GRO, (begin, sum(sizes.values()) - begin - size)))
-            own[name] = slice(rank, rank + A_GRI.shape[1]), slice(begin, begin + size)
+            own[name] = slice(rank, rank + A_GRI.shape[1]), slice(begin, begin + size), B_GRO
             rank += A_GRI.shape[1]
         begin += size
-    return Group(torch.cat(columns, -1), torch.cat(above, 1), own)
+    A_GIR = torch.cat(columns, -1)
+    if len(own) == 1 or rank * begin > JOINED:
+        return Group(A_GIR, own, list(own.values()))
+    joined_GRO = A_GIR.new_zeros(len(loras), rank, begin)
+    for name, (ranks, outputs, B_GRO) in own.items():
+        joined_GRO[:, ranks, outputs] = B_GRO
+        own[name] = ranks, outputs, joined_GRO[:, ranks, outputs]
+    return Group(A_GIR, own, [(slice(None), slice(None), joined_GRO)])
 
 
 @dataclass(frozen=True, eq=False)
