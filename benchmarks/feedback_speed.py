@@ -237,7 +237,14 @@ def measured(work: str, options: argparse.Namespace, place: Path) -> list[dict[s
             )
             if done.returncode:
                 raise SystemExit(f"{system} failed at {work}:\n{done.stderr[-3000:]}")
-            line = {"work": work, "system": system, "turn": turn, **json.loads(done.stdout.strip().split("\n")[-1])}
+            date = datetime.now(UTC).date().isoformat()
+            line = {
+                "work": work,
+                "system": system,
+                "turn": turn,
+                "date": date,
+                **json.loads(done.stdout.strip().split("\n")[-1]),
+            }
             print(json.dumps(line), flush=True)
             found.append(line)
     return found
@@ -260,13 +267,12 @@ def _build_base(rows: list[dict[str, Any]], folder: Path) -> None:
     subprocess.run([sys.executable, "-c", BUILD, str(folder)], input=json.dumps(rows), text=True, check=True, cwd=ROOT)
 
 
-def page(lines: Sequence[dict[str, Any]], rounds: int) -> list[str]:
+def page(lines: Sequence[dict[str, Any]]) -> list[str]:
     names = ("tunewright", "trl", "torch", "transformers", "peft")
     versions = ", ".join(f"{name} {version(name)}" for name in names)
     told = [
         "# DPO and GRPO beside TRL's\n",
-        f"`python -m benchmarks.feedback_speed` · {datetime.now(UTC).date().isoformat()} · {versions} · one thread, "
-        f"{rounds} turns each.\n",
+        f"`python -m benchmarks.feedback_speed` · {datetime.now(UTC).date().isoformat()} · {versions} · one thread.\n",
         str(__doc__).split("\n\n")[2] + "\n",
         "| work | system | CPU seconds of each turn | answer tokens per CPU second | reached |\n|---|---|---|---|---|",
     ]
@@ -282,8 +288,11 @@ def page(lines: Sequence[dict[str, Any]], rounds: int) -> list[str]:
             what = "margin" if work == "dpo" else "mean reward of the last five steps"
             told.append(f"| {work} | {system} | {seconds} | {rate} | {what} {own[-1]['last']:.3f} |")
     for work in dict.fromkeys(line["work"] for line in lines):
+        days = ", ".join(sorted({line["date"] for line in lines if line["work"] == work}))
         cost = {s: statistics.median(_cost(l) for l in lines if (l["work"], l["system"]) == (work, s)) for s in SYSTEMS}  # noqa: E741
-        told.append(f"\n{work}: TRL takes {cost['trl'] / cost['tunewright']:.2f} times the CPU seconds of Tunewright.")
+        told.append(
+            f"\n{work}: TRL takes {cost['trl'] / cost['tunewright']:.2f} times the CPU seconds of Tunewright ({days})."
+        )
     return told
 
 
@@ -309,8 +318,11 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
         lines = [line for work in options.works for line in measured(work, options, Path(place))]
-    (options.results / "feedback-speed.json").write_text(json.dumps(lines, indent=1) + "\n", encoding="utf-8")
-    (options.results / "feedback-speed.md").write_text("\n".join(page(lines, options.rounds)) + "\n", encoding="utf-8")
+    kept = options.results / "feedback-speed.json"
+    before = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else []
+    lines = [line for line in before if line["work"] not in options.works] + lines
+    kept.write_text(json.dumps(lines, indent=1) + "\n", encoding="utf-8")
+    (options.results / "feedback-speed.md").write_text("\n".join(page(lines)) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
