@@ -186,32 +186,49 @@ def test_a_broken_adapter_does_not_reach_others(
     assert (found_BTV[1] - found_BTV[4]).abs().max() > 0.05 or found_BTV[1].isnan().any()
 
 
-def test_loras_that_were_used_stay_side_by_side_while_there_is_room(
+def test_loras_that_were_used_stay_stacked_while_there_is_room(
     runs: dict[str, Path], tiny_base: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base = tiny_base("llama")
     models = in_memory()
-    one, two, three = (models.take(tuned(base, runs[name])) for name in ("lora", "other", "lora+"))
-    bank = one.shared.bank
+    taken = {name: models.take(tuned(base, run)) for name, run in runs.items()}
+    bank = taken["lora"].shared.bank
     assert bank
-    monkeypatch.setattr("tunewright.service.inference.adapters.RANKS", 8)
-    stacked = []
-    for readies in ([one, two], [one], [three, one], [two, three], [two, one], [three]):
+
+    def stacked(*names: str) -> list[list[int]]:
+        readies = [taken[name] for name in names]
         whole = [alone(ready.ref.run_folder or "", 1.0, ids(1))[0] for ready in readies]
         assert_same(together(readies, ids(1).expand(len(readies), -1)), torch.stack(whole))
-        route = bank.route([ready.terms for ready in readies])
-        assert route
-        stacked.append([round(lora.rank) for lora in route.stack.loras])
-    assert stacked == [[4, 4], [4], [3, 4], [4, 3], [4, 4], [3]]
-    monkeypatch.setattr("tunewright.service.inference.adapters.RANKS", 11)
-    for readies in ([one, two], [two, three], [three, one]):
-        route = bank.route([ready.terms for ready in readies])
-    assert route
-    assert len(route.stack.loras) == 3
+        assert bank
+        routes = bank.route([ready.terms for ready in readies])
+        return [[lora.rank for lora in route.stack.loras] for route in routes]
+
+    monkeypatch.setattr("tunewright.service.inference.adapters.RANKS", 12)
+    assert stacked("lora", "other") == [[4, 4]]
+    assert stacked("other", "rslora") == [[4, 6]], "there was no room for the first"
+    assert stacked("lora+") == [[3]]
+    assert stacked("lora+", "lora", "other") == [[3], [4, 4]], "ranks that are not alike were filled up"
+    monkeypatch.setattr("tunewright.service.inference.adapters.RANKS", 24)
+    assert stacked("other", "rslora") == [[4, 6, 4]]
+    assert stacked("table", "lora") == [[4, 4]], "what rows do not use was computed"
+    assert stacked("rslora", "lora") == [[6, 4]]
+    assert stacked("rslora", "lora", "other") == [[4, 4, 4, 6]]
+
+
+def test_a_lora_may_be_forgotten_while_a_row_that_uses_it_waits(
+    runs: dict[str, Path], tiny_base: Callable[..., str]
+) -> None:
+    base = tiny_base("llama")
+    models = in_memory()
+    one, two = (models.take(tuned(base, runs[name])) for name in ("lora", "other"))
+    bank = one.shared.bank
+    assert bank
+    together([one, two], ids(2))
     bank.forget(one.terms[0][0])
-    route = bank.route([two.terms, three.terms])
-    assert route
-    assert len(route.stack.loras) == 2
+    for readies in ([one], [one, two]):
+        whole = [alone(ready.ref.run_folder or "", 1.0, ids(1))[0] for ready in readies]
+        assert_same(together(readies, ids(1).expand(len(readies), -1)), torch.stack(whole))
+    assert not bank._stacks and one.terms[0][0] not in bank._alone, "what was forgotten is still in memory"
 
 
 def test_rows_with_one_lora_with_two_and_without(runs: dict[str, Path], tiny_base: Callable[..., str]) -> None:
@@ -228,7 +245,7 @@ def test_rows_with_one_lora_with_two_and_without(runs: dict[str, Path], tiny_bas
         assert_same(found, torch.stack([whole[name] for name in names]))
     bank = readies["one"].shared.bank
     assert bank
-    route = bank.route([readies[name].terms for name in ("other", "one", "other")])
-    assert route and route.to_N is None and route.row_S is not None, "what is most frequent is not done in the fast way"
-    route = bank.route([readies["one"].terms] * 2)
-    assert route and route.row_S is None and route.factor_GM1 is None
+    (route,) = bank.route([readies[name].terms for name in ("other", "one", "other")])
+    assert route.to_N is None and route.row_S is not None, "what is most frequent is not done in the fast way"
+    (route,) = bank.route([readies["one"].terms] * 2)
+    assert route.row_S is None and route.factor_GM1 is None

@@ -162,6 +162,26 @@ def test_what_was_used_longest_ago_makes_room(runs: list[Path], tiny_base: Calla
     assert (caught.value.status, caught.value.code) == (400, "model_too_large")
 
 
+def test_room_is_made_for_all_that_an_adapter_takes(
+    runs: list[Path], tiny_base: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its files are less than that: in memory it is stacked too."""
+    monkeypatch.setattr("tunewright.service.inference.models.WAIT", 0.05)
+    first, second = (tuned(tiny_base("llama"), run) for run in runs[:2])
+    whole = Models(10**9, "cpu")
+    held = [whole.take(first), whole.take(second)]
+    memory = sum(one.bytes for one in whole.loaded())
+    models = Models(memory - 1, "cpu")
+    ready = models.take(first)
+    with pytest.raises(Refused) as caught:
+        models.take(second)
+    assert caught.value.status == 503 and {one.name for one in models.loaded()} == {"base", first.name}
+    bank = ready.shared.bank
+    assert bank and len(bank._alone) == 1, "what was refused is still in memory"
+    exact = Models(memory, "cpu")
+    assert exact.take(first) and exact.take(second) and held
+
+
 def test_there_is_no_room_while_all_are_used(
     runs: list[Path], tiny_base: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

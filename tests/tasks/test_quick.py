@@ -118,7 +118,7 @@ def test_layers_of_adapters_take_part(tiny_base: Callable[..., str]) -> None:
         assert (steps(module, form)[0] - quick[0]).abs().max() > 0.1
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen3", "mixtral"])
+@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3", "mixtral"])
 def test_layers_that_read_the_same_compute_as_one(name: str, tiny_base: Callable[..., str]) -> None:
     kind, options = BASES[name]
     module = load(tiny_base(kind, **options))
@@ -196,6 +196,20 @@ def test_a_module_that_answers_the_probe_otherwise_is_left_to_transformers(
     monkeypatch.setattr(_quick, "_turned", way)
     assert quick_of(load(tiny_base("llama"))) is None
     assert "LlamaForCausalLM" in caplog.text
+
+
+def test_memory_that_is_short_for_the_probe_is_asked_for_again(
+    tiny_base: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = load(tiny_base("llama"))
+
+    def full(*_: Any) -> torch.Tensor:
+        raise torch.OutOfMemoryError("full")
+
+    with monkeypatch.context() as short:
+        short.setattr(_quick, "_turned", full)
+        assert quick_of(module) is None
+    assert quick_of(module)
 
 
 def test_rows_that_ended_may_stay_beyond_the_context(tiny_base: Callable[..., str]) -> None:

@@ -167,6 +167,16 @@ def test_the_context_is_never_overrun(tiny_base: Callable[..., str]) -> None:
     assert_exact(virtual, of[:2], found, 0.8)
 
 
+@pytest.mark.parametrize("kind", [peft.PromptTuningConfig, peft.PrefixTuningConfig])
+def test_the_context_is_used_to_its_end_behind_virtual_tokens(kind: Any, tiny_base: Callable[..., str]) -> None:
+    torch.manual_seed(0)
+    module = peft.get_peft_model(load(tiny_base("llama")), kind(task_type="CAUSAL_LM", num_virtual_tokens=16)).eval()
+    of = prompts(module, (210, 212))
+    found = answers(module, of, copies=1, max_new_tokens=40, limit=256)
+    assert [len(one.tokens) for (one,) in found] == [30, 28]
+    assert_exact(module, of, found, 0.8)
+
+
 @pytest.mark.parametrize(
     "config",
     [

@@ -81,9 +81,10 @@ class Quick:
 
     def join(self, adapt: Adapt | None = None) -> None:
         """Let layers that read the same compute as one, where weights change no more: they become parts of one."""
-        layers: list[Any] = [self._model.get_submodule(name) for names in self.joints for name in names]
-        if any(type(layer) is not nn.Linear for layer in layers) or len({layer.bias is None for layer in layers}) > 1:
-            return
+        for names in self.joints:
+            layers: list[Any] = [self._model.get_submodule(name) for name in names]
+            if any(type(layer) is not nn.Linear for layer in layers) or len({one.bias is None for one in layers}) > 1:
+                return
         for number, layer in enumerate(self._layers):
             attention, *gated = (_Joined(self._model, names, adapt) for names in _joints(self._model, number))
             joined = layer._replace(queries=attention.split_last)
@@ -126,7 +127,7 @@ class Quick:
 
     def _turn(self, x_BE: Tensor, place: int, start_B1: Tensor | None, limit: int) -> tuple[Tensor, Tensor]:
         """Cosines and sines, [D] or [B, 1, D]; the sines with the signs of the rotation."""
-        most = min(place, limit - 1)
+        most = place if start_B1 is None else min(place, limit - 1)
         if most >= len(self._cos_TD):
             position_1T = torch.arange(most + AHEAD, device=x_BE.device)[None]
             cos_1TD, sin_1TD = self._trunk.rotary_emb(x_BE, position_1T)
@@ -238,7 +239,10 @@ def quick_of(model: nn.Module) -> Quick | None:
         return None
     quick = Quick(model)
     if model not in _equal:
-        _equal[model] = _is_equal(quick, model)
+        try:
+            _equal[model] = _is_equal(quick, model)
+        except torch.OutOfMemoryError:  # another time it may be there
+            return None
     return quick if _equal[model] else None
 
 
@@ -271,6 +275,8 @@ def _is_equal(quick: Quick, model: Any) -> bool:
                 model(input_ids=ids_BT[:, :-1], past_key_values=cache, use_cache=True)
             own_BV = model(input_ids=ids_BT[:, -1:], past_key_values=caches[0], use_cache=True).logits[:, -1]
             quick_BV = quick.step(ids_BT[:, -1], caches[1], None, model.config.max_position_embeddings)
+    except torch.OutOfMemoryError:
+        raise
     except Exception:
         log.warning("%s cannot go the short way", type(model).__name__, exc_info=True)
         return False

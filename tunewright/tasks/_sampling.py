@@ -68,7 +68,7 @@ def sample(
         for group in _groups(form, [len(prompt) for prompt in prompts], copies, max_new_tokens, batch_tokens):
             chosen = [prompts[i] for i in group]
             room_N = np.repeat([min(max_new_tokens, limit - len(prompt)) for prompt in chosen], copies)
-            batch = Batch(form, pad, limit)
+            batch = Batch(form, pad, limit + form.virtual)
             first_NV = batch.read(chosen, copies)
             drawn = _draw_all(batch, first_NV, room_N, temperature, np.concatenate(uniform_PCT[group]), list(stop))
             for place, i in enumerate(group):

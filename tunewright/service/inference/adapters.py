@@ -34,7 +34,7 @@ from tunewright.methods._lora_file import (
 from tunewright.service.inference.stacks import Lora, Route, Stack, Terms, routed, stacked
 
 RANKS = 256
-"""LoRAs that were used before stay stacked with those in use until their ranks add up to more."""
+"""LoRAs that were used before stay stacked with those in use up to so many ranks, those of filling up among them."""
 
 
 # Which runs can be served so
@@ -78,10 +78,10 @@ class Bank:
         self._device, self._dtype = first.device, first.dtype
         self._lock = threading.Lock()
         self._adapted: set[str] = set()
-        self._stack: Stack | None = None
+        self._stacks: dict[int, Stack] = {}
         self._alone: dict[Lora, Stack] = {}
-        self._now: Route | None = None
-        self._last: tuple[str, Tensor, Tensor] | None = None
+        self._now: tuple[Route, ...] = ()
+        self._last: dict[Route, tuple[str, Tensor, Tensor]] = {}
         self._module = module
         self._groups: dict[str, tuple[str, ...]] | None = None
 
@@ -142,19 +142,22 @@ class Bank:
     def forget(self, lora: Lora) -> None:
         with self._lock:
             self._alone.pop(lora, None)
-            if self._stack and lora in self._stack.loras:
-                self._stack = None
+            self._stacks = {kind: stack for kind, stack in self._stacks.items() if lora not in stack.loras}
 
-    def route(self, rows: Sequence[Terms]) -> Route | None:
-        """How the rows of a batch use LoRAs; None where none does."""
-        wanted = list(dict.fromkeys(lora for terms in rows for lora, _ in terms))
-        if not wanted:
-            return None
-        with self._lock:
-            stack = self._alone[wanted[0]] if len(wanted) == 1 else self._stack_of(wanted)
-        for name in stack.first:
-            self._adapt(name)
-        return routed(stack, rows, self._device, self._dtype)
+    def route(self, rows: Sequence[Terms]) -> tuple[Route, ...]:
+        """How the rows of a batch use LoRAs: those of similar ranks together, so that little is filled up."""
+        kinds: dict[int, list[Lora]] = {}
+        for lora in dict.fromkeys(lora for terms in rows for lora, _ in terms):
+            kinds.setdefault(_rank_kind(lora), []).append(lora)
+        found = []
+        for kind, wanted in kinds.items():
+            with self._lock:
+                stack = self._stack_of(kind, wanted)
+            for name in stack.first:
+                self._adapt(name)
+            own = [tuple(term for term in terms if _rank_kind(term[0]) == kind) for terms in rows]
+            found.append(routed(stack, own, self._device, self._dtype))
+        return tuple(found)
 
     def reads_as_one(self, joints: Sequence[tuple[str, ...]]) -> bool:
         """Whether the layers that each of these names reads the same, and nothing else that may be adapted does."""
@@ -162,21 +165,20 @@ class Bank:
 
     def add(self, first: str, x: Tensor, y: Tensor) -> None:
         """Add LoRAs to the outputs of all layers that read the same, x [B, I], side by side in y [B, ΣO]."""
-        route = self._now
-        group = route.stack.groups.get(first) if route else None
-        if route and group:
-            h_GNR = route.below(group.A_GIR, x, False)
-            for ranks, outputs, B_GRO in group.parts:
-                route.add(y[:, outputs], h_GNR[..., ranks], B_GRO)
+        for route in self._now:
+            if group := route.stack.groups.get(first):
+                h_GNR = route.below(group.A_GIR, x, False)
+                for ranks, outputs, B_GRO in group.parts:
+                    route.add(y[:, outputs], h_GNR[..., ranks], B_GRO)
 
     @contextmanager
-    def using(self, route: Route | None) -> Iterator[None]:
-        """Inside, the rows of a batch use the LoRAs of this route. For one thread at a time."""
-        self._now = route
+    def using(self, routes: tuple[Route, ...]) -> Iterator[None]:
+        """Inside, the rows of a batch use the LoRAs of these routes. For one thread at a time."""
+        self._now = routes
         try:
             yield
         finally:
-            self._now, self._last = None, None
+            self._now, self._last = (), {}
 
     def _factors(self, name: str, parts: Mapping[str, Tensor], config: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         scale = lora_scale(config, name) * _embed_scale(self._layers[name])
@@ -186,17 +188,21 @@ class Bank:
     def _fits(self, name: str, factors: tuple[Tensor, Tensor]) -> bool:
         return tuple(part.shape[1] for part in factors) == _sizes(self._layers[name])
 
-    def _stack_of(self, wanted: list[Lora]) -> Stack:
-        """A stack with the wanted LoRAs, and with as many of those that were in use before as there is room for."""
-        if self._stack and set(wanted) <= set(self._stack.loras):
-            return self._stack
-        total, loras = sum(lora.rank for lora in wanted), list(wanted)
-        for lora in self._stack.loras if self._stack else ():
-            if lora not in loras and total + lora.rank <= RANKS:
-                loras.append(lora)
-                total += lora.rank
-        self._stack = self._stacked(loras)
-        return self._stack
+    def _stack_of(self, kind: int, wanted: list[Lora]) -> Stack:
+        """A stack with the wanted LoRAs, and with some of those that were in use before: they come again."""
+        stack = self._stacks.get(kind)
+        if len(wanted) == 1:  # one that was forgotten meanwhile is stacked for this once
+            return self._alone.get(wanted[0]) or self._stacked(wanted)
+        if not stack or not set(wanted) <= set(stack.loras):
+            loras, rank = list(wanted), max(lora.rank for lora in wanted)
+            for lora in stack.loras if stack else ():
+                rank = max(rank, lora.rank)
+                if lora not in loras and (len(loras) + 1) * rank <= RANKS:
+                    loras.append(lora)
+            stack = self._stacked(loras)
+            if all(lora in self._alone for lora in loras):  # else one was forgotten meanwhile
+                self._stacks[kind] = stack
+        return stack if 2 * len(wanted) > len(stack.loras) else stack.only(wanted)
 
     def _stacked(self, loras: Sequence[Lora]) -> Stack:
         adapted = {name for lora in loras for name in lora.factors}
@@ -226,22 +232,26 @@ class Bank:
     def _with_loras(self, name: str, own: Callable[[Tensor], Tensor], table: bool) -> Callable[[Tensor], Tensor]:
         def forward(x: Tensor) -> Tensor:
             y = own(x)
-            route = self._now
-            first = route.stack.first.get(name) if route else None
-            if route and first:
-                group = route.stack.groups[first]
-                ranks, _, B_GRO = group.own[name]
-                route.add(y, self._below(route, first, group.A_GIR, x, table)[..., ranks], B_GRO)
+            for route in self._now:
+                if first := route.stack.first.get(name):
+                    group = route.stack.groups[first]
+                    ranks, _, B_GRO = group.own[name]
+                    route.add(y, self._below(route, first, group.A_GIR, x, table)[..., ranks], B_GRO)
             return y
 
         return forward
 
     def _below(self, route: Route, first: str, A_GIR: Tensor, x: Tensor, table: bool) -> Tensor:
         """What layers that read the same have in common, kept until another is asked for."""
-        last = self._last
+        last = self._last.get(route)
         if last is None or last[0] != first or last[1] is not x:
-            self._last = last = first, x, route.below(A_GIR, x, table)
+            self._last[route] = last = first, x, route.below(A_GIR, x, table)
         return last[2]
+
+
+def _rank_kind(lora: Lora) -> int:
+    """LoRAs are stacked with those of the same; the largest rank is less than twice the least."""
+    return lora.rank.bit_length()
 
 
 def _firsts(module: nn.Module, layers: Mapping[str, nn.Module]) -> dict[str, str]:

@@ -207,15 +207,19 @@ class Models:
     def _lora(self, folder: Path, ref: ModelRef, below: _Entry) -> _Entry | None:
         key = ("lora", str(folder))
         if key not in self._entries:
-            size = 2 * self._numbers(str(folder))
             assert below.shared and below.shared.bank
-            with self._room(key, ref.shown, size):
-                lora = below.shared.bank.read(folder)
+            bank = below.shared.bank
+            with self._room(key, ref.shown, 2 * self._numbers(str(folder))):
+                lora = bank.read(folder)
                 if lora is None:
                     return None
-                self._put(
-                    key, _Entry(str(ref.name), "adapter", below.shared.bank.bytes_of(lora), lora=lora, below=below)
-                )
+                entry = _Entry(str(ref.name), "adapter", bank.bytes_of(lora), lora=lora, below=below)
+                try:
+                    self._grow(key, entry)
+                except Refused:
+                    bank.forget(lora)
+                    raise
+                self._put(key, entry)
         return self._entries[key]
 
     def _apart(self, ref: ModelRef, run: Path) -> Ready:
@@ -283,6 +287,11 @@ class Models:
                     503, f"There is no room for {name} beside the models that answer now. Ask again in a moment.",
                     headers={"Retry-After": "10"},
                 )  # fmt: skip
+
+    def _grow(self, key: Any, entry: _Entry) -> None:
+        """Make room for what an entry takes beyond what was thought when its loading began."""
+        with self._change:
+            self._make_room(entry.name, max(0, entry.bytes - self._entries[key].bytes))
 
     def _drop(self, key: Any) -> None:
         entry = self._entries.pop(key)

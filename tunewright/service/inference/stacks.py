@@ -77,6 +77,24 @@ class Stack:
     def bytes(self) -> int:
         return sum(group.bytes for group in self.groups.values())
 
+    def only(self, wanted: Sequence[Lora]) -> Stack:
+        """A copy with some of its LoRAs."""
+        place = {lora: i for i, lora in enumerate(self.loras)}
+        index_G = torch.tensor([place[lora] for lora in wanted])
+
+        def chosen(part: Part) -> Part:
+            return part[0], part[1], part[2].index_select(0, index_G.to(part[2].device))
+
+        groups = {
+            first: Group(
+                group.A_GIR.index_select(0, index_G.to(group.A_GIR.device)),
+                {name: chosen(part) for name, part in group.own.items()},
+                [chosen(part) for part in group.parts],
+            )
+            for first, group in self.groups.items()
+        }
+        return Stack(tuple(wanted), groups)
+
 
 def stacked(loras: Sequence[Lora], groups: Mapping[str, Mapping[str, int]]) -> Stack:
     """Args: groups: by the first of the layers that read the same, the names of all and how much each puts out."""
