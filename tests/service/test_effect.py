@@ -57,16 +57,18 @@ def test_weights_without_effect_in_one_of_the_ways_that_answers_are_made_are_fou
 ) -> None:
     base = tiny_base("llama")
     run = train(base, tmp_path / "run", "lora")
-    add = Route.add
+    add, route = Route.add, Bank.route
 
-    def only_others(route: Route, y: Tensor, *factors: Tensor) -> None:
-        if y.dim() == (2 if part == "prompts" else 3):
+    def not_to_steps(route: Route, y: Tensor, *factors: Tensor) -> None:
+        if y.dim() == 3:
             add(route, y, *factors)
 
-    if part == "joined layers of steps":
-        monkeypatch.setattr(Bank, "add", lambda *_: None)
+    if part == "prompts":  # of which one is read, and several rows go on from it
+        monkeypatch.setattr(Bank, "route", lambda bank, rows: route(bank, rows) if len(rows) > 1 else None)
+    elif part == "steps":
+        monkeypatch.setattr(Route, "add", not_to_steps)
     else:
-        monkeypatch.setattr(Route, "add", only_others)
+        monkeypatch.setattr(Bank, "add", lambda *_: None)
     assert effect_of(tuned(base, run), "text-generation") == Finding(Effect.LOST)
 
 
