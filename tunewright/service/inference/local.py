@@ -145,6 +145,8 @@ class LocalEngine:
         done: Future[Found] = Future()
 
         def run() -> None:
+            if not done.set_running_or_notify_cancel():
+                return  # who asked has gone
             try:
                 done.set_result(work())
             except BaseException as error:
