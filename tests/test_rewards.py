@@ -16,6 +16,7 @@ import tunewright as tw
 from tests.runs import recipe
 from tests.tiny import words
 from tunewright.artifacts import sentences
+from tunewright.artifacts.card import read_card
 from tunewright.data.config import DataConfig
 from tunewright.data.kinds import Prompt
 from tunewright.data.records import load_records
@@ -192,6 +193,20 @@ def test_a_model_that_was_told_no_rule_is_refused_and_new_rules_are_noticed(
     assert "'Do not lie.'" in said and said.endswith("It knows: 'Be kind.'.")
     known = GRADER.validate_python({**rule, "run": models["rules"]})
     assert untold_rules([known]) == []
+
+
+def test_only_rules_are_kept_by_name(tiny_base: Any, tmp_path: Path) -> None:
+    """The second texts of other pairs are training rows, which belong in nobody's export."""
+    document = {"task": "text-classification", "training": SHORT}
+    named = {"text": "text", "text_pair": "text_pair", "label": "label"}
+    ruled = {"text": "text", "text_pair": "rule", "label": "violated"}
+    for columns, kept in ((named, None), (ruled, ["a secret"])):
+        rows = [{columns["text"]: words(i, 4), columns["text_pair"]: "a secret", columns["label"]: ["yes", "no"][i % 2]}
+                for i in range(6)]  # fmt: skip
+        data = {"train": rows, "validation": 0}
+        run = tw.train(recipe(tiny_base("bert"), tmp_path / columns["text_pair"], data=data, **document))
+        card = read_card(run.folder / "model")
+        assert card is not None and card.pairs == kept
 
 
 def test_a_language_model_is_asked_for_a_number(tiny_base: Any, monkeypatch: pytest.MonkeyPatch) -> None:

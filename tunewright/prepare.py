@@ -33,7 +33,7 @@ PICTURES = 4
 
 
 NAMED_PAIRS = 100
-"""Different second texts that a model keeps the names of, as of the rules that it can tell."""
+"""Different rules that a model keeps the names of."""
 
 
 @dataclass
@@ -92,7 +92,7 @@ def prepare(
     rows = read_rows(recipe)
     task, notices = choose_task(recipe, rows.given)
     refuse_idle_training(recipe, task, bool(rows.validation))
-    model = _loaded(recipe, task, start, precision, rows.train.records)
+    model = _loaded(recipe, task, start, precision, rows.train)
     if hasattr(task, "prepare"):
         task.prepare(model, data, rows.train.in_turns)
     if hasattr(task, "refuse_steps"):
@@ -125,22 +125,23 @@ def prepare(
     return prepared
 
 
-def second_texts(rows: Sequence[Record]) -> list[str] | None:
-    """See `Model.pairs`."""
-    if not isinstance(rows[0], Labelled):
+def told_rules(rows: Records) -> list[str] | None:
+    """See `Model.pairs`: other second texts are what it learned from, and no names."""
+    if not isinstance(rows.records[0], Labelled):
         return None
-    found = dict.fromkeys(row.text_pair for row in rows if isinstance(row, Labelled) and row.text_pair)
-    return list(found) if len(found) <= NAMED_PAIRS else None
+    found = dict.fromkeys(row.text_pair for row in rows.records if isinstance(row, Labelled) and row.text_pair)
+    named = not found or (rows.format == "violation" and len(found) <= NAMED_PAIRS)
+    return list(found) if named else None
 
 
-def _loaded(recipe: Recipe, task: Task, start: Path, precision: str, rows: Sequence[Record]) -> Model:
+def _loaded(recipe: Recipe, task: Task, start: Path, precision: str, rows: Records) -> Model:
     """The model that training begins with, as the recipe's base, method and precision ask for."""
     if recipe.training.zero_shot:
         _begin_with_prompts(task, recipe.base, recipe.training.zero_shot)
     dtype = "bfloat16" if precision == "bf16" and recipe.method.saved_as != "transformers" else None
     model = load_start(base_of(recipe, start), task, recipe.method, start, recipe.training.seed, dtype)
     model.max_length = recipe.data.max_length
-    model.pairs = second_texts(rows)
+    model.pairs = told_rules(rows)
     model.reserve = getattr(recipe.objective, "max_new_tokens", 0)
     return model
 

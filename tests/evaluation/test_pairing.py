@@ -88,6 +88,16 @@ def test_what_cannot_be_written_is_said(tmp_path: Path) -> None:
     assert kept(tmp_path / "none") == {}
 
 
+def test_sets_and_metrics_of_any_name_come_back(tmp_path: Path) -> None:
+    """Such as those of rules, which are free text."""
+    rule, path = "violated/no a|b, units", tmp_path / "before.safetensors"
+    keep({"test|1": scored({rule: mean([1.0, 2.0])}, rule), "é": scored({"loss": mean([3.0])}, "loss")}, path)
+    found = kept(path)
+    assert {name: list(metrics) for name, metrics in found.items()} == {"test|1": [rule], "é": ["loss"]}
+    each = found["test|1"][rule].each
+    assert each is not None and each.tolist() == [1.0, 2.0]
+
+
 # Intervals
 
 

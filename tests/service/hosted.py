@@ -25,7 +25,6 @@ from tunewright.service.inference.protocol import (
     Embedded,
     Generate,
     Loaded,
-    ModelRef,
     Piece,
     Usage,
     write,
@@ -58,8 +57,6 @@ class Echo:
     async def images(self, asked: Draw) -> list[bytes]:
         write(asked)
         return [b"png"] * asked.n
-
-    async def check(self, model: ModelRef) -> None: ...
 
     async def loaded(self) -> list[Loaded]:
         return []

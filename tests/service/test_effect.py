@@ -6,18 +6,23 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
+from torch import Tensor
 
 import tunewright as tw
 from tests.runs import apart, recipe
 from tests.service.inference import METHODS, train, tuned
+from tunewright.errors import MethodError
 from tunewright.launch.apart import FORKED
 from tunewright.service.effect import Effect, Finding, _look, look_apart
 from tunewright.service.errors import Lost
 from tunewright.service.inference.adapters import Bank
 from tunewright.service.inference.effect import effect_of
 from tunewright.service.inference.models import Models
+from tunewright.service.inference.protocol import ModelRef
+from tunewright.service.inference.stacks import Route
 
 
 @pytest.mark.parametrize("method", sorted({*METHODS} - {"gpt2"}))
@@ -44,6 +49,49 @@ def test_weights_without_effect_are_found(
     monkeypatch.setattr(Bank, "using", lambda *_: nullcontext())
     assert effect_of(tuned(base, runs[0.05]), "text-generation") == Finding(Effect.LOST)
     assert effect_of(tuned(base, runs[1e-30]), "text-generation") == Finding(Effect.NONE)
+
+
+@pytest.mark.parametrize("part", ["prompts", "steps", "joined layers of steps"])
+def test_weights_without_effect_in_one_of_the_ways_that_answers_are_made_are_found(
+    tiny_base: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    base = tiny_base("llama")
+    run = train(base, tmp_path / "run", "lora")
+    add, route = Route.add, Bank.route
+
+    def not_to_steps(route: Route, y: Tensor, *factors: Tensor) -> None:
+        if y.dim() == 3:
+            add(route, y, *factors)
+
+    if part == "prompts":  # of which one is read, and several rows go on from it
+        monkeypatch.setattr(Bank, "route", lambda bank, rows: route(bank, rows) if len(rows) > 1 else None)
+    elif part == "steps":
+        monkeypatch.setattr(Route, "add", not_to_steps)
+    else:
+        monkeypatch.setattr(Bank, "add", lambda *_: None)
+    assert effect_of(tuned(base, run), "text-generation") == Finding(Effect.LOST)
+
+
+def test_a_start_that_cannot_be_loaded_is_no_proof(
+    tiny_base: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only where there is no path to it nothing can be compared."""
+    base = tiny_base("llama")
+    run = train(base, tmp_path / "run", "full")
+    load = Models._apart
+
+    def fails(error: Exception) -> Callable[..., Any]:
+        def apart(models: Models, ref: ModelRef, folder: Path) -> Any:
+            if ref.alpha == 0:
+                raise error
+            return load(models, ref, folder)
+
+        return apart
+
+    monkeypatch.setattr(Models, "_apart", fails(RuntimeError("CUDA out of memory")))
+    assert effect_of(tuned(base, run), "text-generation") == Finding(Effect.UNKNOWN, "CUDA out of memory")
+    monkeypatch.setattr(Models, "_apart", fails(MethodError("its head began at random")))
+    assert effect_of(tuned(base, run), "text-generation") == Finding(Effect.THERE)
 
 
 def test_a_model_that_cannot_be_loaded_is_told_from_a_lack_of_memory(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -10,11 +12,11 @@ from typing import Any
 import pytest
 import torch
 
-from tests.service.inference import train, tuned
+from tests.service.inference import train, tuned, with_engine
 from tests.tiny import DECODERS, OTHERS
-from tunewright.service.inference.local import embedded
+from tunewright.service.inference.local import LocalEngine, embedded
 from tunewright.service.inference.models import Models, Ready
-from tunewright.service.inference.protocol import ModelRef
+from tunewright.service.inference.protocol import Embed, ModelRef
 
 TOKENS = [[5, 6, 7, 8, 9], [10, 11, 12]]
 
@@ -35,6 +37,35 @@ def watched(ready: Ready) -> list[Any]:
     calls: list[Any] = []
     ready.shared.module.get_output_embeddings().register_forward_hook(lambda *_: calls.append(1))
     return calls
+
+
+def test_who_goes_away_stops_nothing(tiny_base: Callable[..., str]) -> None:
+    """What it asked may be waiting its turn, or be under way."""
+    model = ModelRef("base", tiny_base("llama"))
+
+    async def story(engine: LocalEngine) -> bool:
+        busy, go_on = threading.Event(), threading.Event()
+        await engine.embed(Embed(model, ((5, 6),)))
+        for under_way in (False, True):
+            busy.clear()
+            go_on.clear()
+
+            def hold() -> None:
+                busy.set()
+                go_on.wait(20)
+
+            first = asyncio.ensure_future(engine._between(hold))
+            await asyncio.to_thread(busy.wait, 20)
+            asked = first if under_way else asyncio.ensure_future(engine.embed(Embed(model, ((5, 6),))))
+            await asyncio.sleep(0.05)
+            asked.cancel()
+            await asyncio.sleep(0.05)
+            go_on.set()
+            found = await asyncio.wait_for(engine.embed(Embed(model, ((5, 6),))), 20)
+            assert found.tokens == 2
+        return await engine.healthy()
+
+    assert with_engine(story)
 
 
 @pytest.mark.parametrize("kind", [*DECODERS, *OTHERS])

@@ -184,8 +184,6 @@ def test_what_it_cannot_serve_is_refused(runs: list[Path], tiny_base: Callable[.
         async with server.running():
             engine = VLLM(f"http://127.0.0.1:{server.port}", "the-base")
             with pytest.raises(Refused, match="as for its base"):
-                await engine.check(tuned(base, runs[0]))
-            with pytest.raises(Refused, match="as for its base"):
                 await pieces(engine, tuned(base, runs[0]), MESSAGES)
             with pytest.raises(Refused, match="is no adapter"):
                 await pieces(engine, tuned(base, runs[2]), MESSAGES)

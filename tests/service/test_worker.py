@@ -205,6 +205,34 @@ def test_a_model_that_was_tuned_from_a_deleted_one_keeps_its_path(
     assert not list(machine.settings.cache.iterdir()) and not service.stored("models")
 
 
+def test_a_deleted_model_leaves_all_machines_when_its_last_job_has_ended(
+    machine: Machine, tiny_base: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other, store = Machine(tmp_path, "there", tiny_base("llama")), machine.parts.store
+    with machine.work():
+        first = str(machine.ended(machine.job()).fine_tuned_model)
+    job = machine.job(first)
+    for where in (machine, other):
+        where.parts.run(store.models.get("acme", first))
+    service = Hosted(tmp_path, make_app(machine.parts, Echo(), machine.settings), machine.parts)
+    assert service.ask("DELETE", f"/v1/models/{first}").status_code == 200
+
+    def held() -> list[int]:
+        return [len(list(where.settings.cache.iterdir())) for where in (machine, other)]
+
+    machine.parts.forget_deleted()
+    assert held() == [1, 1], "the job needs it"
+    store.jobs.cancel("acme", job.id)
+    assert store.models.stored(first) is None
+    for place, works, left in (("app", service.served, [0, 1]), ("worker", other.work, [0, 0])):
+        monkeypatch.setattr(f"tunewright.service.{place}.SECONDS_BETWEEN_SWEEPS", 0.05)
+        with works():
+            end = time.monotonic() + 20
+            while held() != left:
+                assert time.monotonic() < end
+                time.sleep(0.05)
+
+
 def test_a_training_that_changes_nothing_is_told(machine: Machine) -> None:
     unchanged, changed = machine.job(training={"learning_rate": 1e-30}), machine.job()
     with machine.work():

@@ -27,7 +27,7 @@ class Card:
         chats: whether the model was trained on conversations.
         templates: the prompts that the head was made of before it was tuned, where it was.
         max_length: the longest row in tokens that it was trained with, where the recipe set one.
-        pairs: the second texts of the rows that it was trained on, see `Model.pairs`.
+        pairs: the rules that it was trained on, see `Model.pairs`.
     """
 
     task: str

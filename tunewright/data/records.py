@@ -58,6 +58,8 @@ class Records:
     sha256: str
     faults: list[Fault] = field(default_factory=list)
     doubts: Sequence[str] = ()
+    format: str = ""
+    """One of `FORMATS`."""
 
     @property
     def in_turns(self) -> bool:
@@ -105,7 +107,7 @@ def make_records(
     kind = KINDS[type(records[0])]
     _refuse_idle(records[0], config)
     doubts = [*read.doubts, *_moving(records)]
-    return Records(records, kind, name, content_hash(rows), faults, doubts)
+    return Records(records, kind, name, content_hash(rows), faults, doubts, format)
 
 
 def captions_wanted(config: DataConfig, kinds: Sequence[str]) -> bool | None:

@@ -6,6 +6,7 @@ Both measure the same rows and draw the same resamples of them, so that what mak
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +20,8 @@ from tunewright.evaluation.scores import RESAMPLES, SEED, Array, Draws, Metric, 
 
 BEFORE = "before.safetensors"
 """The name of that file in a run's folder."""
+NAMES = "names"
+"""The key of that file's metadata which tells the set and metric of each number in front of its tensors' keys."""
 Kept = Mapping[str, Mapping[str, Draws]]
 """By set and metric."""
 
@@ -27,33 +30,32 @@ def keep(sets: Mapping[str, Scores], path: Path) -> None:
     """Write what the metrics of each set were made of. Raises OutputError where that fails."""
     from safetensors.numpy import save
 
+    made = [(name, metric, f.draws) for name, s in sets.items() for metric, f in s.metrics.items() if f.draws]
     tensors: dict[str, Array] = {}
-    for name, scores in sets.items():
-        for metric, found in scores.metrics.items():
-            if draws := found.draws:
-                tensors[f"{name}|{metric}|units"] = np.array([draws.units])
-                parts = {"values": draws.values, "each": draws.each}
-                tensors |= {
-                    f"{name}|{metric}|{key}": np.ascontiguousarray(v) for key, v in parts.items() if v is not None
-                }
+    for i, (_, _, draws) in enumerate(made):
+        parts = {"units": np.array([draws.units]), "values": draws.values, "each": draws.each}
+        tensors |= {f"{i}.{key}": np.ascontiguousarray(part) for key, part in parts.items() if part is not None}
+    names = json.dumps([(name, metric) for name, metric, _ in made])  # apart: those of rules are free text
     draft = path.with_name(f".{path.name}.draft")
     try:
-        draft.write_bytes(save(tensors))
+        draft.write_bytes(save(tensors, {NAMES: names}))
         os.replace(draft, path)
     except OSError as error:
         raise OutputError(f"{path} cannot be written: {error}.") from error
 
 
 def kept(path: Path) -> Kept:
-    """What `keep` wrote; nothing where there is no such file, as of a run of an earlier version."""
-    from safetensors.numpy import load_file
+    """What `keep` wrote; nothing where there is no such file, or one without names, as of runs of earlier versions."""
+    from safetensors import safe_open
 
     found: dict[str, dict[str, Draws]] = {}
-    tensors = load_file(path) if path.is_file() else {}
-    for key in [key for key in tensors if key.endswith("|units")]:
-        name, metric, _ = key.rsplit("|", 2)
-        stem = key.removesuffix("units")
-        made = Draws(int(tensors[key][0]), tensors.get(f"{stem}values"), tensors.get(f"{stem}each"))
+    if not path.is_file():
+        return found
+    with safe_open(path, framework="np") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
+        names = json.loads((file.metadata() or {}).get(NAMES, "[]"))
+    for i, (name, metric) in enumerate(names):
+        made = Draws(int(tensors[f"{i}.units"][0]), tensors.get(f"{i}.values"), tensors.get(f"{i}.each"))
         found.setdefault(name, {})[metric] = made
     return found
 

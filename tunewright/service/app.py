@@ -150,5 +150,6 @@ def _sweep(bringing: Bringing, over: threading.Event) -> None:
     while not over.wait(SECONDS_BETWEEN_SWEEPS):
         try:
             bringing.store.sweep(bringing.storage)
+            bringing.forget_deleted()
         except Exception as error:
             log.warning("sweep failed", error=str(error))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +14,9 @@ from tunewright.service.ids import random_text
 from tunewright.service.relocation import relocate
 from tunewright.service.storage import CHUNK, Storage
 from tunewright.service.store import Store
+
+HELD = re.compile("[0-9a-f]{24}")
+"""The name of a model's folder in the cache; what is being brought has a longer one."""
 
 
 class Bringing:
@@ -78,8 +82,19 @@ class Bringing:
         """Remove what this machine holds of a model that nobody needs any more."""
         shutil.rmtree(self._folder(model), ignore_errors=True)
 
+    def forget_deleted(self) -> None:
+        """Remove what this machine holds of models that nobody needs any more, wherever they were deleted."""
+        if here := [folder for folder in self.cache.glob("*") if HELD.fullmatch(folder.name)]:
+            stored = set(map(self._folder_at, self.store.models.places()))  # asked after: none that is new is missed
+            for folder in here:
+                if folder not in stored:
+                    shutil.rmtree(folder, ignore_errors=True)
+
     def _folder(self, model: TunedModel) -> Path:
-        return self.cache / hashlib.sha256(model.place.encode()).hexdigest()[:24]
+        return self._folder_at(model.place)
+
+    def _folder_at(self, place: str) -> Path:
+        return self.cache / hashlib.sha256(place.encode()).hexdigest()[:24]
 
     def state(self, place: str, folder: Path) -> None:
         """A run as it lies in the storage. Another process may bring the same one at the same time."""

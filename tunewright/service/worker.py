@@ -29,6 +29,7 @@ log = get_logger()
 SECONDS_BETWEEN_LOOKS = 0.5
 SECONDS_BETWEEN_BEATS = 1.0
 """A run learns by a heartbeat that it was cancelled or is to pause."""
+SECONDS_BETWEEN_SWEEPS = 60.0
 READINGS = 3
 """So often a worker may fall silent over the files of a job before they are thought to be the cause."""
 
@@ -59,9 +60,18 @@ class Worker:
         warm_up()
         beside = threading.Thread(target=self._keep_looking, args=(self._validate_next,), daemon=True)
         beside.start()
+        threading.Thread(target=self._sweep, daemon=True).start()
         log.info("worker ready", worker=self.name)
         self._keep_looking(self._train_next)
         beside.join(self.lease)
+
+    def _sweep(self) -> None:
+        """Now and then: what was deleted may have been brought to a machine that only trains."""
+        while not self.leaving.wait(SECONDS_BETWEEN_SWEEPS):
+            try:
+                self.bringing.forget_deleted()
+            except Exception as error:
+                log.warning("sweep failed", worker=self.name, error=str(error))
 
     def _keep_looking(self, take: Callable[[], bool]) -> None:
         while not self.leaving.is_set():

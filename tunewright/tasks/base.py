@@ -37,8 +37,8 @@ class Model:
         base: the folder or hub name whose weights these are; an adapter names it.
         chats: whether it is asked in conversations (by its chat template), or continues a text as it stands.
         max_length: the longest row in tokens that it was trained with, where a recipe set one.
-        pairs: the second texts of the rows that it was trained on, such as rules: none where these were single texts;
-            None where that is not known, or there are too many to be named.
+        pairs: the rules that it was trained on, where its rows were a text, a rule and whether it is violated: none
+            where they were single texts; None where they were other pairs, or there are too many to be named.
         along: modules that additive methods train along: a task head, the pooler in front of it.
         new: modules that the base did not have, and that begin from the seed.
         adapters: LoRA folders already merged into the weights, so that a new one can be saved over `base`.

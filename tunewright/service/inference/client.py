@@ -20,7 +20,6 @@ from tunewright.service.inference.protocol import (
     Embedded,
     Generate,
     Loaded,
-    ModelRef,
     Piece,
     Usage,
     as_error,
@@ -76,9 +75,6 @@ class Client:
 
     async def images(self, asked: Draw) -> list[bytes]:
         return [base64.b64decode(one) for one in await self._post("/images", write(asked))]
-
-    async def check(self, model: ModelRef) -> None:
-        await self._post("/check", write(model))
 
     async def loaded(self) -> list[Loaded]:
         async with _reaching():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -12,25 +13,21 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from tunewright.artifacts.interpolate import load as load_point
-from tunewright.errors import TunewrightError
+from tunewright.errors import MethodError, TunewrightError
 from tunewright.service.effect import Effect, Finding
 from tunewright.service.errors import Refused
 from tunewright.service.inference.models import Models, Ready
 from tunewright.service.inference.protocol import ModelRef
 from tunewright.tasks import task_class
+from tunewright.tasks._rows import Batch, Form
 
 PROBE = "Once upon a time there was"
 LAST = 8
 """Tokens at the end of the vocabulary that are asked too: rows of those that were added may be all that trained."""
+SHARE = 0.25
+"""Of what LoRAs change: so much is a part of them, where it is lost."""
 ROUNDING = 16
 """Times the precision's epsilon: a smaller change may be lost where answers are made in another way."""
-
-
-def same_answers(tuned: Ready, start: Ready) -> bool:
-    """Whether both give the same logits, to the last bit."""
-    ids = probe(tuned, start)
-    one, other = logits_of(tuned, ids), logits_of(start, ids)
-    return bool(torch.equal(one, other))
 
 
 def probe(*models: Ready) -> list[int]:
@@ -41,13 +38,59 @@ def probe(*models: Ready) -> list[int]:
     return [id for id in ids if id < known][-models[0].limit :]
 
 
-def logits_of(ready: Ready, ids: Sequence[int]) -> Tensor:
-    """[T, V], made as answers are."""
-    shared = ready.shared
-    if not shared.bank:
-        return _logits(shared.module, ids)
-    with shared.bank.using(shared.bank.route([ready.terms])):
-        return _logits(shared.module, ids)
+def read_by(ready: Ready, ids: Sequence[int]) -> Tensor:
+    """[1, V], as prompts are read."""
+    with torch.inference_mode(), _using(ready, 1):
+        return _batch(ready).read([ids])
+
+
+def made_by(ready: Ready, start: Ready, ids: Sequence[int], plain: bool = False) -> Tensor:
+    """[B, V], as answers go on: after each of the last tokens, if it came first after a prompt that the start has read.
+
+    So what the tuned model makes of the prompt does not show; where models keep more than keys and values, it does.
+
+    Args:
+        plain: whether transformers makes it, and not what takes fewer calls.
+    """
+    form = _form(ready)
+    reader = start if _form(start).joins and form.joins else ready
+    count = min(LAST, len(ids) - 1)
+    batch = _batch(reader)
+    with torch.inference_mode():
+        with _using(reader, 1):
+            batch.read([ids[:-count]], count)
+        batch.form = replace(form, quick=None) if plain else form
+        with _using(ready, count):
+            return batch.step(torch.tensor(ids[-count:], device=next(ready.shared.module.parameters()).device))
+
+
+def loses(made: Sequence[Tensor], tuned: Ready, start: Ready, ids: Sequence[int]) -> bool:
+    """Whether the way with fewer calls leaves a part of LoRAs out: it errs by a part of what these change.
+
+    Args:
+        made: what it makes of the tuned model and of the start.
+    """
+    if tuned.shared is not start.shared or not _form(tuned).quick:
+        return False
+    own = [made_by(ready, start, ids, plain=True).float() for ready in (tuned, start)]
+    off, rounded = (float((one - other).abs().max()) for one, other in zip(made, own, strict=True))
+    rounded = max(rounded, float(own[1].abs().max()) * torch.finfo(made[0].dtype).eps)
+    return off > max(SHARE * float((own[0] - own[1]).abs().max()), ROUNDING * rounded)
+
+
+def _batch(ready: Ready) -> Batch:
+    form = _form(ready)
+    return Batch(form, ready.model.processor.pad_token_id, ready.limit, open=form.joins)
+
+
+def _form(ready: Ready) -> Form:
+    assert ready.shared.form, "what generates has a form"
+    return ready.shared.form
+
+
+def _using(ready: Ready, rows: int) -> AbstractContextManager[None]:
+    bank = ready.shared.bank
+    return bank.using(bank.route([ready.terms] * rows)) if bank else nullcontext()
 
 
 def _logits(module: Any, ids: Sequence[int]) -> Tensor:
@@ -69,11 +112,17 @@ def effect_of(model: ModelRef, task: str) -> Finding:
         return Finding(Effect.BROKEN if broken else Effect.UNKNOWN, str(error.__cause__ or error))
     try:
         start = models.take(replace(model, alpha=0.0))
-    except Refused:  # there is no path to where it began
-        return Finding(Effect.THERE)
-    if not same_answers(tuned, start):
-        return Finding(Effect.THERE)
+    except Refused as error:
+        pathless = isinstance(error.__cause__, MethodError)  # there is nothing to compare with
+        return Finding(Effect.THERE) if pathless else Finding(Effect.UNKNOWN, str(error.__cause__ or error))
     ids = probe(tuned, start)
+    read = [read_by(ready, ids) for ready in (tuned, start)]
+    made = [made_by(ready, start, ids) for ready in (tuned, start)]
+    seen = [not torch.equal(*pair) for pair in (read, made)]
+    if all(seen):
+        return Finding(Effect.LOST if loses(made, tuned, start, ids) else Effect.THERE)
     end, begin = (_logits(load_point(str(model.run_folder), alpha=alpha).module, ids) for alpha in (1.0, 0.0))
     change = float((end - begin).abs().max() / begin.abs().max())
-    return Finding(Effect.LOST if change > ROUNDING * torch.finfo(models.dtype).eps else Effect.NONE)
+    if change > ROUNDING * torch.finfo(models.dtype).eps:
+        return Finding(Effect.LOST)
+    return Finding(Effect.THERE if any(seen) else Effect.NONE)

@@ -8,7 +8,6 @@ import binascii
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager, nullcontext
-from dataclasses import replace
 from io import BytesIO
 from typing import Any, TypeVar
 
@@ -21,7 +20,6 @@ from tunewright.drawing import Drawing, draw
 from tunewright.errors import TunewrightError
 from tunewright.recipe import checked
 from tunewright.service.errors import Refused
-from tunewright.service.inference.effect import same_answers
 from tunewright.service.inference.engine import Batching, Limits, Request
 from tunewright.service.inference.models import Models, Module, Ready
 from tunewright.service.inference.prompts import tokens_of
@@ -98,15 +96,6 @@ class LocalEngine:
             _can(ready, "images", "does not draw.")
             return await self._in(self._worker, lambda: drawn(ready.model, asked))
 
-    async def check(self, model: ModelRef) -> None:
-        async with self._model(model) as tuned:
-            if not tuned.shared.form or model.run_folder is None or not model.alpha:
-                return
-            async with self._model(replace(model, alpha=0.0)) as start:
-                same = await self._between(lambda: same_answers(tuned, start))
-            if same:
-                raise Refused(500, f"{model.shown} answers as its start does: its weights have no effect.")
-
     async def loaded(self) -> list[Loaded]:
         return self.models.loaded()
 
@@ -156,6 +145,8 @@ class LocalEngine:
         done: Future[Found] = Future()
 
         def run() -> None:
+            if not done.set_running_or_notify_cancel():
+                return  # who asked has gone
             try:
                 done.set_result(work())
             except BaseException as error:

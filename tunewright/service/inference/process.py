@@ -31,7 +31,6 @@ from tunewright.service.inference.protocol import (
     Embed,
     Engine,
     Generate,
-    ModelRef,
     Piece,
     Usage,
     as_refused,
@@ -78,10 +77,6 @@ def app_of(make: Callable[[], Engine], token: str | None = None) -> Starlette:
         drawn = await engines[0].images(read(Draw, await _body(request)))
         return JSONResponse([base64.b64encode(one).decode() for one in drawn])
 
-    async def check(request: Request) -> Response:
-        await engines[0].check(read(ModelRef, await _body(request)))
-        return JSONResponse({})
-
     async def loaded(_: Request) -> Response:
         return JSONResponse([asdict(one) for one in await engines[0].loaded()])
 
@@ -89,7 +84,7 @@ def app_of(make: Callable[[], Engine], token: str | None = None) -> Starlette:
         well = await engines[0].healthy()
         return JSONResponse({"ok": well}, 200 if well else 503)
 
-    asked = {"/generate": generate, "/embed": embed, "/classify": classify, "/images": images, "/check": check}
+    asked = {"/generate": generate, "/embed": embed, "/classify": classify, "/images": images}
     routes = [Route(path, _answered(do, token), methods=["POST"]) for path, do in asked.items()]
     routes += [Route(path, _answered(do, token)) for path, do in {"/loaded": loaded, "/healthz": healthz}.items()]
     return Starlette(routes=routes, lifespan=lifespan)

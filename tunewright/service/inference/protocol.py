@@ -199,9 +199,6 @@ class Engine(Protocol):
     async def images(self, asked: Draw) -> list[bytes]:
         """PNG files."""
 
-    async def check(self, model: ModelRef) -> None:
-        """Load a model. Raises Refused where a tuned model answers as its start does: its weights have no effect."""
-
     async def loaded(self) -> list[Loaded]: ...
 
     async def healthy(self) -> bool: ...

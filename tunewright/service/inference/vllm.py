@@ -111,9 +111,6 @@ class VLLM:
     async def images(self, asked: Draw) -> list[bytes]:
         raise Refused(400, "The vLLM server answers for language models alone.", param="model")
 
-    async def check(self, model: ModelRef) -> None:
-        await self._know(model)
-
     async def loaded(self) -> list[Loaded]:
         """What the server says that it has; it does not tell sizes."""
         try:

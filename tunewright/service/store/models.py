@@ -36,6 +36,11 @@ class Models:
             row = one(connection, models, models.c.id == id, models.c.stored)
         return None if row is None else entity(TunedModel, row)
 
+    def places(self) -> Sequence[str]:
+        """Of all models whose bytes are still there."""
+        with self.database.read() as connection:
+            return connection.scalars(select(models.c.place).where(models.c.stored)).all()
+
     def page(
         self, tenant: str, after: str | None = None, limit: int = 10_000, order: Literal["asc", "desc"] = "asc"
     ) -> tuple[list[TunedModel], bool]:
