@@ -109,14 +109,15 @@ def test_a_model_that_cannot_be_loaded_is_told_from_a_lack_of_memory(
 def test_a_look_that_is_broken_off_leaves_no_process(
     tiny_base: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def lost() -> None:
+    def lost() -> bool:
         raise Lost("cancelled")
 
     base = tiny_base("llama")
-    assert look_apart(tuned(base, tmp_path), "text-generation", lambda: None).effect is Effect.BROKEN
+    assert look_apart(tuned(base, tmp_path), "text-generation", lambda: False).effect is Effect.BROKEN
     monkeypatch.setattr("tunewright.service.effect.SECONDS_BETWEEN_LOOKS", 0)
     with pytest.raises(Lost):
         look_apart(tuned(base, tmp_path), "text-generation", lost)
+    assert look_apart(tuned(base, tmp_path), "text-generation", lambda: True).effect is Effect.UNKNOWN
     assert not apart()
 
 

@@ -267,6 +267,26 @@ def test_a_job_fails_whose_model_would_not_answer(machine: Machine, monkeypatch:
     assert now.fine_tuned_model is None and str(machine.settings.place) not in now.error["message"]
 
 
+def test_a_worker_that_leaves_does_not_wait_for_a_look(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has half a minute: what was trained is kept, and whether it shows remains unknown."""
+    looking = threading.Event()
+
+    def look(model: Any, task: str, enough: Callable[[], bool]) -> Finding:
+        looking.set()
+        end = time.monotonic() + 20
+        while not enough():
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        return Finding(Effect.UNKNOWN)
+
+    monkeypatch.setattr("tunewright.service.attempt.look_apart", look)
+    job = machine.job()
+    with machine.work():
+        assert looking.wait(300)
+        assert machine.parts.store.jobs.look(job.id).status is Status.RUNNING
+    assert machine.parts.store.jobs.look(job.id).status is Status.SUCCEEDED
+
+
 def test_a_full_storage_is_waited_for(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     put, full = machine.parts.storage.put, threading.Event()
     full.set()

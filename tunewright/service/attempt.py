@@ -94,7 +94,7 @@ class Attempt:
             log.exception("run broke", job=job.id)
             self._fail("server_error", f"The training ended unexpectedly: {error}")
         else:
-            self._publish()
+            self._publish(leaving)
 
     # the run
 
@@ -202,10 +202,10 @@ class Attempt:
             self._patiently(partial(self.store.jobs.add_checkpoint, self.job.id, self.job.fence, **named))
             self.published.add(step)
 
-    def _publish(self) -> None:
+    def _publish(self, leaving: Callable[[], bool]) -> None:
         """The run has ended: its model answers, its results can be fetched, and its job has succeeded."""
         self._publish_snapshots()
-        if fault := self._without_effect():
+        if fault := self._without_effect(leaving):
             self._fail("server_error", fault)
             return
         self._patiently(self._write_all)
@@ -221,11 +221,16 @@ class Attempt:
             )
         )  # fmt: skip
 
-    def _without_effect(self) -> str | None:
+    def _without_effect(self, leaving: Callable[[], bool]) -> str | None:
         """Why the tuned model would answer as if it had not been tuned, although it was."""
         base = self.bringing.bases[self.base]
         model = ModelRef(self.base, str(base), self.job.id, str(self.run.folder))
-        found = look_apart(model, self._task, self.lease.check)
+
+        def enough() -> bool:
+            self.lease.check()
+            return leaving()  # a worker that leaves has seconds, and what was trained is to be kept
+
+        found = look_apart(model, self._task, enough)
         if found.effect is Effect.UNKNOWN:
             log.warning("effect not known", job=self.job.id, why=found.why)
         if found.effect is Effect.NONE:

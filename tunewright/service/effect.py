@@ -37,11 +37,11 @@ class Finding:
     why: str = ""
 
 
-def look_apart(model: ModelRef, task: str, wait: Callable[[], object]) -> Finding:
+def look_apart(model: ModelRef, task: str, enough: Callable[[], bool]) -> Finding:
     """Look in a process of its own, which takes the memory with it when it ends.
 
     Args:
-        wait: called ten times a second; whatever it raises ends the look and is raised.
+        enough: called ten times a second; where it says so it is not known. Whatever it raises is raised.
     """
     here, there = FORKED.Pipe()
     process = FORKED.Process(target=_look, args=(there, model, task))
@@ -50,7 +50,8 @@ def look_apart(model: ModelRef, task: str, wait: Callable[[], object]) -> Findin
     end = time.monotonic() + PATIENCE
     try:
         while not here.poll(SECONDS_BETWEEN_LOOKS):
-            wait()
+            if enough():
+                return Finding(Effect.UNKNOWN, "there was no time to look")
             if time.monotonic() > end:
                 return Finding(Effect.UNKNOWN, f"it took more than {PATIENCE:.0f} seconds")
         effect, why = here.recv()

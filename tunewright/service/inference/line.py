@@ -1,4 +1,4 @@
-"""The line in which requests wait, fair over tenants: one tenant's thousand requests keep no other's waiting."""
+"""The line in which requests wait, fair over tenants: behind one's thousand, another's come next when a row is free."""
 
 from __future__ import annotations
 
