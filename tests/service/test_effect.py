@@ -64,7 +64,7 @@ def test_weights_without_effect_in_one_of_the_ways_that_answers_are_made_are_fou
             add(route, y, *factors)
 
     if part == "prompts":  # of which one is read, and several rows go on from it
-        monkeypatch.setattr(Bank, "route", lambda bank, rows: route(bank, rows) if len(rows) > 1 else None)
+        monkeypatch.setattr(Bank, "route", lambda bank, rows: route(bank, rows) if len(rows) > 1 else ())
     elif part == "steps":
         monkeypatch.setattr(Route, "add", not_to_steps)
     else:
