@@ -225,7 +225,7 @@ def test_an_answer_that_is_certain_has_finite_odds() -> None:
 
 # Shared prompts
 
-SHARING = ("llama", "qwen3", "gpt2", "phi3", "gpt_neox", "mixtral", "qwen3_moe")
+SHARING = ("llama", "qwen2", "qwen3", "gpt2", "phi3", "gpt_neox", "mixtral", "qwen3_moe")
 
 
 def apart(ready: Prepared) -> Prepared:
