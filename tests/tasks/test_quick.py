@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -58,7 +59,7 @@ def steps(module: Any, form: Form, lengths: tuple[int, ...] = LENGTHS, count: in
 
 
 def plain(form: Form) -> Form:
-    return Form(form.first, form.then, form.takes, form.virtual, form.remembers, None)
+    return replace(form, quick=None)
 
 
 def assert_same(quick: list[torch.Tensor], own: list[torch.Tensor], tolerance: float) -> None:

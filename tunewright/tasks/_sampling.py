@@ -63,12 +63,12 @@ def sample(
     answers: dict[int, list[Sampled]] = {}
     with evaluating(module), torch.inference_mode():
         form = form_of(module)
-        limit -= form.virtual
-        assert prompts and all(0 < len(prompt) < limit for prompt in prompts), "a prompt is empty or leaves no room"
+        most = limit - form.virtual
+        assert prompts and all(0 < len(prompt) < most for prompt in prompts), "a prompt is empty or leaves no room"
         for group in _groups(form, [len(prompt) for prompt in prompts], copies, max_new_tokens, batch_tokens):
             chosen = [prompts[i] for i in group]
-            room_N = np.repeat([min(max_new_tokens, limit - len(prompt)) for prompt in chosen], copies)
-            batch = Batch(form, pad, limit + form.virtual)
+            room_N = np.repeat([min(max_new_tokens, most - len(prompt)) for prompt in chosen], copies)
+            batch = Batch(form, pad, limit)
             first_NV = batch.read(chosen, copies)
             drawn = _draw_all(batch, first_NV, room_N, temperature, np.concatenate(uniform_PCT[group]), list(stop))
             for place, i in enumerate(group):
