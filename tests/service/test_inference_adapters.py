@@ -246,6 +246,10 @@ def test_rows_with_one_lora_with_two_and_without(runs: dict[str, Path], tiny_bas
     bank = readies["one"].shared.bank
     assert bank
     (route,) = bank.route([readies[name].terms for name in ("other", "one", "other")])
-    assert route.to_N is None and route.row_S is not None, "what is most frequent is not done in the fast way"
-    (route,) = bank.route([readies["one"].terms] * 2)
-    assert route.row_S is None and route.factor_GM1 is None
+    assert route.moves and route.moves.to_N is None, "what is most frequent is not done in the fast way"
+    name_of = {readies[name].terms[0][0]: name for name in ("one", "other")}
+    for names in (["one", "one"], [name_of[lora] for lora in route.stack.loras]):
+        (route,) = bank.route([readies[name].terms for name in names])
+        assert route.moves is None and route.factor_GM1 is None, "rows that lie in order were moved"
+        whole_BTV = torch.stack([whole[name] for name in names])
+        assert_same(together([readies[name] for name in names], ids(1).expand(2, -1)), whole_BTV)

@@ -167,9 +167,12 @@ class Bank:
         """Add LoRAs to the outputs of all layers that read the same, x [B, I], side by side in y [B, ΣO]."""
         for route in self._now:
             if group := route.stack.groups.get(first):
-                h_GNR = route.below(group.A_GIR, x, False)
-                for ranks, outputs, B_GRO in group.parts:
-                    route.add(y[:, outputs], h_GNR[..., ranks], B_GRO)
+                h_GNR = route.below(group.A_GIR, x)
+                if group.joined_GRO is not None:
+                    route.add(y, h_GNR, group.joined_GRO)
+                else:
+                    for name, (ranks, outputs) in group.places.items():
+                        route.add(y[:, outputs], h_GNR[..., ranks], group.own[name])
 
     @contextmanager
     def using(self, routes: tuple[Route, ...]) -> Iterator[None]:
@@ -235,8 +238,11 @@ class Bank:
             for route in self._now:
                 if first := route.stack.first.get(name):
                     group = route.stack.groups[first]
-                    ranks, _, B_GRO = group.own[name]
-                    route.add(y, self._below(route, first, group.A_GIR, x, table)[..., ranks], B_GRO)
+                    if len(group.own) == 1:
+                        h_GNR = route.below(group.A_GIR, x, table)
+                    else:
+                        h_GNR = self._below(route, first, group.A_GIR, x, table)[..., group.places[name][0]]
+                    route.add(y, h_GNR, group.own[name])
             return y
 
         return forward

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -34,26 +35,38 @@ Terms = tuple[tuple[Lora, float], ...]
 JOINED = 16384
 """Numbers of the B of layers that read the same up to which one product for all is faster than one for each."""
 
-Part = tuple[slice, slice, Tensor]
-"""Which columns of A x are read, which outputs are added to, and B [G, R, O] between them."""
-
 
 @dataclass(frozen=True, eq=False)
 class Group:
     """Layers that read the same: A [G, I, R] of all.
 
     Attributes:
-        own: a part for each layer.
-        parts: what to compute for all of them: the same, or one with 0 where rank and output are of two layers.
+        places: for each layer, which columns of A x it reads, and which of the outputs of all are its own.
+        own: for each layer B [G, its R, its O].
+        joined_GRO: B of all, with 0 where rank and output are of two layers: own are its parts; None where one product
+            for each is faster.
     """
 
     A_GIR: Tensor
-    own: Mapping[str, Part]
-    parts: Sequence[Part]
+    places: Mapping[str, tuple[slice, slice]]
+    own: Mapping[str, Tensor]
+    joined_GRO: Tensor | None = None
+
+    @classmethod
+    def joined(cls, A_GIR: Tensor, places: Mapping[str, tuple[slice, slice]], joined_GRO: Tensor) -> Group:
+        own = {name: joined_GRO[:, ranks, outputs] for name, (ranks, outputs) in places.items()}
+        return cls(A_GIR, places, own, joined_GRO)
 
     @property
     def bytes(self) -> int:
-        return self.A_GIR.nbytes + sum(B_GRO.nbytes for *_, B_GRO in self.parts)
+        parts = self.own.values() if self.joined_GRO is None else (self.joined_GRO,)
+        return self.A_GIR.nbytes + sum(B_GRO.nbytes for B_GRO in parts)
+
+    def only(self, index_G: Tensor) -> Group:
+        A_GIR = self.A_GIR.index_select(0, index_G)
+        if self.joined_GRO is not None:
+            return Group.joined(A_GIR, self.places, self.joined_GRO.index_select(0, index_G))
+        return Group(A_GIR, self.places, {name: B_GRO.index_select(0, index_G) for name, B_GRO in self.own.items()})
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,20 +93,9 @@ class Stack:
     def only(self, wanted: Sequence[Lora]) -> Stack:
         """A copy with some of its LoRAs."""
         place = {lora: i for i, lora in enumerate(self.loras)}
-        index_G = torch.tensor([place[lora] for lora in wanted])
-
-        def chosen(part: Part) -> Part:
-            return part[0], part[1], part[2].index_select(0, index_G.to(part[2].device))
-
-        groups = {
-            first: Group(
-                group.A_GIR.index_select(0, index_G.to(group.A_GIR.device)),
-                {name: chosen(part) for name, part in group.own.items()},
-                [chosen(part) for part in group.parts],
-            )
-            for first, group in self.groups.items()
-        }
-        return Stack(tuple(wanted), groups)
+        device = next(iter(self.groups.values())).A_GIR.device
+        index_G = torch.tensor([place[lora] for lora in wanted], device=device)
+        return Stack(tuple(wanted), {first: group.only(index_G) for first, group in self.groups.items()})
 
 
 def stacked(loras: Sequence[Lora], groups: Mapping[str, Mapping[str, int]]) -> Stack:
@@ -102,7 +104,7 @@ def stacked(loras: Sequence[Lora], groups: Mapping[str, Mapping[str, int]]) -> S
 
 
 def _group(loras: Sequence[Lora], sizes: Mapping[str, int]) -> Group:
-    columns, own, rank, begin = [], dict[str, Part](), 0, 0
+    columns, places, own, rank, begin = [], dict[str, tuple[slice, slice]](), dict[str, Tensor](), 0, 0
     for name, size in sizes.items():
         have = next((lora.factors[name] for lora in loras if name in lora.factors), None)
         if have is not None:
@@ -112,17 +114,27 @@ def _group(loras: Sequence[Lora], sizes: Mapping[str, int]) -> Group:
                 for side in (0, 1)
             )
             columns.append(A_GRI.mT)
-            own[name] = slice(rank, rank + A_GRI.shape[1]), slice(begin, begin + size), B_GRO
+            own[name] = B_GRO
+            places[name] = slice(rank, rank + A_GRI.shape[1]), slice(begin, begin + size)
             rank += A_GRI.shape[1]
         begin += size
     A_GIR = torch.cat(columns, -1)
     if len(own) == 1 or rank * begin > JOINED:
-        return Group(A_GIR, own, list(own.values()))
+        return Group(A_GIR, places, own)
     joined_GRO = A_GIR.new_zeros(len(loras), rank, begin)
-    for name, (ranks, outputs, B_GRO) in own.items():
-        joined_GRO[:, ranks, outputs] = B_GRO
-        own[name] = ranks, outputs, joined_GRO[:, ranks, outputs]
-    return Group(A_GIR, own, [(slice(None), slice(None), joined_GRO)])
+    for name, (ranks, outputs) in places.items():
+        joined_GRO[:, ranks, outputs] = own[name]
+    return Group.joined(A_GIR, places, joined_GRO)
+
+
+class Moves(NamedTuple):
+    """The row in each of the G · M slots, any in empty ones; the slots that are not empty, in the order of their rows,
+    and these; None for each row once.
+    """
+
+    row_S: Tensor
+    slot_N: Tensor
+    to_N: Tensor | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,22 +142,19 @@ class Route:
     """How the rows of a batch use a stack: each of its LoRAs has M slots, of which some may be empty.
 
     Attributes:
-        row_S: the row in each of the G · M slots, any in empty ones; None where all rows use the only LoRA.
         factor_GM1: by what a LoRA is multiplied in each slot; None for ones.
-        slot_N, to_N: the slots that are not empty, in the order of their rows, and these; None for each row once.
+        moves: None where the slots are the rows in their order.
     """
 
     stack: Stack
-    row_S: Tensor | None
     factor_GM1: Tensor | None
-    slot_N: Tensor
-    to_N: Tensor | None
+    moves: Moves | None = None
 
-    def below(self, A_GIR: Tensor, x: Tensor, table: bool) -> Tensor:
+    def below(self, A_GIR: Tensor, x: Tensor, table: bool = False) -> Tensor:
         """A x of all slots, [G, M · T, R], with their factors; x is [B, I] or [B, T, I], for a table without I."""
         count, size, rank = A_GIR.shape
-        if self.row_S is not None:
-            x = x.index_select(0, self.row_S)
+        if self.moves:
+            x = x.index_select(0, self.moves.row_S)
         if table:
             offset_G1 = size * torch.arange(count, device=x.device)[:, None]
             h_GNR = F.embedding(x.reshape(count, -1) + offset_G1, A_GIR.reshape(-1, rank))
@@ -157,14 +166,14 @@ class Route:
 
     def add(self, y: Tensor, h_GNR: Tensor, B_GRO: Tensor) -> None:
         """B h of all slots, added to the rows that they belong to."""
-        if self.row_S is None:
-            y.view(-1, y.shape[-1]).addmm_(h_GNR[0], B_GRO[0])
+        if not self.moves:
+            y.view(*h_GNR.shape[:2], -1).baddbmm_(h_GNR, B_GRO)
             return
-        added_N = torch.bmm(h_GNR, B_GRO).view(-1, *y.shape[1:]).index_select(0, self.slot_N)
-        if self.to_N is None:
+        added_N = torch.bmm(h_GNR, B_GRO).view(-1, *y.shape[1:]).index_select(0, self.moves.slot_N)
+        if self.moves.to_N is None:
             y.add_(added_N)
         else:
-            y.index_add_(0, self.to_N, added_N)
+            y.index_add_(0, self.moves.to_N, added_N)
 
 
 def routed(stack: Stack, rows: Sequence[Terms], device: torch.device, dtype: torch.dtype) -> Route:
@@ -182,11 +191,10 @@ def routed(stack: Stack, rows: Sequence[Terms], device: torch.device, dtype: tor
     slot_N = taken_GM.view(-1).nonzero()[:, 0]
     slot_N = slot_N[row_GM.view(-1)[slot_N].argsort(stable=True)]
     to_N = row_GM.view(-1)[slot_N]
-    once = torch.equal(to_N, torch.arange(len(rows)))
-    return Route(
-        stack,
-        None if once and len(slots) == 1 else row_GM.view(-1).to(device),
-        None if bool((factor_GM == 1).all()) else factor_GM.to(device, dtype)[..., None],
-        slot_N.to(device),
-        None if once else to_N.to(device),
-    )
+    every_B = torch.arange(len(rows))
+    factor_GM1 = None if bool((factor_GM == 1).all()) else factor_GM.to(device, dtype)[..., None]
+    if taken_GM.all() and torch.equal(row_GM.view(-1), every_B):
+        return Route(stack, factor_GM1)
+    once = torch.equal(to_N, every_B)
+    moves = Moves(row_GM.view(-1).to(device), slot_N.to(device), None if once else to_N.to(device))
+    return Route(stack, factor_GM1, moves)
