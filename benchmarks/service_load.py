@@ -3,10 +3,10 @@
     [--rounds 2] [--database postgresql://…] [--models ../shared/models] [--results benchmarks/results]
 
 jobs: 100 clients create, retrieve and list jobs and read their events. chat: 1, 8 and 32 clients hear streams of 64
-tokens of stories260k, at temperature .8, over one base and over 8 LoRAs of rank 16 that the service has trained, beside
-`transformers serve` on the base, as it is and with continuous batching (and room for 131,072 tokens: by default it
-takes a share of all memory); fresh processes in turns. upload: 200 MB. All on a CPU with one thread; counted are the
-CPU seconds of all processes of a service, those of clients not.
+tokens, at temperature .8, of stories260k and of a Llama of 26 M random weights, over one base and over 8 LoRAs of rank
+16 that the service has trained, beside `transformers serve` on the base, as it is and with continuous batching (and
+room for 131,072 tokens: by default it takes a share of all memory); fresh processes in turns. upload: 200 MB. All on a
+CPU with one thread; counted are the CPU seconds of all processes of a service, those of clients not.
 """
 
 from __future__ import annotations
@@ -24,17 +24,20 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from transformers import LlamaConfig, LlamaForCausalLM, set_seed
+
+from benchmarks.adapters import SHAPES
 from benchmarks.clients import Client, chat, quantile, together
 from benchmarks.sections import write_section
 from benchmarks.services import ENGINE, Service, Watch, transformers_serve, tunewright
 
 ROOT = Path(__file__).resolve().parent.parent
-ADAPTERS, BASE, LONGEST = 8, "stories", 64
+ADAPTERS, BASE, LARGER, LONGEST = 8, "stories", "larger", 64
 TEMPLATE = "{% for message in messages %}{{ message['content'] }}\n{% endfor %}"
 GIRLS = ("Lily", "Mia", "Anna", "Lucy", "Sue", "Amy", "Sara", "Ella")
 THINGS = ("dog", "cat", "ball", "tree", "hat", "cake", "boat", "bird", "book", "star", "cup", "bed")
-TURNS = {1: 4, 8: 2, 32: 2}
-"""How many answers each client asks for, by the number of clients."""
+TURNS = {BASE: {1: 8, 8: 8, 32: 4}, LARGER: {1: 2, 8: 2, 32: 1}}
+"""How many answers each client asks for, by the base and the number of clients."""
 JOB_CLIENTS, TENANTS, JOB_TURNS = 100, 10, 20
 UPLOAD = 200 * 10**6
 BATCHING = ("--continuous-batching", "--cb-block-size", "32", "--cb-num-blocks", "4096")
@@ -109,10 +112,15 @@ def _latency(seconds: Sequence[float]) -> dict[str, float]:
 # Chat
 
 
-def make_base(stories: Path, folder: Path) -> None:
-    """stories260k with a chat template, which it lacks: what was said, a line each."""
-    shutil.copytree(stories, folder)
-    (folder / "chat_template.jinja").write_text(TEMPLATE, encoding="utf-8")
+def make_bases(stories: Path, models: Path) -> None:
+    """stories260k with a chat template, which it lacks: what was said, a line each. And one of another shape."""
+    shutil.copytree(stories, models / BASE)
+    (models / BASE / "chat_template.jinja").write_text(TEMPLATE, encoding="utf-8")
+    shutil.copytree(models / BASE, models / LARGER)
+    set_seed(0)
+    config = LlamaConfig.from_pretrained(models / BASE)
+    config.update({name: size for name, size in SHAPES["33 M"].items() if name != "vocab_size"} | {"head_dim": 64})
+    LlamaForCausalLM(config).save_pretrained(models / LARGER)
 
 
 def rows(number: int) -> bytes:
@@ -129,14 +137,14 @@ def rows(number: int) -> bytes:
     return "\n".join(map(json.dumps, chats)).encode()
 
 
-def train_adapters(service: Service) -> list[str]:
-    """The names of adapters that the service has trained: LoRA, 9 steps of 4 rows."""
+def train_adapters(service: Service, base: str) -> list[str]:
+    """The names of adapters that the service has trained on a base: LoRA, 9 steps of 4 rows."""
     client, made = Client(service.port, service.key), []
     how = {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 3, "batch_size": 4}}}
     for number in range(ADAPTERS):
         data = rows(number)
         file = client.upload("rows.jsonl", [data], len(data))["id"]
-        asked = {"model": BASE, "training_file": file, "seed": number, "method": how}
+        asked = {"model": base, "training_file": file, "seed": number, "method": how}
         made.append(client.ask("POST", "/v1/fine_tuning/jobs", asked)["id"])
     return [_ended(client, id) for id in made]
 
@@ -151,12 +159,12 @@ def _ended(client: Client, id: str) -> str:
         time.sleep(0.5)
 
 
-def chats(service: Service, models: Sequence[str], clients: int) -> dict[str, Any]:
-    """Tokens and CPU seconds of so many clients that chat at a time."""
+def chats(service: Service, models: Sequence[str], clients: int, answers: int) -> dict[str, Any]:
+    """Tokens and CPU seconds of so many clients that chat at a time, and each ask for so many answers."""
 
     def act(number: int) -> list[Any]:
         client = Client(service.port, service.key)
-        return [chat(client, _asked(service, models, number, turn)) for turn in range(TURNS[clients])]
+        return [chat(client, _asked(service, models, number, turn)) for turn in range(answers)]
 
     before, engine = service.cpu(), service.cpu(ENGINE)
     found, seconds = together(clients, act)
@@ -179,24 +187,24 @@ def _asked(service: Service, models: Sequence[str], number: int, turn: int) -> d
     return {**body, "stream_options": {"include_usage": True}} if service.key else body  # the other gives it anyway
 
 
-def turns(home: Path, models: Path, adapters: Sequence[str], rounds: int) -> Iterator[dict[str, Any]]:
+def turns(home: Path, models: Path, base: str, adapters: Sequence[str], rounds: int) -> Iterator[dict[str, Any]]:
     """A line for each system and number of clients: ours over one base and over the adapters, and the others."""
-    base = models / BASE
+    folder = models / base
     systems: dict[str, Callable[[], AbstractContextManager[Service]]] = {
         "tunewright": lambda: tunewright(home, models, "--workers", "0", "--device", "cpu"),
-        "transformers serve": lambda: transformers_serve(base),
-        "transformers serve --continuous-batching": lambda: transformers_serve(base, *BATCHING),
+        "transformers serve": lambda: transformers_serve(folder),
+        "transformers serve --continuous-batching": lambda: transformers_serve(folder, *BATCHING),
     }
     for turn in range(rounds):
         for system, start in systems.items():
             with start() as service:
-                over = {"one base": [BASE], "8 adapters": adapters} if service.key else {"one base": [str(base)]}
+                over = {"one base": [base], "8 adapters": adapters} if service.key else {"one base": [str(folder)]}
                 for name in dict.fromkeys(name for names in over.values() for name in names):
                     chat(Client(service.port, service.key), _asked(service, [name], 0, 0))  # loaded, and warm
-                for clients in TURNS:
+                for clients, answers in TURNS[base].items():
                     for what, names in over.items():
-                        found = chats(service, names, clients)
-                        yield {"what": "chat", "system": system, "over": what, "turn": turn, **found}
+                        found = chats(service, names, clients, answers)
+                        yield {"what": "chat", "base": base, "system": system, "over": what, "turn": turn, **found}
 
 
 # An upload
@@ -229,7 +237,9 @@ def section(lines: Sequence[dict[str, Any]], rounds: int) -> str:
         "medians.\n",
         str(__doc__).split("\n\n")[2] + "\n",
         *_of_jobs([line for line in lines if line["what"] == "jobs"]),
-        *_of_chat([line for line in lines if line["what"] == "chat"]),
+        "\n**Chat**. Of the engine: of the process that answers, without the one that speaks HTTP with clients.\n",
+        *_of_chat([line for line in lines if line.get("base") == BASE], "stories260k"),
+        *_of_chat([line for line in lines if line.get("base") == LARGER], "26 M weights"),
         *_of_upload(next(line for line in lines if line["what"] == "upload")),
     ]
     return "\n".join(told) + "\n"
@@ -244,13 +254,13 @@ def _of_jobs(lines: Sequence[dict[str, Any]]) -> Iterator[str]:
         yield f"| {line['database']} | {line['per_second']:.0f} | {line['cpu_ms_each']:.1f} | {each} |"
 
 
-def _of_chat(lines: Sequence[dict[str, Any]]) -> Iterator[str]:
-    yield "\n**Chat**. Of the engine: of the process that answers, without the one that speaks HTTP with clients.\n"
-    yield ("| system | over | clients | tokens/s | tokens a CPU second | of the engine | first text ms, p50 / p99 |\n"
-           "|---|---|---|---|---|---|---|")  # fmt: skip
+def _of_chat(lines: Sequence[dict[str, Any]], base: str) -> Iterator[str]:
+    counts = list(dict.fromkeys(line["clients"] for line in lines))
+    columns = ("over", "clients", "tokens/s", "tokens a CPU second", "of the engine", "first text ms, p50 / p99")
+    yield f"\n| {base}: system | " + " | ".join(columns) + " |\n" + "|---" * 7 + "|"
     rates: dict[tuple[str, str, int], float] = {}
     for system, over in dict.fromkeys((line["system"], line["over"]) for line in lines):
-        for clients in TURNS:
+        for clients in counts:
             own = [l for l in lines if (l["system"], l["over"], l["clients"]) == (system, over, clients)]  # noqa: E741
             rate = rates[system, over, clients] = median(line["per_cpu_second"] for line in own)
             engine = [line["per_cpu_second_of_engine"] for line in own if "per_cpu_second_of_engine" in line]
@@ -260,7 +270,7 @@ def _of_chat(lines: Sequence[dict[str, Any]]) -> Iterator[str]:
             yield f"| {system} | {over} | {clients} | {wall:.0f} | {rate:.0f} | {shown} | {first} |"
     yield f"\nBy tokens a CPU second; asked was {ENOUGH} times `transformers serve`, and {SHARE} of one base.\n"
     yield "| clients | × transformers serve | × with continuous batching | 8 adapters / one base |\n|---|---|---|---|"
-    for clients in TURNS:
+    for clients in counts:
         ours = rates["tunewright", "one base", clients]
         others = [rates[s, "one base", clients] for s in dict.fromkeys(l["system"] for l in lines) if s != "tunewright"]  # noqa: E741
         ratios = [*(ours / other for other in others), rates["tunewright", "8 adapters", clients] / ours]
@@ -291,14 +301,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         place, home = Path(folder), Path(folder) / "home"
         models = place / "models"
-        make_base(options.models / "stories260k", models / BASE)
+        make_bases(options.models / "stories260k", models)
         for database in (None, options.database) if options.database else (None,):
             add(jobs(place / f"jobs-{bool(database)}", models, database))
         add(upload(place / "upload", models))
-        with tunewright(home, models, "--device", "cpu") as service:
-            adapters = train_adapters(service)
-        for line in turns(home, models, adapters, options.rounds):
-            add(line)
+        for base in TURNS:
+            with tunewright(home, models, "--device", "cpu") as service:
+                adapters = train_adapters(service, base)
+            for line in turns(home, models, base, adapters, options.rounds):
+                add(line)
     (options.results / "service-load.json").write_text(json.dumps(lines, indent=1) + "\n", encoding="utf-8")
     write_section(options.results / "service.md", "Load", section(lines, options.rounds))
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from benchmarks.clients import quantile
 from benchmarks.sections import TITLE, write_section
-from benchmarks.service_load import section
+from benchmarks.service_load import BASE, LARGER, section
 
 
 def test_other_sections_stay(tmp_path: Path) -> None:
@@ -26,13 +26,16 @@ def test_ratios_are_those_of_cpu_seconds() -> None:
          "resident_most": 1.05e8},
     ]  # fmt: skip
     rates = {"tunewright": 600.0, "transformers serve": 200.0, "transformers serve --continuous-batching": 400.0}
-    for clients in (1, 8, 32):
-        for system, rate in {**rates, "tunewright ": 540.0}.items():
-            over = "8 adapters" if system.endswith(" ") else "one base"
-            lines.append({"what": "chat", "system": system.strip(), "over": over, "clients": clients,
-                          "per_second": 1.0, "per_cpu_second": rate, "first_ms": {"p50": 1.0, "p99": 2.0}})  # fmt: skip
+    for base, adapted in ((BASE, 540.0), (LARGER, 570.0)):
+        for clients in (1, 8, 32):
+            for system, rate in {**rates, "tunewright ": adapted}.items():
+                over = "8 adapters" if system.endswith(" ") else "one base"
+                lines.append({"what": "chat", "base": base, "system": system.strip(), "over": over,
+                              "clients": clients, "per_second": 1.0, "per_cpu_second": rate,
+                              "first_ms": {"p50": 1.0, "p99": 2.0}})  # fmt: skip
     text = section(lines, 1)
-    assert "| 32 | 3.00 | 1.50 | 0.90 |" in text and "at most 5 MB over 100" in text
+    assert "| 32 | 3.00 | 1.50 | 0.90 |" in text and "| 32 | 3.00 | 1.50 | 0.95 |" in text
+    assert "at most 5 MB over 100" in text
 
 
 def test_quantiles() -> None:

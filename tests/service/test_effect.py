@@ -113,11 +113,11 @@ def test_a_look_that_is_broken_off_leaves_no_process(
         raise Lost("cancelled")
 
     base = tiny_base("llama")
-    assert look_apart(tuned(base, tmp_path), "text-generation", lambda: False).effect is Effect.BROKEN
+    assert look_apart(tuned(base, tmp_path), "text-generation", "cpu", lambda: False).effect is Effect.BROKEN
     monkeypatch.setattr("tunewright.service.effect.SECONDS_BETWEEN_LOOKS", 0)
     with pytest.raises(Lost):
-        look_apart(tuned(base, tmp_path), "text-generation", lost)
-    assert look_apart(tuned(base, tmp_path), "text-generation", lambda: True).effect is Effect.UNKNOWN
+        look_apart(tuned(base, tmp_path), "text-generation", "cpu", lost)
+    assert look_apart(tuned(base, tmp_path), "text-generation", "cpu", lambda: True).effect is Effect.UNKNOWN
     assert not apart()
 
 
@@ -131,7 +131,8 @@ class Slow(str):
 
 def test_a_look_ends_with_the_worker_that_was_killed(tiny_base: Callable[..., str], tmp_path: Path) -> None:
     here, there = FORKED.Pipe()
-    process = FORKED.Process(target=_look, args=(there, tuned(tiny_base("llama"), tmp_path), Slow("text-generation")))
+    model = tuned(tiny_base("llama"), tmp_path)
+    process = FORKED.Process(target=_look, args=(there, model, Slow("text-generation"), "cpu"))
     process.start()
     there.close()
     try:

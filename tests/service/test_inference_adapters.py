@@ -213,6 +213,10 @@ def test_loras_that_were_used_stay_stacked_while_there_is_room(
     assert stacked("table", "lora") == [[4, 4]], "what rows do not use was computed"
     assert stacked("rslora", "lora") == [[6, 4]]
     assert stacked("rslora", "lora", "other") == [[4, 4, 4, 6]]
+    bank._stacks.clear()
+    monkeypatch.setattr("tunewright.service.inference.adapters.RANKS", 12)
+    assert stacked("rslora", "table") == [[6, 4]]
+    assert stacked("lora", "other") == [[4, 4, 4]], "the rank of one that is left out was counted"
 
 
 def test_a_lora_may_be_forgotten_while_a_row_that_uses_it_waits(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from typer.testing import CliRunner
 
 from tunewright.cli import app
 from tunewright.errors import RecipeError
-from tunewright.service.serve import listening, refuse_absent
+from tunewright.service.serve import address_of, listening, refuse_absent
+from tunewright.service.store import Store
 
 
 @pytest.mark.parametrize("device", ["cuda", "cuda:1", "mps", "gpu"])
@@ -34,6 +36,25 @@ def test_of_several_devices_one_is_taken_that_is_there(monkeypatch: pytest.Monke
         refuse_absent("cuda:2")
     for device in ("auto", "cpu"):
         refuse_absent(device)
+
+
+@pytest.mark.parametrize(
+    ("host", "shown"),
+    [("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "127.0.0.1"), ("::", "[::1]"), ("fe80::2", "[fe80::2]"), ("here", "here")],
+)
+def test_an_address_can_be_pasted(host: str, shown: str) -> None:
+    assert address_of(host, 80) == f"http://{shown}:80"
+
+
+def test_what_is_done_to_keys_in_the_terminal_stands_in_the_audit_log(tmp_path: Path) -> None:
+    home = ["--home", str(tmp_path), "--json"]
+    made = CliRunner().invoke(app, ["keys", "create", "laptop", "--tenant", "acme", *home])
+    id = json.loads(made.stdout)["id"]
+    assert CliRunner().invoke(app, ["keys", "revoke", id, *home]).exit_code == 0
+    store = Store(f"sqlite:///{tmp_path / 'service.db'}")
+    found = [(one.action, one.object, one.key) for one in store.audit.entries("acme")]
+    store.close()
+    assert found == [("keys.revoke", id, None), ("keys.create", id, None)]
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])

@@ -54,6 +54,7 @@ class Machine:
             storage=f"file://{root}/storage",
             models=(models,),
             lease=LEASE,
+            device="cpu",
         )
         self.parts: Bringing = open_parts(self.settings)
 
@@ -73,7 +74,7 @@ class Machine:
     @contextmanager
     def work(self) -> Iterator[Worker]:
         """A worker in a thread of this process."""
-        worker = Worker(self.parts, self.settings.scratch, LEASE)
+        worker = Worker(self.parts, self.settings.scratch, LEASE, self.settings.device)
         thread = threading.Thread(target=worker.work)
         thread.start()
         try:
@@ -271,7 +272,8 @@ def test_a_worker_that_leaves_does_not_wait_for_a_look(machine: Machine, monkeyp
     """It has half a minute: what was trained is kept, and whether it shows remains unknown."""
     looking = threading.Event()
 
-    def look(model: Any, task: str, enough: Callable[[], bool]) -> Finding:
+    def look(model: Any, task: str, device: str, enough: Callable[[], bool]) -> Finding:
+        assert device == machine.settings.device
         looking.set()
         end = time.monotonic() + 20
         while not enough():

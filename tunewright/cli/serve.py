@@ -67,9 +67,9 @@ def serve(
     with _extra():
         from tunewright.service.app import make_app
         from tunewright.service.logs import set_up
-        from tunewright.service.serve import beside, listening, open_parts, refuse_absent, run
+        from tunewright.service.serve import address_of, beside, listening, open_parts, refuse_absent, run
     refuse_absent(device)
-    settings = _settings(home, database, storage, models, lease)
+    settings = _settings(home, database, storage, models, lease, device)
     set_up()
     parts = open_parts(settings)
     try:
@@ -78,8 +78,8 @@ def serve(
         raise RecipeError(f"Port {port} of {host} cannot be had: {error}. Give another --port.") from error
     if host not in ("127.0.0.1", "localhost", "::1"):
         say(f"Anybody who reaches {host} can knock: put TLS in front of it (docs/deploy.md).", style="yellow")
-    address = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{listener.getsockname()[1]}"
-    with beside(settings, workers, engine, memory * 1e9, device) as (answering, ready):
+    address = address_of(host, listener.getsockname()[1])
+    with beside(settings, workers, engine, memory * 1e9) as (answering, ready):
 
         def greet() -> None:
             ready()
@@ -144,7 +144,9 @@ def create(
     """Make a key, and print its secret this once."""
     with _extra():
         from tunewright.service.entities import SCOPES
-    key, secret = _store(home, database).keys.create(tenant, name, scope or SCOPES)
+    store = _store(home, database)
+    key, secret = store.keys.create(tenant, name, scope or SCOPES)
+    store.audit(tenant, None, "keys.create", key.id)
     if not as_json:
         say(f"Key {key.id} of tenant {tenant}: {', '.join(sorted(key.scopes))}. Its secret is shown this once:")
         show(secret)
@@ -169,7 +171,9 @@ def revoke(
     as_json: AsJson = False,
 ) -> Document:
     """Let a key open nothing any more, from its next request on."""
-    key = _store(home, database).keys.revoke(None, id)
+    store = _store(home, database)
+    key = store.keys.revoke(None, id)
+    store.audit(key.tenant, None, "keys.revoke", key.id)
     if not as_json:
         say(f"Revoked: {key.name} ({key.hint}).")
     return {"id": key.id, "revoked_at": key.revoked_at}
@@ -184,8 +188,15 @@ def _store(home: Path, database: str | None) -> Store:
 
 
 def _settings(
-    home: Path, database: str | None, storage: str | None = None, models: list[Path] | None = None, lease: float = 30.0
+    home: Path,
+    database: str | None,
+    storage: str | None = None,
+    models: list[Path] | None = None,
+    lease: float = 30.0,
+    device: str = "auto",
 ) -> Settings:
     from tunewright.service.settings import Settings
 
-    return Settings(home=home, database=database, storage=storage, models=tuple(models or ()), lease=lease)
+    return Settings(
+        home=home, database=database, storage=storage, models=tuple(models or ()), lease=lease, device=device
+    )

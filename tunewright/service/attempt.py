@@ -55,10 +55,10 @@ T = TypeVar("T")
 
 
 class Attempt:
-    """A claimed job, and the folder in which it is worked on."""
+    """A claimed job, and the folder in which it is worked on; `device`: where its model will answer."""
 
-    def __init__(self, job: Job, bringing: Bringing, folder: Path, lease: Lease) -> None:
-        self.job, self.bringing, self.folder, self.lease = job, bringing, folder, lease
+    def __init__(self, job: Job, bringing: Bringing, folder: Path, lease: Lease, device: str) -> None:
+        self.job, self.bringing, self.folder, self.lease, self.device = job, bringing, folder, lease, device
         self.store, self.storage = bringing.store, bringing.storage
         self.run = Run(folder / f"{job.spec.suffix or Path(job.spec.model).name.replace(':', '-')}-{job.id[6:14]}")
         self.saved = 0
@@ -230,7 +230,7 @@ class Attempt:
             self.lease.check()
             return leaving()  # a worker that leaves has seconds, and what was trained is to be kept
 
-        found = look_apart(model, self._task, enough)
+        found = look_apart(model, self._task, self.device, enough)
         if found.effect is Effect.UNKNOWN:
             log.warning("effect not known", job=self.job.id, why=found.why)
         if found.effect is Effect.NONE:

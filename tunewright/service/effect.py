@@ -37,14 +37,15 @@ class Finding:
     why: str = ""
 
 
-def look_apart(model: ModelRef, task: str, enough: Callable[[], bool]) -> Finding:
+def look_apart(model: ModelRef, task: str, device: str, enough: Callable[[], bool]) -> Finding:
     """Look in a process of its own, which takes the memory with it when it ends.
 
     Args:
+        device: `auto`, or as in a recipe's training.
         enough: called ten times a second; where it says so it is not known. Whatever it raises is raised.
     """
     here, there = FORKED.Pipe()
-    process = FORKED.Process(target=_look, args=(there, model, task))
+    process = FORKED.Process(target=_look, args=(there, model, task, device))
     process.start()
     there.close()
     end = time.monotonic() + PATIENCE
@@ -65,13 +66,13 @@ def look_apart(model: ModelRef, task: str, enough: Callable[[], bool]) -> Findin
         here.close()
 
 
-def _look(pipe: Any, model: ModelRef, task: str) -> None:
+def _look(pipe: Any, model: ModelRef, task: str, device: str) -> None:
     os.setsid()  # Ctrl-C is for the process that started it
     os.dup2(2, 1)
     threading.Thread(target=_end_with, args=(pipe,), daemon=True).start()
     from tunewright.service.inference.effect import effect_of
 
-    found = effect_of(model, task)
+    found = effect_of(model, task, device)
     pipe.send((str(found.effect), found.why))
 
 

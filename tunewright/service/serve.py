@@ -50,7 +50,11 @@ def refuse_absent(device: str) -> None:
 
 def first_key(store: Store) -> str | None:
     """The secret of a key for the default tenant, where there is no key yet."""
-    return None if store.keys.list() else store.keys.create(TENANT, "first key")[1]
+    if store.keys.list():
+        return None
+    key, secret = store.keys.create(TENANT, "first key")
+    store.audit(TENANT, None, "keys.create", key.id)
+    return secret
 
 
 def inherited_settings() -> Settings:
@@ -73,8 +77,14 @@ def listening(host: str, port: int) -> socket.socket:
     return listener
 
 
+def address_of(host: str, port: int) -> str:
+    """Where clients on this machine reach it."""
+    here = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://{f'[{here}]' if ':' in here else here}:{port}"
+
+
 @contextlib.contextmanager
-def beside(settings: Settings, workers: int, engine: str | None, memory: float, device: str) -> Iterator[Any]:
+def beside(settings: Settings, workers: int, engine: str | None, memory: float) -> Iterator[Any]:
     """Inside, workers and the process that answers run; gives the engine, and what waits until it is there.
 
     Args:
@@ -88,7 +98,7 @@ def beside(settings: Settings, workers: int, engine: str | None, memory: float, 
             from tunewright.service.inference.client import Client
 
             path = str(Path(place) / "engine")
-            options = ["--socket", path, "--memory", str(memory), "--device", device]
+            options = ["--socket", path, "--memory", str(memory), "--device", settings.device]
             children.append(Child("tunewright.service.inference", options))
             answering: Any = Client(socket=path)
         else:

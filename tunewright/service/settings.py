@@ -33,6 +33,7 @@ class Settings(BaseModel):
     storage: str | None = Field(None, description="Address of the storage (fsspec); none: a folder in home.")
     models: tuple[Path, ...] = Field((), description="Folders of bases, or folders in which bases lie.")
     lease: float = Field(30.0, gt=0, description="Seconds after which a silent worker's job is another's.")
+    device: str = Field("auto", description="On which models answer: auto, cpu, cuda, cuda:1 or mps.")
     limits: Limits = Limits()
 
     @property

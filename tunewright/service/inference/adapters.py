@@ -197,10 +197,9 @@ class Bank:
         if len(wanted) == 1:  # one that was forgotten meanwhile is stacked for this once
             return self._alone.get(wanted[0]) or self._stacked(wanted)
         if not stack or not set(wanted) <= set(stack.loras):
-            loras, rank = list(wanted), max(lora.rank for lora in wanted)
+            loras = list(wanted)
             for lora in stack.loras if stack else ():
-                rank = max(rank, lora.rank)
-                if lora not in loras and (len(loras) + 1) * rank <= RANKS:
+                if lora not in loras and (len(loras) + 1) * max(one.rank for one in [*loras, lora]) <= RANKS:
                     loras.append(lora)
             stack = self._stacked(loras)
             if all(lora in self._alone for lora in loras):  # else one was forgotten meanwhile

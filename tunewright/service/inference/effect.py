@@ -100,11 +100,11 @@ def _logits(module: Any, ids: Sequence[int]) -> Tensor:
     return logits_1TV[0, -len(ids) :]  # type: ignore[no-any-return]
 
 
-def effect_of(model: ModelRef, task: str) -> Finding:
+def effect_of(model: ModelRef, task: str, device: str = "auto") -> Finding:
     """What becomes of a run's weights where they answer. Asked is a run on this machine that has ended."""
     if not hasattr(task_class(task), "generate"):
         return Finding(Effect.THERE)  # answered by the code that trained it
-    models = Models(sys.maxsize)
+    models = Models(sys.maxsize, device)
     try:
         tuned = models.take(model)
     except Refused as error:
