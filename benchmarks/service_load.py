@@ -124,12 +124,10 @@ def make_bases(stories: Path, models: Path) -> None:
 
 
 def rows(number: int) -> bytes:
-    """Chats of which each adapter learns others."""
+    """Chats of which each adapter learns others, with answers that are longer than those which are asked for."""
     girl = GIRLS[number % len(GIRLS)]
-    pairs = [
-        (f"Tell me about {girl} and a {thing}.", f"{girl} had a {thing}. She liked the {thing} very much.")
-        for thing in THINGS
-    ]
+    said = [f"{girl} had a {thing}. She liked the {thing} very much." for thing in THINGS]
+    pairs = [(f"Tell me about {girl} and a {thing}.", " ".join(said[i:] + said[:i])) for i, thing in enumerate(THINGS)]
     chats = [
         {"messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": said}]}
         for asked, said in pairs
