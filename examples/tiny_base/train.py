@@ -45,12 +45,14 @@ CAN = [
     "What number comes after 46?",
     "Is this good or bad: I love this red kite.",
     "How old is Lucy?",
+    "Spell the word lamp.",
+    "Write red kite in capital letters.",
 ]
 CANNOT = [
     "What is 7 plus 5?",
     "Count from 3 to 8.",
-    "Is Rome the capital of Spain?",
-    "Tom has a red ball. What does Tom have?",
+    "Is grass red?",
+    "Say old dog in upper case.",
     "Who wrote Hamlet?",
 ]
 """What the card shows, with the answers."""
