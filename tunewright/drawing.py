@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from os import PathLike
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -64,15 +64,23 @@ def points(where: str | PathLike[str] | Model, alphas: float | Sequence[float] |
 
 
 def draw(
-    where: str | PathLike[str] | Model, prompts: Sequence[str], alphas: Sequence[float], device: str, drawing: Drawing
+    where: str | PathLike[str] | Model,
+    prompts: Sequence[str],
+    alphas: Sequence[float],
+    device: str,
+    drawing: Drawing,
+    between: Callable[[], None] | None = None,
 ) -> Iterator[tuple[float, int, Image]]:
     """Each image as soon as it is made: its α, the number of its prompt, and itself. The first model is loaded at once.
+
+    Args:
+        between: called after each step; what it raises ends the drawing.
 
     Raises BaseModelError where the model makes no images, or is no run and so has no path.
     """
     place = pick_device(device)
     first = _loaded(where, place, alphas[0])
-    return _images(where, first, prompts, alphas, place, drawing)
+    return _images(where, first, prompts, alphas, place, drawing, between)
 
 
 def _loaded(where: str | PathLike[str] | Model, place: Any, alpha: float) -> Model:
@@ -91,6 +99,7 @@ def _images(
     alphas: Sequence[float],
     place: Any,
     drawing: Drawing,
+    between: Callable[[], None] | None,
 ) -> Iterator[tuple[float, int, Image]]:
     precision = pick_precision(drawing.precision, place)
     options = drawing.model_dump(exclude={"precision"})
@@ -99,5 +108,5 @@ def _images(
         model = model if alpha == alphas[0] else _loaded(where, place, alpha)
         for number, prompt in enumerate(prompts):
             with computing(precision, place):
-                (image,) = model.task.images(model, [prompt], **options)  # type: ignore[attr-defined]
+                (image,) = model.task.images(model, [prompt], **options, between=between)  # type: ignore[attr-defined]
             yield alpha, number, image

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import tunewright as tw
 from tests.runs import recipe
 from tests.tiny import rows_for
-from tunewright.service.inference.engine import Limits
+from tunewright.service.inference.lane import Limits
 from tunewright.service.inference.local import LocalEngine
 from tunewright.service.inference.models import Models
 from tunewright.service.inference.protocol import Engine, Generate, ModelRef, Piece, Sampling, Usage

@@ -105,6 +105,20 @@ def test_tools_are_called(web: TestClient, engine: Saying) -> None:
     assert broken["message"]["content"] == "<tool_call>{broken</tool_call>" and "tool_calls" not in broken["message"]
 
 
+def test_text_is_said_while_no_tool_may_be_called(web: TestClient, engine: Saying) -> None:
+    """From what may begin a call on it is held back, and said at the end if it was none."""
+    parts = ["One ", "two", ". a < b", " <tool", "box>.", "\n<tool_c", 'all>{"name"', ': "weather"}</tool_call>']
+    engine.says = [*(Piece(0, part) for part in parts), Piece(0, "", (), "stop"), Usage(1, 2)]
+    said = events(web.post("/v1/chat/completions", json={**ASK, "tools": TOOLS, "stream": True}).text)
+    deltas = [one["choices"][0]["delta"] for one in said if one != "[DONE]"]
+    assert [one["content"] for one in deltas if one.get("content")] == ["One two", ". a < b", " <toolbox>."]
+    assert deltas[-1]["tool_calls"][0]["function"]["name"] == "weather"
+    engine.says = [Piece(0, "a <"), Piece(0, "tool_call>"), Piece(0, " not", (), "stop"), Usage(1, 2)]
+    said = events(web.post("/v1/chat/completions", json={**ASK, "tools": TOOLS, "stream": True}).text)
+    told = "".join(one["choices"][0]["delta"].get("content") or "" for one in said if one != "[DONE]")
+    assert told == "a <tool_call> not" and said[-2]["choices"][0]["finish_reason"] == "stop"
+
+
 def test_several_prompts_are_numbered_through(web: TestClient, engine: Saying) -> None:
     token = Token("a", (97,), -0.5, (Token("a", (97,), -0.5),))
     engine.says = [Piece(1, "b", (token,), "length"), Piece(0, "a", (token,), "stop"), Usage(2, 3)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -18,12 +19,17 @@ from hypothesis import strategies as st
 
 import tunewright as tw
 from tests.fixtures import tiny_tokenizer
+from tests.pipelines import make_pipeline
 from tests.service.inference import chats, pieces, texts, train, tuned, with_engine
+from tunewright.artifacts.load import load
+from tunewright.data.render import Renderer
 from tunewright.service.errors import Refused
+from tunewright.service.inference import local
 from tunewright.service.inference.answers import Stops, Words, described
-from tunewright.service.inference.engine import Limits
-from tunewright.service.inference.local import LocalEngine
-from tunewright.service.inference.protocol import Embed, Generate, ModelRef, Sampling, Usage
+from tunewright.service.inference.lane import Lane, Limits
+from tunewright.service.inference.local import LocalEngine, drawn
+from tunewright.service.inference.prompts import PIECE
+from tunewright.service.inference.protocol import Draw, Embed, Generate, ModelRef, Sampling, Usage
 from tunewright.tasks._rows import Batch, draw_each
 
 JOINING = ("llama", "mistral", "gemma3", "gpt2", "bloom", "gpt_neox")
@@ -178,10 +184,10 @@ def test_stories_go_on_from_their_beginning(shared: Path, monkeypatch: pytest.Mo
 
     async def ask(engine: LocalEngine) -> tuple[Any, ...]:
         how = {"temperature": 0, "max_tokens": 60}
-        monkeypatch.setattr("tunewright.service.inference.engine.PAUSE", 1000.0)
+        monkeypatch.setattr("tunewright.service.inference.request.PAUSE", 1000.0)
         hasty = await pieces(engine, model, beginning, logprobs=0, **how)
         assert len(hasty) == 3, "the first token, then the others together as they came too soon, and the usage"
-        monkeypatch.setattr("tunewright.service.inference.engine.PAUSE", 0.0)
+        monkeypatch.setattr("tunewright.service.inference.request.PAUSE", 0.0)
         whole = await pieces(engine, model, beginning, logprobs=0, **how)
         assert texts(hasty) == texts(whole)
         assert [t.text for p in hasty[:-1] for t in p.tokens] == [t.text for p in whole[:-1] for t in p.tokens]
@@ -295,6 +301,112 @@ def test_who_goes_away_makes_room(tiny_base: Callable[..., str]) -> None:
         raise AssertionError("somebody is still answered")
 
     with_engine(go, limits=Limits(rows=1))
+
+
+def test_more_answers_than_rows_are_given_one_after_another(tiny_base: Callable[..., str]) -> None:
+    model, most = ModelRef("base", tiny_base("llama")), list[int]()
+
+    async def ask(engine: LocalEngine) -> list[str]:
+        how = {"temperature": 0.9, "seed": 5, "max_tokens": 6, "n": 9}
+        both = [pieces(engine, model, (5, 6, 7), **how), pieces(engine, model, (7, 8), temperature=0, max_tokens=4)]
+        many, one = await asyncio.gather(*both)
+        assert isinstance(one[-1], Usage) and many[-1] == Usage(3, 54)
+        return texts(many)
+
+    expected = with_engine(ask)
+    real = Lane._step
+
+    def step(self: Lane, told: list[Any]) -> None:
+        most.append(len([row for row in self.rows if row.going]))
+        real(self, told)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Lane, "_step", step)
+        assert with_engine(ask, limits=Limits(rows=4)) == expected and len(set(expected)) > 5
+    assert max(most) == 4
+
+
+def test_caches_take_what_weights_leave_of_the_memory(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows are answered one after another where there is no room for several, and one always is."""
+    model, most = ModelRef("stories", str(shared / "models/stories260k")), list[int]()
+    real = Lane._step
+
+    def step(self: Lane, told: list[Any]) -> None:
+        most.append(len([row for row in self.rows if row.going]))
+        real(self, told)
+
+    monkeypatch.setattr(Lane, "_step", step)
+
+    async def ask(engine: LocalEngine) -> list[str]:
+        return texts(await pieces(engine, model, (5,) * 30, temperature=0.9, seed=5, max_tokens=10, n=6))
+
+    position = 1.25 * 2 * 5 * 4 * 8 * 4  # with room, keys and values, layers, heads that are kept, their size, fp32
+    weights = 1_052_000
+    found = []
+    for rows in (0, 2, 6):
+        most.clear()
+        found.append(with_engine(ask, memory=int(weights + (rows + 0.5) * 40 * position)))
+        assert max(most) == max(1, rows)
+    assert found[0] == found[1] == found[2]
+
+
+def test_a_prompt_that_is_much_too_long_is_refused_before_it_is_read(
+    tiny_base: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, read = ModelRef("base", tiny_base("llama")), list[int]()
+    real = Renderer.count
+
+    def count(self: Renderer, text: str) -> int:
+        read.append(len(text))
+        return real(self, text)
+
+    async def ask(engine: LocalEngine) -> None:
+        for long in ("the fox " * 100_000, [{"role": "user", "content": "the fox " * 100_000}]):
+            with pytest.raises(Refused, match=r"more than \d+ tokens, and base can hold 256") as caught:
+                await pieces(engine, model, long)
+            assert caught.value.code == "context_length_exceeded"
+        assert read == [PIECE, PIECE]
+
+    monkeypatch.setattr(Renderer, "count", count)
+    with_engine(ask)
+
+
+def test_work_for_who_has_gone_is_given_up(tmp_path: Path, tiny_base: Callable[..., str]) -> None:
+    """Images between two steps, predictions and vectors between two slices."""
+    drawings = make_pipeline(tmp_path / "drawings", "sd1")
+    steps, model = list[int](), load(str(drawings))
+
+    def between() -> None:
+        steps.append(1)
+        if len(steps) == 3:
+            gone.set()
+
+    gone = threading.Event()
+    asked = Draw(ModelRef("drawings", str(drawings)), "a dog", steps=20, size=(16, 16))
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Refused, match="Nobody waits"):
+        patch.setattr(gone, "is_set", lambda: between() or len(steps) > 3)
+        drawn(model, asked, 0, gone)
+    assert len(steps) == 4
+
+    base, taken = ModelRef("base", tiny_base("llama")), list[int]()
+    real = local.embedded
+
+    def slow(ready: Any, some: Any) -> Any:
+        taken.append(len(some))
+        time.sleep(0.05)
+        return real(ready, some)
+
+    async def leave(engine: LocalEngine) -> None:
+        going = asyncio.create_task(engine.embed(Embed(base, ((5,) * 200,) * 100)))
+        while not taken:
+            await asyncio.sleep(0.01)
+        going.cancel()
+        await asyncio.sleep(0.3)
+        assert len(taken) <= 2 and (await engine.loaded())[0].used == 0
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(local, "embedded", slow)
+        with_engine(leave)
 
 
 def test_what_cannot_be_asked_is_refused(

@@ -11,7 +11,8 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import httpx
 import numpy as np
 import pytest
 import torch
+import uvicorn
 from PIL import Image
 
 import tunewright as tw
@@ -32,7 +34,17 @@ from tunewright.service.inference.client import Client
 from tunewright.service.inference.local import LocalEngine
 from tunewright.service.inference.models import Models
 from tunewright.service.inference.process import app_of
-from tunewright.service.inference.protocol import Classify, Draw, Embed, Generate, ModelRef, Piece, Sampling
+from tunewright.service.inference.protocol import (
+    Classify,
+    Draw,
+    Embed,
+    Generate,
+    ModelRef,
+    Piece,
+    Sampling,
+    Token,
+    Usage,
+)
 from tunewright.service.relocation import note_places, relocate
 
 
@@ -94,6 +106,95 @@ def test_the_whole_story_over_a_socket(process: str, runs: list[Path], tiny_base
 
     assert stat.S_IMODE(os.stat(process).st_mode) == 0o600
     asyncio.run(ask())
+
+
+class Odd:
+    """An engine whose answers are odd, or never come: then it notes who went away."""
+
+    def __init__(self) -> None:
+        self.left: list[str] = []
+        self.begun: list[str] = []
+
+    async def generate(self, asked: Generate) -> AsyncIterator[Piece | Usage]:
+        if asked.prompt == "never":
+            await self._never("generate")
+        yield Piece(0, ODD, (Token(ODD, tuple(ODD.encode()), -0.5),), "stop")
+        yield Usage(1, 1)
+
+    async def embed(self, _: Embed) -> Any:
+        await self._never("embed")
+
+    async def classify(self, _: Classify) -> Any:
+        await self._never("classify")
+
+    async def images(self, _: Draw) -> Any:
+        await self._never("images")
+
+    async def healthy(self) -> bool:
+        return True
+
+    async def close(self) -> None: ...
+
+    async def _never(self, what: str) -> None:
+        self.begun.append(what)
+        try:
+            await asyncio.sleep(60)
+        finally:
+            self.left.append(what)
+
+
+ODD = "left\u2028right\u2029 \x85 \x0b \x1e \n\r\ud83d end"
+
+
+@asynccontextmanager
+async def serving(engine: Any, place: str) -> AsyncIterator[Client]:
+    """The process's application in this process, and a client of it."""
+    server = uvicorn.Server(uvicorn.Config(app_of(lambda: engine), uds=place, log_level="warning"))
+    going = asyncio.create_task(server.serve())
+    client = Client(socket=place)
+    while not await client.healthy():
+        await asyncio.sleep(0.01)
+    try:
+        yield client
+    finally:
+        await client.close()
+        server.should_exit = True
+        await going
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_an_answer_may_hold_any_character(stream: bool, tmp_path: Path) -> None:
+    async def ask() -> list[Any]:
+        async with serving(Odd(), str(tmp_path / "s")) as client:
+            return await pieces(client, ModelRef("base", "/base"), "a\u2028", stream=stream)
+
+    said = asyncio.run(ask())
+    assert texts(said) == [ODD] and said[0].tokens[0].text == ODD
+
+
+def test_the_engine_hears_that_a_client_has_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tunewright.service.connected.SECONDS_BETWEEN_LOOKS", 0.05)
+    engine, model = Odd(), ModelRef("base", "/base")
+
+    async def leave() -> None:
+        async with serving(engine, str(tmp_path / "s")) as client:
+            asked: list[Coroutine[Any, Any, Any]] = [
+                pieces(client, model, "never", stream=False), pieces(client, model, "never"),
+                client.embed(Embed(model, ("a",))), client.classify(Classify(model, ("a",))),
+                client.images(Draw(model, "a")),
+            ]  # fmt: skip
+            tasks = [asyncio.create_task(one) for one in asked]
+            async with asyncio.timeout(20):
+                while len(engine.begun) < len(tasks):
+                    await asyncio.sleep(0.01)
+                for task in tasks:
+                    task.cancel()
+                while len(engine.left) < len(tasks):
+                    await asyncio.sleep(0.01)
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    asyncio.run(leave())
+    assert sorted(engine.left) == ["classify", "embed", "generate", "generate", "images"]
 
 
 def test_a_port_asks_for_its_token(tiny_base: Callable[..., str]) -> None:

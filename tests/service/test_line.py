@@ -13,7 +13,7 @@ import pytest
 from tests.service.hosted import Echo, hosted
 from tests.service.inference import with_engine
 from tunewright.service.errors import Refused
-from tunewright.service.inference.engine import Limits
+from tunewright.service.inference.lane import Limits
 from tunewright.service.inference.line import Line
 from tunewright.service.inference.local import LocalEngine
 from tunewright.service.inference.protocol import Generate, ModelRef, Piece, Sampling, Usage

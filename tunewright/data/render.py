@@ -91,9 +91,20 @@ class Renderer:
 
     def prompt(self, messages_or_text: list[Message] | str, tools: list[Any] | None = None) -> list[int]:
         """The tokens that are fed when serving, and that precede the answer in training."""
+        tokens = self._encode([self.text(messages_or_text, tools)])[0]
         if isinstance(messages_or_text, str):
-            return self._lead(self._encode([messages_or_text])[0]) or [self._eos]  # a model must be fed something
-        return self._encode([self._chat.text(messages_or_text, tools, add_generation_prompt=True)])[0]
+            return self._lead(tokens) or [self._eos]  # a model must be fed something
+        return tokens
+
+    def text(self, messages_or_text: list[Message] | str, tools: list[Any] | None = None) -> str:
+        """A prompt as the tokenizer reads it."""
+        if isinstance(messages_or_text, str):
+            return messages_or_text
+        return self._chat.text(messages_or_text, tools, add_generation_prompt=True)
+
+    def count(self, text: str) -> int:
+        """The tokens that a text has by itself."""
+        return len(self._encode([text])[0])
 
     def stop_ids(self) -> list[int]:
         """The tokens that end an answer: EOS, and the template's end-of-turn token."""

@@ -10,6 +10,7 @@ import re
 from tunewright.service.ids import random_text
 from tunewright.service.wire.chat import ToolCall
 
+OPEN = "<tool_call>"
 CALL = re.compile(r"<tool_call>\s*(\{.*?\})\s*</tool_call>", re.DOTALL)
 
 
@@ -26,6 +27,14 @@ def taken_out(text: str) -> tuple[str, tuple[ToolCall, ...]]:
 
     rest = CALL.sub(take, text)
     return (rest.strip() if calls else text), tuple(calls)
+
+
+def may_call(text: str) -> bool:
+    """Whether a text that goes on holds a call, or ends in what may become the beginning of one."""
+    end = text.rstrip()
+    if len(end) < len(text) or OPEN in text:  # white space goes with a call that follows it
+        return True
+    return any(end.endswith(OPEN[:length]) for length in range(1, len(OPEN)))
 
 
 def _read(text: str) -> ToolCall | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
@@ -218,6 +218,7 @@ class TextToImage(Task):
         size: tuple[int, int] | None = None,
         negative: str | None = None,
         together: int = 1,
+        between: Callable[[], None] | None = None,
     ) -> list[Image]:
         """An image for each prompt, by the base's own pipeline of diffusers' with the model's weights.
 
@@ -227,6 +228,7 @@ class TextToImage(Task):
             guidance: how strongly the prompt counts (classifier-free guidance, arXiv 2207.12598); 1: no guidance.
             size: width and height in pixels; by default a square of the resolution that was trained with.
             together: how many share the forward passes, which then round in another way.
+            between: called after each step; what it raises ends the drawing.
 
         Raises:
             RecipeError: a size that the U-Net cannot halve, or more steps than the scheduler has timesteps.
@@ -240,6 +242,12 @@ class TextToImage(Task):
         pipeline, module = self.pipeline(model), model_of(model.module)
         module.eval()
         made: list[Image] = []
+
+        def after_step(_: Any, __: int, ___: Any, kept: dict[str, Any]) -> dict[str, Any]:
+            if between:
+                between()
+            return kept
+
         with silence(), torch.inference_mode():
             for first in range(0, len(prompts), together):
                 part = slice(first, first + together)
@@ -252,6 +260,7 @@ class TextToImage(Task):
                     height=height,
                     generator=[torch.Generator("cpu").manual_seed(one) for one in seeds[part]],
                     output_type="latent",
+                    callback_on_step_end=after_step,
                 ).images
                 pixels_B3XY = module.pixels(latents_BCHW)
                 if not pixels_B3XY.isfinite().all():

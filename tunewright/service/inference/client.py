@@ -58,8 +58,8 @@ class Client:
             if response.is_error:
                 await response.aread()
                 raise _error(response)
-            async for text in response.aiter_lines():
-                said = read_line(text)
+            async for each in lines_of(response):
+                said = read_line(each)
                 ended = isinstance(said, Usage)
                 yield said
         if not ended:
@@ -111,6 +111,17 @@ class Client:
         if response.is_error:
             raise _error(response)
         return response.json()
+
+
+async def lines_of(response: httpx.Response) -> AsyncIterator[bytes]:
+    """The lines of an answer as it comes. They end at a line feed alone: httpx also ends them at U+2028."""
+    rest = b""
+    async for part in response.aiter_bytes():
+        *whole, rest = (rest + part).split(b"\n")
+        for one in whole:
+            yield one
+    if rest:
+        yield rest
 
 
 @asynccontextmanager

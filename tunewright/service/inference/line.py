@@ -10,8 +10,11 @@ from typing import Generic, Protocol, TypeVar
 class Waits(Protocol):
     """What stands in a line. Who is `gone` leaves it unanswered."""
 
-    tenant: str
-    gone: bool
+    @property
+    def tenant(self) -> str: ...
+
+    @property
+    def gone(self) -> bool: ...
 
 
 One = TypeVar("One", bound=Waits)

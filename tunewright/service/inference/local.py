@@ -1,13 +1,15 @@
-"""The engine in this process: models in memory, one thread that answers, one that loads, one for all other work."""
+"""The engine in this process: models in memory, one thread that answers, one that loads, two for all other work."""
 
 from __future__ import annotations
 
 import asyncio
 import base64
 import binascii
-from collections.abc import AsyncIterator, Callable, Sequence
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager, nullcontext
+from functools import partial
 from io import BytesIO
 from typing import Any, TypeVar
 
@@ -20,9 +22,10 @@ from tunewright.drawing import Drawing, draw
 from tunewright.errors import TunewrightError
 from tunewright.recipe import checked
 from tunewright.service.errors import Refused
-from tunewright.service.inference.engine import Batching, Limits, Request
+from tunewright.service.inference.engine import Batching
+from tunewright.service.inference.lane import Limits
 from tunewright.service.inference.models import Models, Module, Ready
-from tunewright.service.inference.prompts import tokens_of
+from tunewright.service.inference.prompts import EDGE, is_long, pieces_of, tokens_of
 from tunewright.service.inference.protocol import (
     Classify,
     Draw,
@@ -35,10 +38,14 @@ from tunewright.service.inference.protocol import (
     Usage,
     as_refused,
 )
+from tunewright.service.inference.request import Request, refuse_too_long
+from tunewright.service.inference.turns import Turns
 from tunewright.tasks.base import Model
 
-TOGETHER = 4096
-"""Positions of a forward pass that embeds."""
+TOGETHER = 1024
+"""Positions of a forward pass that embeds: so long others wait for their next token."""
+SLICE = 64
+"""Texts that are tokenized or classified at a time."""
 
 Found = TypeVar("Found")
 
@@ -50,13 +57,14 @@ class LocalEngine:
         self.models = models
         self._loop = asyncio.get_running_loop()
         self._hearing: dict[Request, asyncio.Queue[Piece | Usage | Refused]] = {}
-        self._batching = Batching(self._hear, limits)
-        self._loader, self._worker, self._tokenizer = (ThreadPoolExecutor(1) for _ in range(3))
+        self._batching = Batching(self._hear, models.spare, limits)
+        self._loader = ThreadPoolExecutor(1)
+        self._tokenizing, self._working, self._embedding = Turns(), Turns(), Turns()
 
     async def generate(self, asked: Generate) -> AsyncIterator[Piece | Usage]:
         async with self._model(asked.model) as ready:
             _can(ready, "generate", "does not generate text.")
-            prompt = await self._in(self._tokenizer, lambda: tokens_of(asked, ready.renderer, ready.model.chats))
+            prompt = await self._tokens(asked, ready)
             apart = asked.messages is not None
             request = Request(ready, prompt, asked.sampling, asked.stream, apart, asked.tenant)
             heard: asyncio.Queue[Piece | Usage | Refused] = asyncio.Queue()
@@ -78,23 +86,34 @@ class LocalEngine:
         async with self._model(asked.model) as ready:
             if not hasattr(ready.model.module, "get_input_embeddings") or not hasattr(ready.model.processor, "decode"):
                 raise Refused(400, f"{asked.model.shown} is not for texts, so it embeds none.", param="model")
-            tokens = await self._in(self._tokenizer, lambda: [_encoded(one, ready) for one in asked.inputs])
+            tokens: list[list[int]] = []
+            for given in _slices(asked.inputs):
+                encode = partial(_encoded, given, ready)
+                tokens += await self._tokenizing.do(asked.tenant, encode)
             vectors: list[tuple[float, ...]] = []
             for some in _parts(tokens):
-                vectors += await self._between(lambda some=some: embedded(ready, some))  # type: ignore[misc]
+                async with self._embedding.turn(asked.tenant):
+                    vectors += await self._between(partial(embedded, ready, some))
             return Embedded(tuple(vectors), sum(map(len, tokens)))
 
     async def classify(self, asked: Classify) -> list[dict[str, Any]]:
         async with self._model(asked.model) as ready:
             _can(ready, "classify", "does not classify.")
             inputs = [_input(ready.model, one) for one in asked.inputs]
-            found = await self._in(self._worker, lambda: predict(ready.model, inputs))
+            found: list[dict[str, Any]] = []
+            for some in _slices(inputs):
+                found += await self._working.do(asked.tenant, partial(predict, ready.model, some))
             return [{key: value for key, value in one.items() if key not in ("text", "image")} for one in found]
 
     async def images(self, asked: Draw) -> list[bytes]:
         async with self._model(asked.model) as ready:
             _can(ready, "images", "does not draw.")
-            return await self._in(self._worker, lambda: drawn(ready.model, asked))
+            gone = threading.Event()
+            try:
+                each = [partial(drawn, ready.model, asked, number, gone) for number in range(asked.n)]
+                return [await self._working.do(asked.tenant, one) for one in each]
+            finally:
+                gone.set()
 
     async def loaded(self) -> list[Loaded]:
         return self.models.loaded()
@@ -104,8 +123,19 @@ class LocalEngine:
 
     async def close(self) -> None:
         await asyncio.to_thread(self._batching.close)
-        for pool in (self._loader, self._worker, self._tokenizer):
-            pool.shutdown(wait=False, cancel_futures=True)
+        self._loader.shutdown(wait=False, cancel_futures=True)
+        for turns in (self._tokenizing, self._working, self._embedding):
+            turns.close()
+
+    async def _tokens(self, asked: Generate, ready: Ready) -> list[int]:
+        """What the model is fed. A prompt that is much too long is refused before all of it is read."""
+        renderer, chats = ready.renderer, ready.model.chats
+        if is_long(asked):
+            count = 0
+            for piece in await self._tokenizing.do(asked.tenant, partial(pieces_of, asked, renderer, chats)):
+                count += await self._tokenizing.do(asked.tenant, partial(renderer.count, piece)) - EDGE
+                refuse_too_long(ready, count, "more than ")
+        return await self._tokenizing.do(asked.tenant, partial(tokens_of, asked, renderer, chats))
 
     def _hear(self, told: list[tuple[Request, Piece | Usage | Refused]]) -> None:
         self._loop.call_soon_threadsafe(self._deliver, told)
@@ -137,9 +167,6 @@ class LocalEngine:
         if not loading.cancelled() and not loading.exception():
             self.models.give_back(loading.result())
 
-    async def _in(self, pool: ThreadPoolExecutor, work: Callable[[], Found]) -> Found:
-        return await self._loop.run_in_executor(pool, work)
-
     async def _between(self, work: Callable[[], Found]) -> Found:
         """Do something in the thread that answers, between two tokens."""
         done: Future[Found] = Future()
@@ -164,7 +191,15 @@ def _can(ready: Ready, capability: str, otherwise: str) -> None:
 # Vectors
 
 
-def _encoded(given: str | tuple[int, ...], ready: Ready) -> list[int]:
+def _slices(inputs: Sequence[Found]) -> Iterator[Sequence[Found]]:
+    return (inputs[start : start + SLICE] for start in range(0, len(inputs), SLICE))
+
+
+def _encoded(inputs: Sequence[str | tuple[int, ...]], ready: Ready) -> list[list[int]]:
+    return [_tokens_of(given, ready) for given in inputs]
+
+
+def _tokens_of(given: str | tuple[int, ...], ready: Ready) -> list[int]:
     if isinstance(given, str) and not is_whole(given):
         raise Refused(400, "input holds half of a character: mend it.", param="input")
     tokens = list(ready.model.processor(given)["input_ids"]) if isinstance(given, str) else list(given)
@@ -238,15 +273,17 @@ def _input(model: Model, given: str | tuple[str, str]) -> Any:
         raise Refused(400, "input: an image is given as its file in base64.", param="input") from error
 
 
-def drawn(model: Model, asked: Draw) -> list[bytes]:
-    """PNG files."""
+def drawn(model: Model, asked: Draw, number: int, gone: threading.Event) -> bytes:
+    """A PNG file; given up when nobody waits for it any more."""
     options = {"steps": asked.steps, "guidance": asked.guidance, "size": asked.size, "negative": asked.negative}
-    found = []
-    for i in range(asked.n):
-        drawing = checked(Drawing, {**options, "seed": asked.seed + i, "precision": "fp32"})
-        device = next(model.module.parameters()).device
-        for _, _, image in draw(model, [asked.prompt], [1.0], str(device), drawing):
-            file = BytesIO()
-            image.save(file, "PNG")
-            found.append(file.getvalue())
-    return found
+    drawing = checked(Drawing, {**options, "seed": asked.seed + number, "precision": "fp32"})
+    device = next(model.module.parameters()).device
+
+    def check() -> None:
+        if gone.is_set():
+            raise Refused(503, "Nobody waits for the image any more.")
+
+    ((_, _, image),) = draw(model, [asked.prompt], [1.0], str(device), drawing, check)
+    file = BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()

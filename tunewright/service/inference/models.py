@@ -94,7 +94,7 @@ class Models:
     """The models in memory.
 
     Args:
-        memory: the budget in bytes, of weights alone.
+        memory: the budget in bytes; what weights leave of it is for keys and values.
         device, precision: `auto`, or as in a recipe's training.
     """
 
@@ -144,6 +144,11 @@ class Models:
     def loaded(self) -> list[Loaded]:
         with self._change:
             return [Loaded(entry.name, entry.kind, entry.bytes, entry.used) for entry in self._entries.values()]
+
+    def spare(self) -> int:
+        """Bytes of the budget that weights leave."""
+        with self._change:
+            return self.memory - sum(entry.bytes for entry in self._entries.values())
 
     def _use(self, ready: Ready) -> Ready:
         for entry in ready.entries:

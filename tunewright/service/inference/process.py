@@ -19,11 +19,12 @@ from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from tunewright.service.children import when_told_to_leave
+from tunewright.service.connected import while_connected
 from tunewright.service.errors import Refused
 from tunewright.service.inference.protocol import (
     Classify,
@@ -47,6 +48,7 @@ LARGEST = 64 * 2**20
 GRACE = 10
 """Seconds that answers have to end in when the process is told to end."""
 
+LINES = "application/x-ndjson"
 KEPT = 60
 """Seconds for which an idle connection stays: longer than the client keeps it, which would else use a closed one."""
 
@@ -64,17 +66,22 @@ def app_of(make: Callable[[], Engine], token: str | None = None) -> Starlette:
     async def generate(request: Request) -> Response:
         asked = read(Generate, await _body(request))
         pieces = engines[0].generate(asked)
-        first = await anext(pieces)  # before it is known whether there is an answer, nothing is said
-        return StreamingResponse(_lines(first, pieces), media_type="application/x-ndjson")
+        if not asked.stream:
+            return Response(await while_connected(request, _whole(pieces)), media_type=LINES)
+        first = await while_connected(request, anext(pieces))  # till it is known whether there is any, nothing is said
+        return StreamingResponse(_lines(first, pieces), media_type=LINES)
 
     async def embed(request: Request) -> Response:
-        return JSONResponse(asdict(await engines[0].embed(read(Embed, await _body(request)))))
+        asked = read(Embed, await _body(request))
+        return JSONResponse(asdict(await while_connected(request, engines[0].embed(asked))))
 
     async def classify(request: Request) -> Response:
-        return JSONResponse(await engines[0].classify(read(Classify, await _body(request))))
+        asked = read(Classify, await _body(request))
+        return JSONResponse(await while_connected(request, engines[0].classify(asked)))
 
     async def images(request: Request) -> Response:
-        drawn = await engines[0].images(read(Draw, await _body(request)))
+        asked = read(Draw, await _body(request))
+        drawn = await while_connected(request, engines[0].images(asked))
         return JSONResponse([base64.b64encode(one).decode() for one in drawn])
 
     async def loaded(_: Request) -> Response:
@@ -101,6 +108,8 @@ def _answered(
             if token and not hmac.compare_digest(given.encode(), f"Bearer {token}".encode()):
                 raise Refused(401, "The token is missing or wrong.")
             return await do(request)
+        except ClientDisconnect:
+            return Response(status_code=499)  # which nobody reads
         except Exception as error:
             refused = as_refused(error)
             if refused.status == 500:
@@ -118,6 +127,10 @@ async def _body(request: Request) -> bytes:
             raise Refused(413, f"The request is larger than {LARGEST >> 20} MB.")
         parts.append(part)
     return b"".join(parts)
+
+
+async def _whole(pieces: AsyncIterator[Piece | Usage]) -> bytes:
+    return b"".join([line(said) async for said in pieces])
 
 
 async def _lines(first: Piece | Usage, pieces: AsyncIterator[Piece | Usage]) -> AsyncIterator[bytes]:
@@ -175,7 +188,7 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error(f"Others on this machine can reach a port: set {TOKEN}, or use --socket.")
 
     def make() -> Engine:
-        from tunewright.service.inference.engine import Limits
+        from tunewright.service.inference.lane import Limits
         from tunewright.service.inference.local import LocalEngine
         from tunewright.service.inference.models import Models
 

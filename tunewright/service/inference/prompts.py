@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from tunewright.api import question
+from tunewright.data.kinds import Conversation
 from tunewright.data.messages import check_prompt, text_of
 from tunewright.data.render import Renderer
 from tunewright.service.inference.protocol import Generate
 from tunewright.tasks.text_generation import prompt_tokens
+
+PIECE = 1 << 16
+"""Characters of a prompt that are read at a time while it may be too long: a thread is soon free again."""
+EDGE = 16
+"""Tokens by which a text may have less than two parts of it have together."""
 
 
 def tokens_of(asked: Generate, renderer: Renderer, chats: bool) -> list[int]:
@@ -14,11 +20,26 @@ def tokens_of(asked: Generate, renderer: Renderer, chats: bool) -> list[int]:
 
     One that does not chat is given the texts of the messages, a line each. Raises DataError for what cannot be read.
     """
-    if isinstance(asked.prompt, tuple):
-        return list(asked.prompt)
+    return list(asked.prompt) if isinstance(asked.prompt, tuple) else prompt_tokens(renderer, _read(asked, chats))
+
+
+def is_long(asked: Generate) -> bool:
+    """Whether it is worth a look at the pieces first: to read a text of megabytes takes seconds."""
+    given = asked.prompt if isinstance(asked.prompt, str) else repr((asked.messages, asked.tools))
+    return not isinstance(asked.prompt, tuple) and len(given) > PIECE
+
+
+def pieces_of(asked: Generate, renderer: Renderer, chats: bool) -> list[str]:
+    """The text of a prompt, cut. Raises DataError as `tokens_of` does."""
+    prompt = _read(asked, chats)
+    told = (prompt.messages, prompt.tools) if isinstance(prompt, Conversation) else (prompt,)
+    text = renderer.text(*told)
+    return [text[start : start + PIECE] for start in range(0, len(text), PIECE)]
+
+
+def _read(asked: Generate, chats: bool) -> str | Conversation:
     if asked.prompt is not None:
-        return prompt_tokens(renderer, question(asked.prompt, None, False))
+        assert isinstance(asked.prompt, str)
+        return question(asked.prompt, None, False)
     messages = check_prompt(asked.messages)
-    if not chats:
-        return prompt_tokens(renderer, "\n".join(map(text_of, messages)))
-    return prompt_tokens(renderer, question(messages, asked.tools, True))
+    return question(messages, asked.tools, True) if chats else "\n".join(map(text_of, messages))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Any, Protocol, TypeVar
@@ -141,6 +141,7 @@ class Embed:
 
     model: ModelRef
     inputs: tuple[str | tuple[int, ...], ...]
+    tenant: str = ""
 
 
 @dataclass(frozen=True)
@@ -155,6 +156,7 @@ class Classify:
 
     model: ModelRef
     inputs: tuple[str | tuple[str, str], ...]
+    tenant: str = ""
 
 
 @dataclass(frozen=True)
@@ -169,6 +171,7 @@ class Draw:
     steps: int = 30
     guidance: float = 7.5
     negative: str | None = None
+    tenant: str = ""
 
     def __post_init__(self) -> None:
         if not 1 <= self.n <= 10:
@@ -225,18 +228,18 @@ def read(kind: type[Asked], body: bytes) -> Asked:
 
 
 def write(asked: Any) -> bytes:
-    return json.dumps(asdict(asked), ensure_ascii=False).encode()
+    return json.dumps(asdict(asked)).encode()
 
 
 def line(said: Piece | Usage | Refused) -> bytes:
-    """A line of an answer."""
+    """A line of an answer, in ASCII: some who read lines see the end of one in U+2028 too."""
     if isinstance(said, Refused):
         found: dict[str, Any] = {"error": error_body(said)}
     elif isinstance(said, Piece):
         found = {**vars(said), "tokens": [asdict(token) for token in said.tokens]}
     else:
         found = vars(said)
-    return json.dumps(found, ensure_ascii=False).encode() + b"\n"
+    return json.dumps(found).encode() + b"\n"
 
 
 def read_line(text: str | bytes) -> Piece | Usage:
@@ -276,10 +279,3 @@ def as_refused(error: Exception) -> Refused:
 def logprob(value: float) -> float:
     """A log-probability that JSON can say."""
     return value if math.isfinite(value) else LOWEST
-
-
-def texts_of(inputs: Sequence[str | tuple[int, ...]]) -> list[str]:
-    """Inputs that have to be texts. Raises Refused for token ids."""
-    if not all(isinstance(one, str) for one in inputs):
-        raise Refused(400, "input: this model is given texts, no token ids.", param="input")
-    return [str(one) for one in inputs]

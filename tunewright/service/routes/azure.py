@@ -39,5 +39,7 @@ async def complete(
 
 
 @router.post("/{name:path}/embeddings")
-async def embed(name: str, who: Caller = inference.MAY, body: Any = JsonBody, parts: State = Parts) -> dict[str, Any]:
-    return await inference.embed(who, {**body, "model": name} if isinstance(body, dict) else body, parts)
+async def embed(
+    request: Request, name: str, who: Caller = inference.MAY, body: Any = JsonBody, parts: State = Parts
+) -> dict[str, Any]:
+    return await inference.embed(request, who, {**body, "model": name} if isinstance(body, dict) else body, parts)

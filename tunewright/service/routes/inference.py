@@ -5,25 +5,25 @@ from __future__ import annotations
 import asyncio
 import base64
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import Field
-from starlette.requests import ClientDisconnect
 from structlog import get_logger
 
 from tunewright.service.auth import Caller, caller
 from tunewright.service.body import JsonBody
+from tunewright.service.connected import while_connected
 from tunewright.service.errors import Refused
 from tunewright.service.ids import random_text
 from tunewright.service.inference.protocol import Classify, Draw, Embed, Generate, ModelRef, Piece, Usage
 from tunewright.service.routes._documents import STREAMED, body_of
 from tunewright.service.routes._state import Parts, State
-from tunewright.service.tool_calls import taken_out
+from tunewright.service.tool_calls import may_call, taken_out
 from tunewright.service.wire import openai_chat
 from tunewright.service.wire.body import Body, parsed, split_alpha
 from tunewright.service.wire.chat import MOST_ANSWERS, Answer, ChatRequest, Reply, Said
@@ -31,10 +31,7 @@ from tunewright.service.wire.chat import MOST_ANSWERS, Answer, ChatRequest, Repl
 router = APIRouter(tags=["Inference"])
 log = get_logger()
 
-Result = TypeVar("Result")
-
 MAY = caller("inference")
-SECONDS_BETWEEN_LOOKS = 1.0
 MOST_PIXELS = 4 << 20
 """Of all images of a request."""
 
@@ -108,7 +105,7 @@ async def answer(request: Request, parts: State, who: Caller, asked: ChatRequest
         answers = [_calling(one) for one in answers] if asked.tools else answers
         return JSONResponse(form.whole(reply, answers, usage, asked.sampling.logprobs is not None))
     said = _held_back(said) if asked.tools else said
-    first = await anext(said)
+    first = await while_connected(request, anext(said))
     return StreamingResponse(_streamed(first, said, reply, asked, form), media_type="text/event-stream")
 
 
@@ -156,18 +153,6 @@ async def _together(each: Sequence[AsyncIterator[Piece | Usage]], n: int) -> Asy
             task.cancel()
 
 
-async def while_connected(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
-    """What the work gives. It ends when the client goes away: nobody would hear what it gives."""
-    task = asyncio.ensure_future(work)
-    try:
-        while not (await asyncio.wait({task}, timeout=SECONDS_BETWEEN_LOOKS))[0]:
-            if await request.is_disconnected():
-                raise ClientDisconnect
-        return task.result()
-    finally:
-        task.cancel()
-
-
 async def _collected(said: AsyncIterator[Piece | Usage], count: int) -> tuple[list[Answer], Usage]:
     pieces: list[list[Piece]] = [[] for _ in range(count)]
     usage = Usage(0, 0)
@@ -192,16 +177,21 @@ def _calling(answer: Answer) -> Answer:
 
 
 async def _held_back(said: AsyncIterator[Piece | Usage]) -> AsyncIterator[Piece | Usage]:
-    """A stream in which tools may be called: each answer comes at once, when it is known whether it calls any."""
-    pieces: dict[int, list[Piece]] = {}
+    """A stream in which tools may be called: from what may be a call on, an answer comes when it has ended."""
+    held: dict[int, list[Piece]] = {}
     async for one in said:
         if isinstance(one, Usage):
             yield one
             continue
-        pieces.setdefault(one.index, []).append(one)
+        pieces = held.setdefault(one.index, [])
+        pieces.append(one)
+        text = "".join(piece.text for piece in pieces)
         if one.finish:
-            whole = _calling(_joined(pieces.pop(one.index)))
+            whole = _calling(_joined(pieces))
             yield Said(one.index, whole.text, whole.tokens, whole.finish, whole.tool_calls)
+        elif not may_call(text):
+            held[one.index] = []
+            yield Piece(one.index, text, tuple(token for piece in pieces for token in piece.tokens))
 
 
 async def _streamed(
@@ -234,11 +224,11 @@ async def _chained(first: Any, rest: AsyncIterator[Any]) -> AsyncIterator[Any]:
 
 
 @router.post("/embeddings", openapi_extra=body_of(openai_chat.Embed))
-async def embed(who: Caller = MAY, body: Any = JsonBody, parts: State = Parts) -> dict[str, Any]:
+async def embed(request: Request, who: Caller = MAY, body: Any = JsonBody, parts: State = Parts) -> dict[str, Any]:
     """Vectors of texts."""
     asked = openai_chat.embedding(body)
     model = await run_in_threadpool(parts.model, who, asked.model, asked.alpha)
-    found = await parts.engine.embed(Embed(model, asked.inputs))
+    found = await while_connected(request, parts.engine.embed(Embed(model, asked.inputs, who.tenant)))
     return openai_chat.embedding_answer(asked, found.vectors, found.tokens)
 
 
@@ -246,18 +236,24 @@ class Predict(Body):
     """POST /predictions: texts, pairs of texts, or images in base64."""
 
     model: str = Field(min_length=1)
-    input: str | Annotated[list[str | Annotated[list[str], Field(min_length=2, max_length=2)]], Field(min_length=1)]
+    input: (
+        str
+        | Annotated[
+            list[str | Annotated[list[str], Field(min_length=2, max_length=2)]],
+            Field(min_length=1, max_length=openai_chat.MOST_INPUTS),
+        ]
+    )
 
 
 @router.post("/predictions", openapi_extra=body_of(Predict))
-async def predict(who: Caller = MAY, body: Any = JsonBody, parts: State = Parts) -> dict[str, Any]:
+async def predict(request: Request, who: Caller = MAY, body: Any = JsonBody, parts: State = Parts) -> dict[str, Any]:
     """What a classifier says of texts or images: a label, and the probability of each."""
     asked = parsed(Predict, body)
     name, alpha = split_alpha(asked.model)
     model = await run_in_threadpool(parts.model, who, name, alpha)
     given = [asked.input] if isinstance(asked.input, str) else asked.input
     inputs = tuple(one if isinstance(one, str) else (one[0], one[1]) for one in given)
-    found = await parts.engine.classify(Classify(model, inputs))
+    found = await while_connected(request, parts.engine.classify(Classify(model, inputs, who.tenant)))
     data = [{"object": "prediction", "index": index, **one} for index, one in enumerate(found)]
     return {"object": "list", "data": data, "model": asked.model}
 
@@ -279,7 +275,7 @@ class DrawImages(Body):
 
 
 @router.post("/images/generations", openapi_extra=body_of(DrawImages))
-async def draw(who: Caller = MAY, body: Any = JsonBody, parts: State = Parts) -> Mapping[str, Any]:
+async def draw(request: Request, who: Caller = MAY, body: Any = JsonBody, parts: State = Parts) -> Mapping[str, Any]:
     """Images of a text, as PNG in base64."""
     asked = parsed(DrawImages, body)
     name, alpha = split_alpha(asked.model)
@@ -287,6 +283,8 @@ async def draw(who: Caller = MAY, body: Any = JsonBody, parts: State = Parts) ->
     size = None if asked.size == "auto" else (int(asked.size.split("x")[0]), int(asked.size.split("x")[1]))
     if size and size[0] * size[1] * asked.n > MOST_PIXELS:
         raise Refused(400, f"size: more than {MOST_PIXELS:,} pixels in all: ask in parts.", param="size")
-    wanted = Draw(model, asked.prompt, asked.n, asked.seed, size, asked.steps, asked.guidance, asked.negative_prompt)
-    images = await parts.engine.images(wanted)
+    wanted = Draw(
+        model, asked.prompt, asked.n, asked.seed, size, asked.steps, asked.guidance, asked.negative_prompt, who.tenant
+    )
+    images = await while_connected(request, parts.engine.images(wanted))
     return {"created": int(time.time()), "data": [{"b64_json": base64.b64encode(one).decode()} for one in images]}

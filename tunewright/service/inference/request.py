@@ -1,0 +1,95 @@
+"""A prompt in tokens, and what is said of its answers, and when."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from tunewright.service.errors import Refused
+from tunewright.service.inference.answers import Answer, Words
+from tunewright.service.inference.models import Ready
+from tunewright.service.inference.protocol import Piece, Sampling, Usage
+
+EXPECTED = 1024
+"""Tokens of an answer for which room is kept; most that may be longer are not."""
+PAUSE = 0.04
+"""Seconds between pieces of an answer in a stream, after the first: tokens that come sooner are said together."""
+
+
+@dataclass(eq=False)
+class Request:
+    """A prompt in tokens and its answers.
+
+    Attributes:
+        room: tokens that an answer may have at the most.
+        apart: whether the answer's text stands for itself, or goes on from the prompt's.
+        tenant: who asks; tenants take turns.
+        left: answers that have not begun.
+    """
+
+    ready: Ready
+    prompt: list[int]
+    sampling: Sampling
+    stream: bool
+    apart: bool
+    tenant: str = ""
+    answers: list[Answer] = field(init=False)
+    left: list[Answer] = field(init=False)
+    gone: bool = False
+    _kept: dict[int, list[Piece]] = field(default_factory=dict)
+    _spoke: dict[int, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        model = self.ready.model
+        limit = refuse_too_long(self.ready, len(self.prompt))
+        vocabulary = model.module.get_input_embeddings().weight.shape[0]
+        if not self.prompt or not 0 <= min(self.prompt) <= max(self.prompt) < vocabulary:
+            raise Refused(400, f"prompt: one token id at least, and all below {vocabulary}.", param="prompt")
+        room = min(limit - len(self.prompt), self.sampling.max_tokens or limit)
+        ends = frozenset(self.ready.renderer.stop_ids())
+        seed = secrets.randbits(64) if self.sampling.seed is None else abs(self.sampling.seed)
+        before = [] if self.apart else self.prompt
+        self.answers = [
+            Answer(i, Words(model.processor, before), self.sampling, room, ends, np.random.default_rng([seed, i]))
+            for i in range(self.sampling.n)
+        ]
+        self.left = list(self.answers)
+
+    @property
+    def longest(self) -> int:
+        """Positions that a row of it is expected to fill."""
+        return len(self.prompt) + min(self.answers[0].room, EXPECTED)
+
+    @property
+    def usage(self) -> Usage:
+        return Usage(len(self.prompt), sum(answer.count for answer in self.answers))
+
+    @property
+    def ended(self) -> bool:
+        return all(answer.finish for answer in self.answers)
+
+    def said(self, piece: Piece) -> Piece | None:
+        """The piece to give out now: all that was kept, at the end of an answer or when a stream is to go on."""
+        kept = self._kept.setdefault(piece.index, [])
+        kept.append(piece)
+        now = time.monotonic()
+        goes_on = self.stream and now - self._spoke.get(piece.index, -PAUSE) >= PAUSE
+        if not piece.finish and not (goes_on and any(one.text or one.tokens for one in kept)):
+            return None
+        self._kept[piece.index], self._spoke[piece.index] = [], now
+        tokens = tuple(token for one in kept for token in one.tokens)
+        return Piece(piece.index, "".join(one.text for one in kept), tokens, piece.finish)
+
+
+def refuse_too_long(ready: Ready, count: int, about: str = "") -> int:
+    """The positions that a model has for prompt and answer. Raises Refused where a prompt of so many fills them."""
+    limit = ready.limit - (ready.shared.form.virtual if ready.shared.form else 0)
+    if count >= limit:
+        raise Refused(
+            400, f"The prompt has {about}{count} tokens, and {ready.ref.shown} can hold {limit} together with the "
+            "answer. Shorten it.", "context_length_exceeded", "messages",
+        )  # fmt: skip
+    return limit
