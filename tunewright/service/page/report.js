@@ -20,23 +20,9 @@ export function reportSection(id, signal) {
   );
 }
 
+/** A document of its own, whose policy lets a report's styles act, and nothing else: this page's would forbid them too. */
 function frame(html) {
-  const address = URL.createObjectURL(new Blob([html], { type: "text/html" }));
-  const node = el("iframe.report", { src: address, title: "Report", sandbox: "allow-same-origin" });
-  node.addEventListener("load", () => {
-    URL.revokeObjectURL(address);
-    dress(node.contentDocument);
-  });
+  const node = el("iframe.report", { src: "/page/report.html", title: "Report", sandbox: "allow-same-origin" });
+  node.addEventListener("load", () => (node.contentDocument.documentElement.innerHTML = html), { once: true });
   return node;
-}
-
-/** The frame has this page's policy, which forbids styles that stand in a document: give them to it as they may come. */
-function dress(page) {
-  const styles = [...page.querySelectorAll("style")].map((style) => {
-    const sheet = new page.defaultView.CSSStyleSheet();
-    sheet.replaceSync(style.textContent);
-    return sheet;
-  });
-  page.adoptedStyleSheets = styles;
-  for (const node of page.querySelectorAll("[style]")) node.style.cssText = node.getAttribute("style");
 }
