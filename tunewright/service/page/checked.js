@@ -8,11 +8,11 @@ export function found(result) {
   return [verdict(result), faults(result), result.columns && columns(result), ...samples(result)].filter(Boolean);
 }
 
-function verdict({ kind, rows, bad }) {
+function verdict({ kind, rows, bad, columns: unknown }) {
   if (kind === "other") return el("p", "This is no text with a row on each line. The server reads it when it is uploaded.");
   if (!rows) return el("p.notice.worse", "There are no rows in this file.");
   if (bad) return el("p", el("b", `${count(bad)} of ${counted(rows, "row")} cannot be read.`));
-  return el("p", el("b", `${counted(rows, "row")}.`), " Each can be read.");
+  return el("p", el("b", `${counted(rows, "row")}.`), unknown ? null : " Each can be read.");
 }
 
 function faults({ faults: all, bad }) {

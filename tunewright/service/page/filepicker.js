@@ -3,7 +3,7 @@
 import { ask, upload } from "./api.js";
 import { dropzone } from "./dropzone.js";
 import { el, field, select } from "./dom.js";
-import { bytes } from "./format.js";
+import { bytes, when } from "./format.js";
 import { say, showError } from "./say.js";
 
 const LARGEST_READ = 100_000_000; // bytes of a file here that are fetched to be looked at
@@ -19,7 +19,7 @@ export class FilePicker {
     this.told = el("p.hint");
     this.failed = el("div");
     const none = ["", optional ? "none" : "Choose one …"];
-    this.select = select([none, ...files.map((file) => [file.id, `${file.filename} (${bytes(file.bytes)})`])], "", () => this.choose(this.select.value));
+    this.select = select([none, ...files.map((file) => [file.id, `${file.filename} (${bytes(file.bytes)}, ${when(file.created_at)})`])], "", () => this.choose(this.select.value));
     this.node = el("fieldset", el("legend", name), el("div.form",
       dropzone("Upload a file", (file) => this.take(file)), this.bar, this.failed, this.told,
       files.length > 0 || optional ? field("Or one that is here already", this.select) : null));

@@ -11,15 +11,19 @@ import { decoded, save } from "./saving.js";
 export async function show(main, { signal }) {
   const failed = el("div");
   const list = el("ul.rows", { "aria-label": "Files" });
+  const made = el("ul.rows", { "aria-label": "Files that jobs made" });
+  const folded = el("details", { hidden: true }, el("summary", "Files that jobs made"), made);
   const none = el("p.empty", "No files yet.");
   const put = (file, first) => {
-    list[first ? "prepend" : "append"](row(file, failed, signal));
-    none.hidden = true;
+    const isMade = file.purpose === "fine-tune-results"; // one of each job: they would bury what was uploaded
+    (isMade ? made : list)[first ? "prepend" : "append"](row(file, failed, signal));
+    if (isMade) folded.hidden = false;
+    else none.hidden = true;
   };
   const bar = el("progress", { max: 1, value: 0, "aria-label": "Upload", hidden: true });
   const take = (file) => send(file, bar, failed, signal).then((kept) => kept && put(kept, true));
   (await all("/v1/files?limit=1000", { signal })).forEach((file) => put(file, false));
-  main.append(el("h1", { tabindex: "-1" }, "Files"), failed, el("section", dropzone("Upload a file", take), bar), el("section", none, list));
+  main.append(el("h1", { tabindex: "-1" }, "Files"), failed, el("section", dropzone("Upload a file", take), bar), el("section", none, list, folded));
 }
 
 async function send(file, bar, failed, signal) {

@@ -17,10 +17,21 @@ export const decoded = (text) => Uint8Array.from(atob(text.trim()), (character) 
 export function copier(text, name = "Copy", label = `${name} ${text}`) {
   const node = el("button.quiet", { type: "button", "aria-label": label }, name);
   node.addEventListener("click", async () => {
-    await navigator.clipboard.writeText(text);
+    if (navigator.clipboard) await navigator.clipboard.writeText(text);
+    else copyOldWay(text, node);
     node.textContent = "Copied";
     say("Copied");
     setTimeout(() => (node.textContent = name), 2000);
   });
   return node;
+}
+
+/** Browsers hide the clipboard from pages that came over plain HTTP, unless from this machine. */
+function copyOldWay(text, beside) {
+  const held = el("textarea.sr", { readonly: true, "aria-hidden": "true", value: text });
+  beside.after(held);
+  held.select();
+  document.execCommand("copy");
+  held.remove();
+  beside.focus();
 }
