@@ -42,9 +42,17 @@ async function render(why = "") {
     await view.show(main, { ...here, signal, why });
   } catch (error) {
     if (signal.aborted) return;
-    main.append(el("h1", { tabindex: "-1" }, "This could not be shown"), notice(error));
+    main.append(...unshown(error, here.name));
   }
   if (!signal.aborted) arrive();
+}
+
+/** A key that may not see this section may see others. */
+function unshown(error, name) {
+  const heading = (text) => el("h1", { tabindex: "-1" }, text);
+  if (error.status !== 403) return [heading("This could not be shown"), notice(error)];
+  return [heading(NAMES[name]), notice(error, "Not with this key"),
+    el("p.note", "The other sections may be open to it: a key that may ask models has the ", el("a", { href: "#/playground" }, "Playground"), ".")];
 }
 
 /** A new view begins at its heading, for those who see it and those who hear it. */

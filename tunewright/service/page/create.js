@@ -2,11 +2,11 @@
 
 import { all, get, post } from "./api.js";
 import { found } from "./checked.js";
-import { busy, choices, chosenOf, el, field, select } from "./dom.js";
+import { busy, choices, chosenOf, el, field } from "./dom.js";
 import { FilePicker } from "./filepicker.js";
 import { graderEditor } from "./graders.js";
 import { hyperparameters } from "./hyperparameters.js";
-import { isTuned, sorted } from "./names.js";
+import { listed, modelPicker } from "./modelpicker.js";
 import { check } from "./rows.js";
 import { say, showError } from "./say.js";
 import { askServer } from "./servercheck.js";
@@ -24,8 +24,8 @@ const FORMS = {
 
 export async function show(main, { query, signal }) {
   const earlier = query.get("from") ? await get(`/v1/fine_tuning/jobs/${encodeURIComponent(query.get("from"))}`, { signal }) : null;
-  const [models, files] = await Promise.all([get("/v1/models", { signal }), all("/v1/files?purpose=fine-tune&limit=1000", { signal })]);
-  const form = new Form(models.data, files, earlier, query, signal);
+  const [models, files] = await Promise.all([listed(signal), all("/v1/files?purpose=fine-tune&limit=1000", { signal })]);
+  const form = new Form(models, files, earlier, query, signal);
   main.append(el("h1", { tabindex: "-1" }, "New job"), form.node);
   form.begin(query.get("file") ?? earlier?.training_file, earlier?.validation_file);
 }
@@ -39,7 +39,7 @@ class Form {
     const changed = () => this.look();
     this.training = new FilePicker("Examples to learn from", files, { signal, changed });
     this.validation = new FilePicker("Examples to test on", files, { signal, changed, optional: true });
-    this.model = select(grouped(models), query.get("model") ?? earlier?.model, changed);
+    this.model = modelPicker(models, { name: "Base", hint: "What the job begins from.", wanted: query.get("model") ?? earlier?.model, changed });
     this.method = choices("Method", METHODS, earlier?.method.type ?? "supervised", () => this.drawMethod());
     this.suffix = el("input", { type: "text", maxlength: "64", autocomplete: "off", value: earlier?.user_provided_suffix ?? "" });
     this.seed = el("input", { type: "text", inputmode: "numeric", autocomplete: "off", value: earlier?.seed || "" });
@@ -64,7 +64,7 @@ class Form {
         el("div.pair.small", field("Seed", this.seed, "The same seed, the same model.")), this.validation.node));
     this.more = more;
     return el("form.form", { onsubmit: submit, novalidate: true },
-      el("div.pair", field("Base", this.model, "What the job begins from."), field("Suffix", this.suffix, "A word of the new model’s name.")),
+      el("div.pair", this.model.nodes, field("Suffix", this.suffix, "A word of the new model’s name.")),
       this.method, el("div", this.training.node, this.form), this.checked, this.grader, more, this.failed, el("div.buttons", this.start));
   }
 
@@ -164,15 +164,10 @@ class Form {
   }
 
   controlOf(param) {
-    const plain = { model: this.model, suffix: this.suffix, seed: this.seed, training_file: this.training.select, validation_file: this.validation.select };
+    const plain = { model: this.model.control, suffix: this.suffix, seed: this.seed, training_file: this.training.select, validation_file: this.validation.select };
     const last = param.split(".").at(-1);
     return plain[param] ?? this.hyper.inputs.get(last)?.input ?? (param.includes("grader") ? this.editor?.text : null);
   }
-}
-
-function grouped(models) {
-  const bases = models.filter((one) => !isTuned(one.id)), tuned = sorted(models.filter((one) => isTuned(one.id)));
-  return { Bases: bases.map((one) => one.id), "Tuned here": tuned.map((one) => one.id) };
 }
 
 function seedOf(input) {

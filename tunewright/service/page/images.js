@@ -5,27 +5,28 @@ import { busy, el, field } from "./dom.js";
 import { showError } from "./say.js";
 import { Sides } from "./sides.js";
 
-export function room(model, base, signal) {
+export function room(signal) {
   const prompt = el("textarea", { rows: "2" });
   const seed = el("input", { type: "number", min: "0", step: "1", value: "0" });
   const steps = el("input", { type: "number", min: "1", max: "1000", step: "1", value: "30" });
   const guidance = el("input", { type: "number", min: "1", max: "100", step: "0.5", value: "7.5" });
   const failed = el("div");
-  const answer = async (name, place, asked) => {
-    const body = { model: name, prompt: prompt.value, seed: Number(seed.value), steps: Number(steps.value), guidance: Number(guidance.value) };
-    const { data } = await post("/v1/images/generations", body, { signal: asked });
-    place.replaceChildren(...data.map((one) => el("img", { src: `data:image/png;base64,${one.b64_json}`, alt: `Drawn for: ${prompt.value}` })));
+  const question = () => ({ prompt: prompt.value, seed: Number(seed.value), steps: Number(steps.value), guidance: Number(guidance.value) });
+  const answer = async (model, asked, place, over) => {
+    const { data } = await post("/v1/images/generations", { ...asked, model }, { signal: over });
+    place.replaceChildren(...data.map((one) => el("img", { src: `data:image/png;base64,${one.b64_json}`, alt: `Drawn for: ${asked.prompt}` })));
   };
-  const sides = new Sides(model, base, answer, signal);
+  const sides = new Sides(answer, signal);
   const draw = el("button.primary", { type: "submit" }, "Draw");
   const submit = (event) => {
     event.preventDefault();
     showError(failed, prompt.value.trim() ? null : { message: "Write what is to be drawn." }, "Nothing was sent");
-    if (prompt.value.trim()) busy(draw, () => sides.ask());
+    if (prompt.value.trim()) busy(draw, () => sides.ask(question()));
   };
-  return el("div",
+  const node = el("div",
     el("form.form", { onsubmit: submit }, field("Prompt", prompt),
       el("div.pair.small", field("Seed", seed, "The same seed, the same noise."), field("Steps", steps), field("Guidance", guidance)),
       el("div.buttons", draw), failed),
     sides.node);
+  return { node, sides };
 }

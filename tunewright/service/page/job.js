@@ -6,7 +6,7 @@ import { sure } from "./dialog.js";
 import { button, el } from "./dom.js";
 import { Events } from "./events.js";
 import { follow } from "./follow.js";
-import { count, duration, figure, when } from "./format.js";
+import { count, counted, duration, figure, when } from "./format.js";
 import { nameOf } from "./hyperparameters.js";
 import { reportSection } from "./report.js";
 import { copier, decoded, save } from "./saving.js";
@@ -32,11 +32,12 @@ class View {
     this.curves = new Curves();
     this.events = new Events();
     this.made = el("div");
-    this.checkpoints = el("div");
+    this.checkpoints = el("section", { hidden: true }, el("h2", "Checkpoints"),
+      el("p.note", "Each is a model of its own, and answers by its name."), el("details", el("summary"), el("ul.rows")));
     this.waiting = el("p.empty", "Curves appear with the first step.");
     this.node = el("div", this.head, this.failed, this.connection, this.made,
       el("section", el("h2", "Curves"), this.waiting, this.curves.node, this.tableOfCurves()),
-      this.checkpoints, this.events.node, settings(job));
+      this.checkpoints, this.events.node, settings(job, signal));
     this.draw();
   }
 
@@ -152,8 +153,9 @@ class View {
     const found = await all(path(this.job.id, "/checkpoints?limit=100"), { signal: this.signal, most: 200 });
     if (found.length === this.saved) return;
     this.saved = found.length;
-    if (found.length) this.checkpoints.replaceChildren(el("section", el("h2", "Checkpoints"),
-      el("p.note", "Each is a model of its own, and answers by its name."), el("ul.rows", found.map(checkpoint))));
+    this.checkpoints.hidden = !found.length;
+    this.checkpoints.querySelector("summary").textContent = counted(found.length, "checkpoint");
+    this.checkpoints.querySelector("ul").replaceChildren(...found.map(checkpoint));
   }
 }
 
@@ -209,13 +211,21 @@ function checkpoint(one) {
       el("a.button", { href: tryIt(one.fine_tuned_model_checkpoint), "aria-label": `Try step ${one.step_number}` }, "Try it"))));
 }
 
-function settings(job) {
+function settings(job, signal) {
   const own = job.method[job.method.type] ?? {};
   const chosen = Object.entries(own.hyperparameters ?? {}).map(([name, value]) => [nameOf(name), value]);
-  const pairs = [["Training file", job.training_file], ["Validation file", job.validation_file ?? "none"], ["Seed", job.seed], ...chosen];
-  const line = ([name, value]) => el("tr", el("th", { scope: "row" }, name), el("td", String(value)));
+  const pairs = [["Training file", file(job.training_file, signal)], ["Validation file", file(job.validation_file, signal)], ["Seed", job.seed], ...chosen];
+  const line = ([name, value]) => el("tr", el("th", { scope: "row" }, name), el("td", value instanceof Node ? value : String(value)));
   return el("section", el("h2", "Settings"),
     el("table.pairs", el("tbody", pairs.map(line))),
     own.grader && [el("h3", "Grader"), el("pre", JSON.stringify(own.grader, null, 2))],
     el("p.hint", el("span.mono", job.id)));
+}
+
+/** A file by its name, where it is still there and the key may see it; by its id in any case. */
+function file(id, signal) {
+  if (!id) return "none";
+  const place = el("span", el("span.mono", id));
+  get(`/v1/files/${encodeURIComponent(id)}`, { signal }).then((one) => place.prepend(`${one.filename} `)).catch(() => {});
+  return place;
 }

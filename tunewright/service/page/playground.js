@@ -1,8 +1,8 @@
 // A model beside its base on the same question, and everything between the two: α in the name that is asked.
 
-import { get } from "./api.js";
-import { el, field, select } from "./dom.js";
-import { baseOf, isTuned, sorted } from "./names.js";
+import { el } from "./dom.js";
+import { listed, modelPicker } from "./modelpicker.js";
+import { baseOf, isTuned, splitAlpha } from "./names.js";
 import * as chat from "./chat.js";
 import * as images from "./images.js";
 import * as predictions from "./predictions.js";
@@ -11,32 +11,26 @@ const WAYS = { chat: ["Chat", chat], predictions: ["Classify", predictions], ima
 const WAY_OF = { "text-generation": "chat", "text-to-image": "images" };
 
 export async function show(main, { query, signal }) {
-  const { data } = await get("/v1/models", { signal });
-  const tuned = sorted(data.filter((one) => isTuned(one.id))).map((one) => one.id);
-  const bases = data.map((one) => one.id).filter((id) => !isTuned(id));
-  const wanted = query.get("model");
-  if (wanted && isTuned(wanted) && !tuned.includes(wanted)) tuned.push(wanted); // another tenant's, which may be used
-  const tasks = Object.fromEntries(data.map((one) => [one.id, one.task]));
-  main.append(el("h1", { tabindex: "-1" }, "Playground"), new Playground(tuned, bases, tasks, wanted, signal).node);
+  const models = await listed(signal);
+  main.append(el("h1", { tabindex: "-1" }, "Playground"), new Playground(models, query.get("model"), signal).node);
 }
 
 class Playground {
-  constructor(tuned, bases, tasks, wanted, signal) {
-    Object.assign(this, { tasks, signal });
-    this.model = select({ "Tuned here": tuned, Bases: bases }, wanted ?? tuned[0], () => this.drawWay());
+  constructor(models, wanted, signal) {
+    Object.assign(this, { signal, rooms: {}, tasks: Object.fromEntries((models ?? []).map((one) => [one.id, one.task])) });
+    this.picker = modelPicker(models, { name: "Model", wanted, changed: () => this.drawWay(), on: "input", tunedFirst: true });
     this.ways = el("div.choices");
     this.room = el("div");
-    this.node = el("div.form", el("div.pair", field("Model", this.model)), this.ways, this.room);
+    this.node = el("div.form", el("div.pair", this.picker.nodes), this.ways, this.room);
     this.drawWay();
   }
 
   /** The way of asking that fits the model, where its task is known; otherwise the user chooses. */
   drawWay() {
-    const task = this.tasks[this.model.value];
+    const task = this.tasks[splitAlpha(this.picker.value)[0]];
     this.way = task ? (WAY_OF[task] ?? "predictions") : (this.way ?? "chat");
     const one = ([way, [name]]) => el("button", { type: "button", "aria-pressed": String(way === this.way), onclick: () => this.choose(way) }, name);
     this.ways.replaceChildren(...(task ? [] : Object.entries(WAYS).map(one)));
-    this.ways.hidden = Boolean(task);
     this.draw();
   }
 
@@ -46,11 +40,13 @@ class Playground {
     this.draw();
   }
 
+  /** A form stays, with what was typed into it, when another model is chosen. */
   draw() {
-    this.leaving?.abort();
-    this.leaving = new AbortController();
-    this.signal.addEventListener("abort", () => this.leaving.abort(), { once: true });
-    const model = this.model.value;
-    this.room.replaceChildren(WAYS[this.way][1].room(model, isTuned(model) ? baseOf(model) : null, this.leaving.signal));
+    const [model, alpha] = splitAlpha(this.picker.value);
+    const room = (this.rooms[this.way] ??= WAYS[this.way][1].room(this.signal));
+    room.sides.of(model, isTuned(model) ? baseOf(model) : null, alpha);
+    if (room.node !== this.room.firstChild) this.room.replaceChildren(room.node);
+    this.ways.hidden = !model || !this.ways.children.length;
+    this.room.hidden = !model;
   }
 }

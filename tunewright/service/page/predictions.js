@@ -8,7 +8,7 @@ import { Sides } from "./sides.js";
 
 const MOST_BARS = 10;
 
-export function room(model, base, signal) {
+export function room(signal) {
   const text = el("textarea", { rows: "3" });
   const picture = el("div");
   const failed = el("div");
@@ -21,22 +21,23 @@ export function room(model, base, signal) {
     image = null;
     picture.replaceChildren();
   });
-  const answer = async (name, place, asked) => {
-    const { data } = await post("/v1/predictions", { model: name, input: [image ?? text.value] }, { signal: asked });
+  const answer = async (model, input, place, over) => {
+    const { data } = await post("/v1/predictions", { model, input: [input] }, { signal: over });
     place.replaceChildren(bars(data[0]));
   };
-  const sides = new Sides(model, base, answer, signal);
+  const sides = new Sides(answer, signal);
   const send = el("button.primary", { type: "submit" }, "Classify");
   const submit = (event) => {
     event.preventDefault();
     const empty = !image && !text.value.trim();
     showError(failed, empty ? { message: "Write a text, or choose an image." } : null, "Nothing was sent");
-    if (!empty) busy(send, () => sides.ask());
+    if (!empty) busy(send, () => sides.ask(image ?? text.value));
   };
-  return el("div",
+  const node = el("div",
     el("form.form", { onsubmit: submit }, el("div.pair", field("Text", text), el("div.field", el("span.label", "or an image"), dropzone("Image", take), picture)),
       el("div.buttons", send), failed),
     sides.node);
+  return { node, sides };
 }
 
 /** The probabilities of a prediction, the likeliest first; what else it says as text. */

@@ -4,17 +4,28 @@ import { el, fresh } from "./dom.js";
 import { say, showError } from "./say.js";
 
 /**
- * `answer(name, place, signal)` asks the model `name` and fills `place`; `ready()` says whether there is something to ask.
- * → `node`, and `ask()` for both sides. The slider asks the tuned model again, where it has been asked before.
+ * `answer(name, question, place, signal)` asks the model `name` and fills `place`.
+ * → `node`; `of(model, base)` says who is asked, `ask(question)` asks both. The slider asks the tuned model the same
+ * question again, whatever stands in the form meanwhile: only so α is all that differs.
  */
 export class Sides {
-  constructor(model, base, answer, signal) {
-    Object.assign(this, { model, answer, asked: false });
-    this.alpha = base ? slider(() => this.asked && this.tuned.ask(this.name)) : null;
-    this.tuned = new Side(base ? "Tuned" : "Answer", answer, signal, "tuned");
-    this.base = base ? new Side("Base", answer, signal) : null;
-    this.baseName = base;
-    this.node = el("div", this.alpha?.node, el("div.sides", this.base?.node, this.tuned.node));
+  constructor(answer, signal) {
+    Object.assign(this, { answer, signal, known: null });
+    this.node = el("div");
+  }
+
+  /** What another model is still saying is over. */
+  of(model, base, alpha = 1) {
+    const known = `${model}@${alpha}`;
+    if (known === this.known) return;
+    this.leaving?.abort();
+    this.leaving = new AbortController();
+    const signal = AbortSignal.any([this.signal, this.leaving.signal]);
+    Object.assign(this, { known, model, baseName: base, question: null });
+    this.alpha = base ? slider(alpha, () => this.question && this.tuned.ask(this.name, this.question)) : null;
+    this.tuned = new Side(base ? "Tuned" : "Answer", this.answer, signal, "tuned");
+    this.base = base ? new Side("Base", this.answer, signal) : null;
+    this.node.replaceChildren(...[this.alpha?.node, el("div.sides", this.base?.node, this.tuned.node)].filter(Boolean));
   }
 
   /** What is asked: `ft:…` alone is α = 1. */
@@ -23,19 +34,23 @@ export class Sides {
     return alpha === 1 ? this.model : `${this.model}@${Number(alpha.toFixed(2))}`;
   }
 
-  async ask() {
-    this.asked = true;
-    await Promise.all([this.base?.ask(this.baseName), this.tuned.ask(this.name)]);
+  async ask(question) {
+    this.question = question;
+    await Promise.all([this.base?.ask(this.baseName, question), this.tuned.ask(this.name, question)]);
   }
 }
 
-function slider(changed) {
-  const input = el("input", { type: "range", min: "0", max: "1", step: "0.05", value: "1", id: fresh("alpha") });
-  const output = el("output", { for: input.id }, "1.00");
-  input.addEventListener("input", () => {
+function slider(alpha, changed) {
+  const step = Math.round(alpha * 100) % 5 ? "0.01" : "0.05";
+  const input = el("input", { type: "range", min: "0", max: "1", step, id: fresh("alpha") });
+  const output = el("output", { for: input.id });
+  const tell = () => {
     output.textContent = Number(input.value).toFixed(2);
     input.setAttribute("aria-valuetext", output.textContent);
-  });
+  };
+  input.value = alpha;
+  tell();
+  input.addEventListener("input", tell);
   let waiting = null;
   input.addEventListener("change", () => {
     clearTimeout(waiting); // an arrow key is pressed several times in a row
@@ -56,7 +71,7 @@ class Side {
   }
 
   /** A new question ends what is still being said. */
-  async ask(name) {
+  async ask(name, question) {
     this.asking?.abort();
     this.asking = new AbortController();
     const signal = AbortSignal.any([this.asking.signal, this.outer]);
@@ -64,7 +79,7 @@ class Side {
     this.place.replaceChildren();
     this.place.classList.add("waiting");
     try {
-      await this.answer(name, this.place, signal);
+      await this.answer(name, question, this.place, signal);
       say(`${this.title}: the answer is there.`);
     } catch (error) {
       if (!signal.aborted) showError(this.place, error, "No answer");
