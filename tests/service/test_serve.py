@@ -13,8 +13,15 @@ from typer.testing import CliRunner
 
 from tunewright.cli import app
 from tunewright.errors import RecipeError
+from tunewright.service import logs
 from tunewright.service.serve import address_of, listening, refuse_absent
 from tunewright.service.store import Store
+
+
+@pytest.fixture(autouse=True)
+def _own_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `serve` sets up would go on writing to the output that a test has closed."""
+    monkeypatch.setattr(logs, "set_up", lambda: None)
 
 
 @pytest.mark.parametrize("device", ["cuda", "cuda:1", "mps", "gpu"])
@@ -55,6 +62,38 @@ def test_what_is_done_to_keys_in_the_terminal_stands_in_the_audit_log(tmp_path: 
     found = [(one.action, one.object, one.key) for one in store.audit.entries("acme")]
     store.close()
     assert found == [("keys.revoke", id, None), ("keys.create", id, None)]
+
+
+@pytest.mark.parametrize(
+    "option", [("--memory", "inf"), ("--memory", "nan"), ("--memory", "1e300"), ("--lease", "inf"), ("--lease", "nan")]
+)
+def test_what_is_no_amount_is_refused_at_the_start(option: tuple[str, str], tmp_path: Path) -> None:
+    found = CliRunner().invoke(app, ["serve", *option, "--home", str(tmp_path / "home"), "--host", "999.1.1.1"])
+    assert found.exit_code == 2 and option[0] in found.output and "999" not in found.output
+    assert not (tmp_path / "home").exists(), "nothing was begun"
+
+
+@pytest.mark.parametrize("host", ["999.1.1.1", "192.0.2.1", "a..b"])
+def test_a_host_that_is_not_here_is_no_fault_of_the_port(host: str, tmp_path: Path) -> None:
+    found = CliRunner().invoke(app, ["serve", "--host", host, "--port", "0", "--home", str(tmp_path)])
+    assert found.exit_code == 2 and f"--host {host} is no address of this machine" in found.output
+    assert "--port" not in found.output
+
+
+def test_a_port_that_is_taken_is_told(tmp_path: Path) -> None:
+    with listening("127.0.0.1", 0) as taken:
+        port = str(taken.getsockname()[1])
+        found = CliRunner().invoke(app, ["serve", "--port", port, "--home", str(tmp_path)])
+    assert found.exit_code == 2 and f"Port {port} of 127.0.0.1 cannot be had" in found.output
+    assert "Give another --port" in found.output
+
+
+@pytest.mark.parametrize("command", [["keys", "list"], ["keys", "revoke", "key_1"], ["worker"]])
+def test_where_there_is_no_service_none_is_made(command: list[str], tmp_path: Path) -> None:
+    for where in (["--home", str(tmp_path / "typo")], ["--database", f"sqlite:///{tmp_path}/typo.db"]):
+        found = CliRunner().invoke(app, [*command, *where])
+        assert found.exit_code == 2 and "There is no service" in found.output and where[0] in found.output
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])

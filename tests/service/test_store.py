@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import math
+import sqlite3
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,9 +23,9 @@ from tests.service.conftest import Clock
 from tunewright.errors import TunewrightError
 from tunewright.service import store as store_folder
 from tunewright.service.entities import NEXT, Job, JobSpec, Note, Status
-from tunewright.service.errors import Lost, Refused
+from tunewright.service.errors import Lost, Refused, Unavailable
 from tunewright.service.storage import Storage
-from tunewright.service.store import Result, Store
+from tunewright.service.store import Result, Store, database
 from tunewright.service.store.database import Database
 from tunewright.service.store.tables import jobs as job_table
 from tunewright.service.store.tables import metadata
@@ -527,6 +529,40 @@ def test_when_a_key_was_used_is_written_once_a_minute(store: Store, clock: Clock
 @pytest.mark.parametrize("tenant, scopes", [("acme", ["everything"]), ("a:b", []), ("", []), ("../x", []), ("A", [])])
 def test_impossible_keys_are_refused(store: Store, tenant: str, scopes: list[str]) -> None:
     refused(400, store.keys.create, tenant, "x", scopes)
+
+
+@pytest.mark.parametrize("length, right", [(0, False), (1, True), (100, True), (101, False)])
+def test_the_name_of_a_key_can_be_shown(store: Store, length: int, right: bool) -> None:
+    if right:
+        assert store.keys.create("acme", "n" * length)[0].name == "n" * length
+    else:
+        assert refused(400, store.keys.create, "acme", "n" * length).param == "name"
+    assert len(store.keys.list()) == right
+
+
+def test_a_file_that_is_no_database_is_told(tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("These are no rows. " * 100)
+    (tmp_path / "folder").mkdir()
+    for name, why in (
+        ("none/x.db", "unable to open"),
+        ("text", "file is not a database"),
+        ("folder", "unable to open"),
+    ):
+        with pytest.raises(
+            TunewrightError, match=f"{tmp_path / name} cannot be opened: {why}.*Name a folder"
+        ) as caught:
+            Store(f"sqlite:///{tmp_path / name}")
+        assert not isinstance(caught.value, Unavailable), "it will not do later either"
+
+
+def test_a_database_that_is_locked_will_do_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(database, "PATIENCE", 0.1)
+    url = f"sqlite:///{tmp_path}/x.db"
+    Store(url).close()
+    with contextlib.closing(sqlite3.connect(tmp_path / "x.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(Unavailable, match="locked"):
+            Store(url)
 
 
 def test_the_log_tells_who_did_what(store: Store) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import math
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,7 +33,18 @@ StorageUrl = Annotated[
 Models = Annotated[
     list[Path] | None, typer.Option(metavar="FOLDER", help="Bases: a model's folder, or one in which models lie.")
 ]
-Lease = Annotated[float, typer.Option(min=1, help="Seconds after which a silent worker's job is another's.")]
+
+
+def _finite(given: float) -> float:
+    """What typer's `min` lets through: inf and nan, which no number of bytes or seconds is."""
+    if not math.isfinite(given * 1e9):
+        raise typer.BadParameter(f"{given} is no amount: give a number, such as 30.")
+    return given
+
+
+Lease = Annotated[
+    float, typer.Option(min=1, callback=_finite, help="Seconds after which a silent worker's job is another's.")
+]
 HOME = Path("~/.tunewright")
 
 
@@ -57,7 +71,9 @@ def serve(
     engine: Annotated[
         str | None, typer.Option(metavar="vllm=URL", help="Let a vLLM server answer in place of this machine.")
     ] = None,
-    memory: Annotated[float, typer.Option(min=0.1, help="GB that models which answer may take.")] = 8.0,
+    memory: Annotated[
+        float, typer.Option(min=0.1, callback=_finite, help="GB that models which answer may take.")
+    ] = 8.0,
     device: Annotated[str, typer.Option(help="That answers: auto, cpu, cuda, cuda:1 or mps.")] = "auto",
     lease: Lease = 30.0,
 ) -> Document:
@@ -67,15 +83,12 @@ def serve(
     with _extra():
         from tunewright.service.app import make_app
         from tunewright.service.logs import set_up
-        from tunewright.service.serve import address_of, beside, listening, open_parts, refuse_absent, run
+        from tunewright.service.serve import address_of, beside, open_parts, refuse_absent, run
     refuse_absent(device)
     settings = _settings(home, database, storage, models, lease, device)
     set_up()
     parts = open_parts(settings)
-    try:
-        listener = listening(host, port)
-    except OSError as error:
-        raise RecipeError(f"Port {port} of {host} cannot be had: {error}. Give another --port.") from error
+    listener = _listener(host, port)
     if host not in ("127.0.0.1", "localhost", "::1"):
         say(f"Anybody who reaches {host} can knock: put TLS in front of it (docs/deploy.md).", style="yellow")
     address = address_of(host, listener.getsockname()[1])
@@ -88,6 +101,19 @@ def serve(
         threading.Thread(target=greet, daemon=True).start()
         run(make_app(parts, answering, settings), listener)
     return {}
+
+
+def _listener(host: str, port: int) -> socket.socket:
+    from tunewright.service.serve import listening
+
+    try:
+        return listening(host, port)
+    except (OSError, UnicodeError) as error:  # a name of a host with an empty part is the latter
+        elsewhere = getattr(error, "errno", None) in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
+        if elsewhere or isinstance(error, (socket.gaierror, UnicodeError)):
+            said = f"--host {host} is no address of this machine: {error}. Give 127.0.0.1, or 0.0.0.0 for all."
+            raise RecipeError(said) from error
+        raise RecipeError(f"Port {port} of {host} cannot be had: {error}. Give another --port.") from error
 
 
 def _greet(address: str, parts: Any) -> None:
@@ -122,6 +148,7 @@ def worker(
         from tunewright.service.worker import Worker
     set_up()
     settings = _settings(home, database, storage, models, lease)
+    _refuse_absent_database(settings)
     working = Worker(open_parts(settings), settings.scratch, settings.lease)
     when_told_to_leave(working.leaving.set)
     working.work()
@@ -144,7 +171,7 @@ def create(
     """Make a key, and print its secret this once."""
     with _extra():
         from tunewright.service.entities import SCOPES
-    store = _store(home, database)
+    store = _store(home, database, new=True)
     key, secret = store.keys.create(tenant, name, scope or SCOPES)
     store.audit(tenant, None, "keys.create", key.id)
     if not as_json:
@@ -179,12 +206,24 @@ def revoke(
     return {"id": key.id, "revoked_at": key.revoked_at}
 
 
-def _store(home: Path, database: str | None) -> Store:
+def _store(home: Path, database: str | None, new: bool = False) -> Store:
+    """The store; made where there is none, if it may be `new`."""
     with _extra():
         from tunewright.service.store import Store
     settings = _settings(home, database)
-    settings.place.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if new:
+        settings.place.mkdir(parents=True, exist_ok=True, mode=0o700)
+    else:
+        _refuse_absent_database(settings)
     return Store(settings.database_url)
+
+
+def _refuse_absent_database(settings: Settings) -> None:
+    from tunewright.service.store.database import file_of
+
+    if (file := file_of(settings.database_url)) and not file.is_file():
+        said = "--database" if settings.database else "--home"
+        raise RecipeError(f"There is no service: {file} is not there. Give the {said} that `serve` was started with.")
 
 
 def _settings(

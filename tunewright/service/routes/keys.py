@@ -13,6 +13,7 @@ from tunewright.service.entities import SCOPES, Key
 from tunewright.service.errors import Refused
 from tunewright.service.routes._documents import body_of
 from tunewright.service.routes._state import Parts, State
+from tunewright.service.store.keys import LONGEST_NAME
 from tunewright.service.wire import openai
 from tunewright.service.wire.body import Body, parsed
 
@@ -24,7 +25,7 @@ MAY = caller("keys")
 class CreateKey(Body):
     """POST /keys."""
 
-    name: Annotated[str, Field(min_length=1, max_length=100)]
+    name: Annotated[str, Field(min_length=1, max_length=LONGEST_NAME)]
     scopes: list[str] = Field(list(SCOPES), min_length=1)
 
 

@@ -31,7 +31,7 @@ class Store:
         url: `sqlite:///FILE` or `postgresql://USER:PASSWORD@HOST/NAME`.
 
     Raises:
-        TunewrightError: no such kind of database, or one that a newer version made.
+        TunewrightError: no such kind of database, one that cannot be opened, or one that a newer version made.
         Unavailable: it does not answer.
     """
 
@@ -61,7 +61,7 @@ class Store:
     def _migrate(self) -> None:
         config = Config()
         config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
-        with self.database.write() as connection:
+        with self.database.opening(), self.database.write() as connection:
             self.database.alone(connection, "migrations")
             config.attributes["connection"] = connection
             try:

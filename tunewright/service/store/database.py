@@ -12,11 +12,12 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from sqlalchemy import Connection, Engine, RowMapping, Select, Table, create_engine, event, func, make_url, select
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import ArgumentError, DataError, InterfaceError, OperationalError
+from sqlalchemy.exc import ArgumentError, DatabaseError, DataError, InterfaceError, OperationalError
 
 from tunewright.errors import MissingExtra, TunewrightError, first_line
 from tunewright.service.errors import Refused, Unavailable
@@ -32,7 +33,7 @@ class Database:
     """SQLite or PostgreSQL at an address."""
 
     def __init__(self, url: str) -> None:
-        self.engine = make_engine(url)
+        self.engine, self.file = make_engine(url), file_of(url)
         self.postgresql = self.engine.dialect.name == "postgresql"
 
     @contextmanager
@@ -47,6 +48,20 @@ class Database:
             connection = connection.execution_options(writes=True)
             with connection.begin():
                 yield connection
+
+    @contextmanager
+    def opening(self) -> Iterator[None]:
+        """Inside, it is asked for the first time. Raises TunewrightError where its file will not do later either."""
+        try:
+            yield
+        except (Unavailable, DatabaseError) as error:
+            cause = getattr(error.__cause__ if isinstance(error, Unavailable) else error, "orig", error)
+            if self.file is None or "locked" in str(cause):
+                raise
+            raise TunewrightError(
+                f"The database {self.file} cannot be opened: {cause}. Name a folder with --home, or a file with "
+                "--database, that can be written; where a path begins at the root, sqlite:////… has four strokes."
+            ) from error
 
     def now(self, connection: Connection) -> float:
         """Seconds since 1970 by the database's clock, which all machines share; SQLite has one machine, and its."""
@@ -93,6 +108,15 @@ def make_engine(url: str) -> Engine:
     raise TunewrightError("--database takes sqlite:///FILE or postgresql://USER:PASSWORD@HOST/NAME.")
 
 
+def file_of(url: str) -> Path | None:
+    """The file of an SQLite database; None for one on a server, or what is no address of a database."""
+    try:
+        address = make_url(url)
+    except ArgumentError:
+        return None
+    return Path(address.database) if address.get_backend_name() == "sqlite" and address.database else None
+
+
 def _prepare_sqlite(connection: Any, _: Any) -> None:
     connection.isolation_level = None  # transactions begin where we say
     connection.execute("PRAGMA foreign_keys = ON")
@@ -102,8 +126,8 @@ def _prepare_sqlite(connection: Any, _: Any) -> None:
         try:
             connection.execute("PRAGMA journal_mode = WAL")
             return
-        except sqlite3.OperationalError:
-            if time.monotonic() > deadline:
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > deadline:
                 raise
             time.sleep(0.05)
 

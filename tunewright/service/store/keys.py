@@ -18,6 +18,8 @@ from tunewright.service.store.database import Database, entity, one
 from tunewright.service.store.tables import audit, keys, tenants
 
 TENANT = r"[a-z0-9][a-z0-9._-]{0,62}"
+LONGEST_NAME = 100
+"""Characters of a key's name."""
 MINUTE = 60
 
 
@@ -41,12 +43,14 @@ class Keys:
         self.database = database
 
     def create(self, tenant: str, name: str, scopes: Iterable[str] = SCOPES) -> tuple[Key, str]:
-        """A new key, and its secret, which cannot be had again. Refused (400) for an impossible scope or tenant."""
+        """A new key, and its secret, which cannot be had again. Refused (400): an impossible name, scope or tenant."""
         scopes = sorted(set(scopes))
         if unknown := sorted(set(scopes) - set(SCOPES)):
             raise Refused(400, f"scopes: {', '.join(unknown)} is none of {', '.join(SCOPES)}.", param="scopes")
         if not re.fullmatch(TENANT, tenant):
             raise Refused(400, "tenant: at most 63 small letters, digits, and . _ - within.", param="tenant")
+        if not 1 <= len(name) <= LONGEST_NAME:
+            raise Refused(400, f"name: {len(name)} characters, and it takes 1 to {LONGEST_NAME}.", param="name")
         secret = f"tw-{secrets.token_urlsafe(32)}"
         with self.database.write() as connection:
             now = int(self.database.now(connection))
