@@ -433,6 +433,10 @@ def test_what_cannot_be_asked_is_refused(
         await refused(engine, 400, "does not generate", bert, "a")
         await refused(engine, 400, "temperature", base, "a", temperature=3)
         await refused(engine, 400, "only alpha 0 and 1", tuned(base.base_folder, runs[3], 0.5), "a")
+        for long, param in (((5,) * 256, "prompt"), ([{"role": "user", "content": "fox " * 256}], "messages")):
+            with pytest.raises(Refused, match="256 together") as caught:
+                await pieces(engine, base, long)
+            assert (caught.value.code, caught.value.param) == ("context_length_exceeded", param)
         with pytest.raises(Refused, match="reads 256"):
             await engine.embed(Embed(base, ((5,) * 300,)))
         full = await pieces(engine, base, (5,) * 250, temperature=0)

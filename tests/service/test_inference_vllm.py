@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,17 @@ from starlette.routing import Route
 
 import tunewright as tw
 from tests.service.inference import chats, pieces, texts, train, tuned
+from tunewright.errors import TunewrightError
 from tunewright.service.errors import Refused
 from tunewright.service.inference.local import LocalEngine
 from tunewright.service.inference.models import Models
-from tunewright.service.inference.protocol import Classify, Generate, ModelRef, Piece, Sampling, Usage
+from tunewright.service.inference.protocol import Classify, Embed, Generate, ModelRef, Piece, Sampling, Usage
 from tunewright.service.inference.vllm import VLLM
+from tunewright.service.inference.vllm_base import Served, ours, served_at
+
+LENGTH = 100
+TOGETHER = 130
+"""Requests; httpx by itself makes 100 connections."""
 
 
 class StandIn:
@@ -33,10 +40,12 @@ class StandIn:
 
     Args:
         deaf: it takes adapters, and serves its base for them.
+        says: its answers, where they are to be these.
     """
 
-    def __init__(self, base: str, deaf: bool = False) -> None:
-        self.base, self.deaf = base, deaf
+    def __init__(self, base: str, deaf: bool = False, says: str | None = None) -> None:
+        self.base, self.deaf, self.says = base, deaf, says
+        self.waiting, self.all_there = 0, asyncio.Event()
         self.adapters: dict[str, str] = {}
         self.loads: list[str] = []
         self.asked: list[dict[str, Any]] = []
@@ -50,6 +59,7 @@ class StandIn:
         routes = [
             Route("/v1/load_lora_adapter", self.load, methods=["POST"]),
             Route("/v1/completions", self.complete, methods=["POST"]),
+            Route("/v1/embeddings", self.embed, methods=["POST"]),
             Route("/v1/models", self.models),
             Route("/health", lambda _: Response()),
         ]
@@ -87,6 +97,9 @@ class StandIn:
             return self._error(404, f"The model `{found['model']}` does not exist.")
         if found.get("max_tokens") == 77:
             return self._error(400, "This is wrong.")
+        longest = found.setdefault("max_tokens", 16)
+        if len(found["prompt"]) + longest > LENGTH:
+            return self._error(400, f"'max_tokens' or 'max_completion_tokens' is too large: {longest}.")
         place = None if self.deaf else self.adapters.get(found["model"])
         model = ModelRef("b", self.base, found["model"] if place else None, place)
         how = {
@@ -105,10 +118,11 @@ class StandIn:
         for one in said:
             choices = []
             if isinstance(one, Piece):
+                one = one if self.says is None else replace(one, text=self.says)
                 told = self._told([one]) if one.tokens else None
                 choices = [{"index": one.index, "text": one.text, "finish_reason": one.finish, "logprobs": told}]
             usage = vars(one) if isinstance(one, Usage) else None
-            yield f"data: {json.dumps({'choices': choices, 'usage': usage})}\n\n"
+            yield f"data: {json.dumps({'choices': choices, 'usage': usage}, ensure_ascii=False)}\n\n"
         yield "data: [DONE]\n\n"
 
     def _told(self, said: list[Any]) -> dict[str, Any]:
@@ -119,9 +133,18 @@ class StandIn:
             "top_logprobs": [{top.text: top.logprob for top in token.top} for token in tokens],
         }
 
+    async def embed(self, request: Request) -> Response:
+        """Nobody is answered before TOGETHER are there."""
+        self.waiting += 1
+        if self.waiting == TOGETHER:
+            self.all_there.set()
+        await self.all_there.wait()
+        return JSONResponse({"data": [{"embedding": [0.5], "index": 0}], "usage": {"prompt_tokens": 1}})
+
     async def models(self, _: Request) -> Response:
-        base = [{"id": "the-base", "parent": None}]
-        return JSONResponse({"data": base + [{"id": name, "parent": "the-base"} for name in self.adapters]})
+        base = [{"id": "the-base", "root": self.base, "parent": None, "max_model_len": LENGTH}]
+        lie = {"parent": "the-base", "max_model_len": None}
+        return JSONResponse({"data": base + [{"id": name, "root": at, **lie} for name, at in self.adapters.items()]})
 
     def _error(self, status: int, message: str) -> Response:
         return JSONResponse({"error": {"message": message, "type": "NotFoundError", "code": status}}, status)
@@ -133,6 +156,10 @@ def runs(tiny_base: Callable[..., str], tmp_path_factory: pytest.TempPathFactory
     made = [train(tiny_base("qwen3"), root / "chat", "lora", data=chats())]
     made.append(train(str(made[0]), root / "stacked", "lora", data=chats()))
     return [*made, train(tiny_base("qwen3"), root / "full", "full")]
+
+
+def engine_at(server: StandIn, **options: Any) -> VLLM:
+    return VLLM(f"http://127.0.0.1:{server.port}/", Served(("the-base",), server.base, LENGTH), ["base"], **options)
 
 
 MESSAGES = [{"role": "user", "content": "the fox"}]
@@ -149,7 +176,7 @@ def test_adapters_are_loaded_and_loaded_again(runs: list[Path], tiny_base: Calla
 
     async def story() -> None:
         async with server.running():
-            engine = VLLM(f"http://127.0.0.1:{server.port}/", "the-base", points=tmp_path)
+            engine = engine_at(server, points=tmp_path)
             expected = [tw.chat(f"{run}@{alpha}", MESSAGES, max_new_tokens=9) for run, alpha in points]
             assert await ask(engine) == expected == await ask(engine) and len(set(expected)) > 2
             assert len(server.loads) == len(points), "each is loaded once"
@@ -182,7 +209,7 @@ def test_what_it_cannot_serve_is_refused(runs: list[Path], tiny_base: Callable[.
     async def story() -> None:
         server = StandIn(base, deaf=True)
         async with server.running():
-            engine = VLLM(f"http://127.0.0.1:{server.port}", "the-base")
+            engine = engine_at(server)
             with pytest.raises(Refused, match="as for its base"):
                 await pieces(engine, tuned(base, runs[0]), MESSAGES)
             with pytest.raises(Refused, match="is no adapter"):
@@ -196,7 +223,111 @@ def test_what_it_cannot_serve_is_refused(runs: list[Path], tiny_base: Callable[.
     asyncio.run(story())
 
 
+def test_a_base_that_is_not_the_server_s_is_refused(runs: list[Path], tiny_base: Callable[..., str]) -> None:
+    other = ModelRef("other", tiny_base("llama"))
+    lies_on_it = replace(tuned(other.base_folder, runs[0]), base="other")
+
+    async def story() -> None:
+        server = StandIn(tiny_base("qwen3"))
+        async with server.running():
+            engine = engine_at(server)
+            for model in (other, lies_on_it):
+                with pytest.raises(Refused, match="has one base, base") as caught:
+                    await pieces(engine, model, MESSAGES)
+                assert (caught.value.status, caught.value.param) == (400, "model")
+                with pytest.raises(Refused, match="has one base, base"):
+                    await engine.embed(Embed(model, ("a",)))
+            assert not server.asked and not server.loads
+            await engine.close()
+
+    asyncio.run(story())
+
+
+def test_which_base_a_server_has(tmp_path: Path) -> None:
+    for name in ("here/stories", "here/tiny", "there/tiny"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "here" / "stories")
+    bases = {"stories": tmp_path / "here" / "stories", "tiny": tmp_path / "here" / "tiny"}
+
+    def found(root: str, *names: str) -> tuple[str, ...]:
+        return ours(Served(names or (root,), root, 9), bases)
+
+    assert found("somewhere/else", "gpt-4", "tiny") == ("tiny",), "by its name"
+    assert found(f"{tmp_path}/link/") == ("stories",), "by its folder"
+    assert found("karpathy/stories") == found("/in/a/container/stories") == ("stories",), "as it is called there"
+    with pytest.raises(
+        TunewrightError, match=r"there/tiny.* none of the bases here: stories, tiny\..*--served-model-name"
+    ):
+        found(f"{tmp_path}/there/tiny")
+
+
+def test_what_a_server_says_of_its_base(tiny_base: Callable[..., str]) -> None:
+    server = StandIn(tiny_base("qwen3"))
+
+    async def story() -> Served:
+        async with server.running():
+            server.adapters["ft:base:x"] = "/runs/x"
+            return await asyncio.to_thread(served_at, f"http://127.0.0.1:{server.port}/")
+
+    assert asyncio.run(story()) == Served(("the-base",), server.base, LENGTH)
+    for url in (f"http://127.0.0.1:{server.port}", "http://"):
+        with pytest.raises(TunewrightError, match="Start it first"):
+            served_at(url)
+
+
+def test_an_answer_has_all_the_room_that_is_left(tiny_base: Callable[..., str]) -> None:
+    model = ModelRef("base", tiny_base("qwen3"))
+    server = StandIn(model.base_folder)
+
+    async def story() -> None:
+        async with server.running():
+            engine = engine_at(server)
+            for longest in (None, 10**6):
+                said = await pieces(engine, model, (5, 6, 7), temperature=0, max_tokens=longest)
+                assert server.asked[-1]["max_tokens"] == LENGTH - 3 and said[-1].completion_tokens > 16
+            for given, param in (
+                ((5,) * LENGTH, "prompt"),
+                ([{"role": "user", "content": "fox " * LENGTH}], "messages"),
+            ):
+                with pytest.raises(Refused, match=f"base can hold {LENGTH} together") as caught:
+                    await pieces(engine, model, given)
+                assert (caught.value.code, caught.value.param) == ("context_length_exceeded", param)
+            await engine.close()
+
+    asyncio.run(story())
+
+
+def test_characters_that_end_lines_elsewhere_are_said(tiny_base: Callable[..., str]) -> None:
+    model, text = ModelRef("base", tiny_base("qwen3")), "a\u2028b\u2029c\x85d\x1ce"
+    server = StandIn(model.base_folder, says=text)
+
+    async def story() -> list[str]:
+        async with server.running():
+            engine = engine_at(server)
+            said = await pieces(engine, model, "the fox", stream=False, max_tokens=1)
+            await engine.close()
+            return texts(said)
+
+    assert asyncio.run(story()) == [text]
+
+
+def test_as_many_are_asked_at_once_as_ask(tiny_base: Callable[..., str]) -> None:
+    model = ModelRef("base", tiny_base("qwen3"))
+    server = StandIn(model.base_folder)
+
+    async def story() -> None:
+        async with server.running():
+            engine = engine_at(server)
+            asking = asyncio.gather(*(engine.embed(Embed(model, ("a",))) for _ in range(TOGETHER)))
+            try:
+                await asyncio.wait_for(asking, 20)
+            finally:
+                await engine.close()
+
+    asyncio.run(story())
+
+
 def test_who_asks_needs_no_torch() -> None:
-    names = "client, protocol, vllm, prompts, process"
+    names = "client, protocol, vllm, vllm_base, prompts, process"
     code = f"import sys\nfrom tunewright.service.inference import {names}\nassert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -5,12 +5,19 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
 import torch
 from typer.testing import CliRunner
 
+from tests.service.served import served
 from tunewright.cli import app
 from tunewright.errors import RecipeError
 from tunewright.service import logs
@@ -94,6 +101,58 @@ def test_where_there_is_no_service_none_is_made(command: list[str], tmp_path: Pa
         found = CliRunner().invoke(app, [*command, *where])
         assert found.exit_code == 2 and "There is no service" in found.output and where[0] in found.output
     assert not list(tmp_path.iterdir())
+
+
+@contextmanager
+def vllm(**base: Any) -> Iterator[str]:
+    """The address of what says that it is a vLLM server with this base."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(json.dumps({"data": [{"parent": None, "max_model_len": 64, **base}]}).encode())
+
+        def log_message(self, *_: Any) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Path:
+    """A folder with two bases."""
+    for name in ("first", "second"):
+        (tmp_path / "models" / name).mkdir(parents=True)
+        (tmp_path / "models" / name / "config.json").write_text("{}")
+    return tmp_path / "models"
+
+
+def test_a_vllm_server_of_another_base_is_refused_at_the_start(tmp_path: Path, models: Path) -> None:
+    with vllm(id="gpt-4", root="org/other") as url:
+        options = ["--engine", f"vllm={url}", "--home", str(tmp_path), "--models", str(models), "--port", "0"]
+        found = CliRunner().invoke(app, ["serve", *options])
+    assert found.exit_code == 2 and "has the base gpt-4 (from org/other)" in found.output
+    assert "first, second, tiny" in found.output and "--served-model-name" in found.output
+
+
+def test_only_the_base_of_a_vllm_server_answers(tmp_path: Path, models: Path) -> None:
+    with (
+        vllm(id="x", root=str(models / "second")) as url,
+        served(tmp_path / "home", [str(models)], "--engine", f"vllm={url}", "--workers", "0") as service,
+    ):
+        answer = httpx.post(
+            f"{service.url}/v1/chat/completions",
+            json={"model": "tiny", "messages": [{"role": "user", "content": "Hi"}]},
+            headers={"Authorization": f"Bearer {service.key}"},
+        )
+    assert answer.status_code == 400 and "one base, second" in answer.json()["error"]["message"]
+    assert "answers for second alone; first, tiny can only be tuned" in service.said
+    assert 'create(model="second"' in service.said
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])

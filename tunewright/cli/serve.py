@@ -6,7 +6,7 @@ import errno
 import math
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -92,11 +92,11 @@ def serve(
     if host not in ("127.0.0.1", "localhost", "::1"):
         say(f"Anybody who reaches {host} can knock: put TLS in front of it (docs/deploy.md).", style="yellow")
     address = address_of(host, listener.getsockname()[1])
-    with beside(settings, workers, engine, memory * 1e9) as (answering, ready):
+    with beside(settings, workers, engine, memory * 1e9, parts.bases) as (answering, ready, bases):
 
         def greet() -> None:
             ready()
-            _greet(address, parts)
+            _greet(address, parts, bases)
 
         threading.Thread(target=greet, daemon=True).start()
         run(make_app(parts, answering, settings), listener)
@@ -116,14 +116,15 @@ def _listener(host: str, port: int) -> socket.socket:
         raise RecipeError(f"Port {port} of {host} cannot be had: {error}. Give another --port.") from error
 
 
-def _greet(address: str, parts: Any) -> None:
+def _greet(address: str, parts: Any, answering: Sequence[str]) -> None:
     """What a new user needs: where, with which key, and three lines that work."""
     from tunewright.service.serve import first_key
 
-    key = first_key(parts.store)
-    base = next(iter(parts.bases), "BASE")
+    key, base = first_key(parts.store), answering[0]
     show(f"Tunewright serves at {address}  (page: {address}/  API: {address}/v1  docs: {address}/docs)")
     show(f"Bases: {', '.join(parts.bases)}")
+    if others := [name for name in parts.bases if name not in answering]:
+        show(f"The vLLM server answers for {', '.join(answering)} alone; {', '.join(others)} can only be tuned.")
     if key:
         show(f"Your API key, shown this once: {key}")
     show("")

@@ -7,12 +7,12 @@ import os
 import socket
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tunewright.errors import OutputError, RecipeError, TunewrightError
+from tunewright.errors import OutputError, RecipeError
 from tunewright.service.bases import find_bases
 from tunewright.service.bringing import Bringing
 from tunewright.service.children import Child, at_signals
@@ -84,8 +84,12 @@ def address_of(host: str, port: int) -> str:
 
 
 @contextlib.contextmanager
-def beside(settings: Settings, workers: int, engine: str | None, memory: float) -> Iterator[Any]:
-    """Inside, workers and the process that answers run; gives the engine, and what waits until it is there.
+def beside(
+    settings: Settings, workers: int, engine: str | None, memory: float, bases: Mapping[str, Path]
+) -> Iterator[Any]:
+    """Inside, workers and the process that answers run.
+
+    Gives the engine, what waits until it is there, and the names of the bases for which it answers.
 
     Args:
         engine: None, or `vllm=URL`: models answer there.
@@ -94,6 +98,7 @@ def beside(settings: Settings, workers: int, engine: str | None, memory: float) 
     environment = {SETTINGS: settings.model_dump_json()}
     with tempfile.TemporaryDirectory(prefix="tunewright-") as place:
         children = [Child("tunewright.service.worker", (), environment) for _ in range(workers)]
+        answer = tuple(bases)
         if engine is None:
             from tunewright.service.inference.client import Client
 
@@ -103,27 +108,19 @@ def beside(settings: Settings, workers: int, engine: str | None, memory: float) 
             answering: Any = Client(socket=path)
         else:
             from tunewright.service.inference.vllm import VLLM
+            from tunewright.service.inference.vllm_base import ours, served_at
 
             url = engine.removeprefix("vllm=")
-            answering = VLLM(url, _base_at(url))
+            served = served_at(url)
+            answer = ours(served, bases)
+            answering = VLLM(url, served, answer)
         for child in children:
             child.start()
         try:
-            yield answering, partial(_wait_for, path) if engine is None else lambda: None
+            yield answering, partial(_wait_for, path) if engine is None else lambda: None, answer
         finally:
             for child in children:
                 child.leave()
-
-
-def _base_at(url: str) -> str:
-    """What a vLLM server calls its base. Raises TunewrightError where it does not answer."""
-    import httpx
-
-    try:
-        found = httpx.get(f"{url.rstrip('/')}/v1/models", timeout=10).raise_for_status().json()["data"]
-        return next(str(one["id"]) for one in found if not one.get("parent"))
-    except (httpx.HTTPError, KeyError, ValueError, StopIteration) as error:
-        raise TunewrightError(f"No vLLM server answers at {url}: {error}. Start it first.") from error
 
 
 def _wait_for(path: str) -> None:

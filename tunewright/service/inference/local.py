@@ -134,7 +134,7 @@ class LocalEngine:
             count = 0
             for piece in await self._tokenizing.do(asked.tenant, partial(pieces_of, asked, renderer, chats)):
                 count += await self._tokenizing.do(asked.tenant, partial(renderer.count, piece)) - EDGE
-                refuse_too_long(ready, count, "more than ")
+                refuse_too_long(ready, count, asked.messages is not None, "more than ")
         return await self._tokenizing.do(asked.tenant, partial(tokens_of, asked, renderer, chats))
 
     def _hear(self, told: list[tuple[Request, Piece | Usage | Refused]]) -> None:

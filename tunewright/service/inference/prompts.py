@@ -6,6 +6,7 @@ from tunewright.api import question
 from tunewright.data.kinds import Conversation
 from tunewright.data.messages import check_prompt, text_of
 from tunewright.data.render import Renderer
+from tunewright.service.errors import Refused
 from tunewright.service.inference.protocol import Generate
 from tunewright.tasks.text_generation import prompt_tokens
 
@@ -35,6 +36,23 @@ def pieces_of(asked: Generate, renderer: Renderer, chats: bool) -> list[str]:
     told = (prompt.messages, prompt.tools) if isinstance(prompt, Conversation) else (prompt,)
     text = renderer.text(*told)
     return [text[start : start + PIECE] for start in range(0, len(text), PIECE)]
+
+
+def room_for_answer(shown: str, count: int, limit: int, chat: bool, about: str = "") -> int:
+    """How many tokens an answer may have behind a prompt of `count`. Raises Refused where there is room for none.
+
+    Args:
+        shown: the model's name.
+        limit: positions that a prompt and its answer may fill together.
+        chat: whether messages were asked, and no prompt.
+        about: what stands in front of the count, where it is not exact.
+    """
+    if count < limit:
+        return limit - count
+    raise Refused(
+        400, f"The prompt has {about}{count} tokens, and {shown} can hold {limit} together with the answer. Shorten "
+        "it.", "context_length_exceeded", "messages" if chat else "prompt",
+    )  # fmt: skip
 
 
 def _read(asked: Generate, chats: bool) -> str | Conversation:

@@ -11,6 +11,7 @@ import numpy as np
 from tunewright.service.errors import Refused
 from tunewright.service.inference.answers import Answer, Words
 from tunewright.service.inference.models import Ready
+from tunewright.service.inference.prompts import room_for_answer
 from tunewright.service.inference.protocol import Piece, Sampling, Usage
 
 EXPECTED = 1024
@@ -25,7 +26,7 @@ class Request:
 
     Attributes:
         room: tokens that an answer may have at the most.
-        apart: whether the answer's text stands for itself, or goes on from the prompt's.
+        apart: whether the answer is to messages and its text stands for itself, or it goes on from a prompt's.
         tenant: who asks; tenants take turns.
         left: answers that have not begun.
     """
@@ -44,7 +45,7 @@ class Request:
 
     def __post_init__(self) -> None:
         model = self.ready.model
-        limit = refuse_too_long(self.ready, len(self.prompt))
+        limit = refuse_too_long(self.ready, len(self.prompt), self.apart)
         vocabulary = model.module.get_input_embeddings().weight.shape[0]
         if not self.prompt or not 0 <= min(self.prompt) <= max(self.prompt) < vocabulary:
             raise Refused(400, f"prompt: one token id at least, and all below {vocabulary}.", param="prompt")
@@ -84,12 +85,8 @@ class Request:
         return Piece(piece.index, "".join(one.text for one in kept), tokens, piece.finish)
 
 
-def refuse_too_long(ready: Ready, count: int, about: str = "") -> int:
+def refuse_too_long(ready: Ready, count: int, chat: bool, about: str = "") -> int:
     """The positions that a model has for prompt and answer. Raises Refused where a prompt of so many fills them."""
     limit = ready.limit - (ready.shared.form.virtual if ready.shared.form else 0)
-    if count >= limit:
-        raise Refused(
-            400, f"The prompt has {about}{count} tokens, and {ready.ref.shown} can hold {limit} together with the "
-            "answer. Shorten it.", "context_length_exceeded", "messages",
-        )  # fmt: skip
+    room_for_answer(ready.ref.shown, count, limit, chat, about)
     return limit

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,8 @@ from tunewright.data.render import Renderer
 from tunewright.errors import TunewrightError
 from tunewright.methods._lora_file import CONFIG
 from tunewright.service.errors import Refused, missing
-from tunewright.service.inference.prompts import tokens_of
+from tunewright.service.inference.client import lines_of
+from tunewright.service.inference.prompts import room_for_answer, tokens_of
 from tunewright.service.inference.protocol import (
     Classify,
     Draw,
@@ -38,6 +39,7 @@ from tunewright.service.inference.protocol import (
     Usage,
     as_refused,
 )
+from tunewright.service.inference.vllm_base import Served
 from tunewright.tasks._pretrained import load_tokenizer
 
 PROBE = "Once upon a time there was"
@@ -62,16 +64,22 @@ class VLLM:
     Args:
         url: where the server listens; it is to be started with VLLM_ALLOW_RUNTIME_LORA_UPDATING=True, sees the same
             files as this process, and should be reached by nobody else.
-        base: what the server calls its base.
+        served: its base.
+        bases: what that is called here; all others are refused.
         points: a folder for adapters at points between start and end, which are written there.
     """
 
-    def __init__(self, url: str, base: str, token: str | None = None, points: Path | None = None) -> None:
-        headers = {"authorization": f"Bearer {token}"} if token else {}
+    def __init__(
+        self, url: str, served: Served, bases: Collection[str], token: str | None = None, points: Path | None = None
+    ) -> None:
         self._http = httpx.AsyncClient(
-            base_url=url.rstrip("/"), headers=headers, timeout=httpx.Timeout(None, connect=5)
+            base_url=url.rstrip("/"),
+            headers={"authorization": f"Bearer {token}"} if token else {},
+            timeout=httpx.Timeout(None, connect=5),
+            limits=httpx.Limits(max_connections=None),  # vLLM itself says how many it answers at a time
         )
-        self._base, self._known = base, dict[ModelRef, _Known]()
+        self._base, self._length, self._bases = served.names[0], served.length, tuple(bases)
+        self._known = dict[ModelRef, _Known]()
         self._scratch = None if points else tempfile.TemporaryDirectory("tunewright")
         self._points = points or Path(self._scratch.name if self._scratch else "")
 
@@ -81,11 +89,12 @@ class VLLM:
             prompt = await asyncio.to_thread(tokens_of, asked, known.renderer, known.chats)
         except TunewrightError as error:
             raise as_refused(error) from error
-        body = self._body(asked, prompt, known)
+        room = room_for_answer(asked.model.shown, len(prompt), self._length, asked.messages is not None)
+        body = self._body(asked, prompt, known, room)
         async with _Asking(self, asked.model, "/v1/completions", body) as response:
             usage = None
-            async for line in response.aiter_lines():
-                if line.startswith("data: ") and line != "data: [DONE]":
+            async for line in lines_of(response):
+                if line.startswith(b"data: ") and line != b"data: [DONE]":
                     found = json.loads(line[6:])
                     if "error" in found:
                         raise _error(found["error"], response.status_code)
@@ -133,11 +142,13 @@ class VLLM:
     def _name(self, model: ModelRef, known: _Known) -> str:
         return model.shown if known.adapter else self._base
 
-    def _body(self, asked: Generate, prompt: list[int], known: _Known) -> dict[str, Any]:
+    def _body(self, asked: Generate, prompt: list[int], known: _Known, room: int) -> dict[str, Any]:
+        """vLLM ends an answer after 16 tokens where it is told no length, and refuses one that has no room."""
         how = asked.sampling
         body: dict[str, Any] = {
             "model": self._name(asked.model, known), "prompt": prompt, "n": how.n, "seed": how.seed,
-            "temperature": how.temperature, "top_p": how.top_p, "max_tokens": how.max_tokens, "stop": list(how.stop),
+            "temperature": how.temperature, "top_p": how.top_p, "stop": list(how.stop),
+            "max_tokens": min(how.max_tokens or room, room),
             "stop_token_ids": known.renderer.stop_ids(), "skip_special_tokens": True, "logprobs": how.logprobs,
             "stream": True, "stream_options": {"include_usage": True},
         }  # fmt: skip
@@ -145,6 +156,10 @@ class VLLM:
 
     async def _know(self, model: ModelRef) -> _Known:
         """What feeds the model; its adapter is loaded and told from the base. Raises Refused where it cannot be."""
+        if model.base not in self._bases:
+            bases = ", ".join(self._bases)
+            raise Refused(400, f"{model.shown}: the vLLM server has one base, {bases}. Ask for that, or for what was "
+                          "tuned from it.", param="model")  # fmt: skip
         known = self._known.get(model)
         if known is None:
             try:
