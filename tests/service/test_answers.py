@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
+from tests.service.hosted import hosted
 from tunewright.service.app import make_app
 from tunewright.service.bringing import Bringing
 from tunewright.service.errors import Refused
@@ -136,6 +137,36 @@ def test_a_key_has_so_many_requests_a_minute(web: TestClient) -> None:
     last = answers[20]
     assert last.status_code == 429 and 1 <= int(last.headers["retry-after"]) <= 120
     assert last.json()["error"]["type"] == "rate_limit_error" and "x-should-retry" not in last.headers
+
+
+def test_a_point_of_a_model_can_be_looked_up_by_the_name_that_answers(tmp_path: Path) -> None:
+    service = hosted(tmp_path)
+    name = service.belongings("acme")["model"]
+    told = service.ask("GET", f"/v1/models/{name}").json()
+    point = service.ask("GET", f"/v1/models/{name}@0.5")
+    assert point.status_code == 200 and point.json() == {**told, "id": f"{name}@0.5"}
+    found = [service.ask("GET", f"/v1/models/{one}").status_code for one in (f"{name}@2", "ft:none@0.5", "tiny")]
+    assert found == [400, 404, 200] and service.ask("GET", f"/v1/models/{name}@0.5", "other").status_code == 404
+
+
+@pytest.mark.parametrize(
+    "changes, status",
+    [
+        ({"quality": "auto", "style": "vivid", "background": "auto"}, 200),
+        ({"quality": "standard", "style": "natural"}, 200),
+        ({"quality": "hd"}, 400),
+        ({"style": "noir"}, 400),
+        ({"background": "transparent"}, 400),
+    ],
+)
+def test_what_has_no_effect_on_images_is_taken_as_openai_has_it_by_itself(
+    tmp_path: Path, changes: dict[str, Any], status: int
+) -> None:
+    body = {"model": "tiny", "prompt": "a dog", **changes}
+    found = hosted(tmp_path).ask("POST", "/v1/images/generations", json=body)
+    assert found.status_code == status, found.text
+    if status == 400:
+        assert found.json()["error"]["param"] in changes and "Input should be '" in found.json()["error"]["message"]
 
 
 def test_the_reference_needs_nothing_from_afar(web: TestClient) -> None:

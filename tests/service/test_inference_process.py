@@ -363,7 +363,9 @@ def test_classes_and_images(tiny_base: Callable[..., str], tmp_path: Path) -> No
         ]
         seen = tuned(tiny_base("vit"), image)
         code = base64.b64encode(picture).decode()
-        for given in (code, f"data:image/png;base64,{code}"):
+        lines = base64.encodebytes(picture).decode()
+        assert lines.count("\n") > 1
+        for given in (code, f"data:image/png;base64,{code}", lines, f"data:image/png;base64,{lines}"):
             (one,) = await engine.classify(Classify(seen, (given,)))
             assert one == {k: v for k, v in tw.predict(image, picture)[0].items() if k != "image"}
         for wrong in ("/etc/passwd", str(tmp_path), "https://example.org/a.png", base64.b64encode(b"none").decode()):

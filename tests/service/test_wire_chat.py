@@ -116,6 +116,25 @@ def test_a_wrong_field_is_named(changes: dict[str, Any], param: str) -> None:
     assert refused.value.status == 400 and (refused.value.param or "").split(".0")[0] == param
 
 
+@pytest.mark.parametrize(
+    "read, changes, said",
+    [
+        (wire.chat, {"stop": ["a"] * 5}, "stop: List should have at most 4 items"),
+        (wire.completion, {"prompt": []}, "prompt: List should have at least 1 item"),
+        (wire.completion, {"prompt": [-1]}, "prompt.0: Input should be greater than or equal to 0"),
+        (wire.completion, {"prompt": 5}, "prompt: Input should be a valid string"),
+        (wire.embedding, {"input": []}, "input: List should have at least 1 item"),
+        (wire.chat, {"messages": ASK, "tempreature": 1}, "Unknown field tempreature. Did you mean temperature?"),
+    ],
+)
+def test_of_a_field_of_several_kinds_is_told_what_is_wrong_with_the_kind_that_was_given(
+    read: Any, changes: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(Refused) as refused:
+        read({"model": "m", **({"messages": ASK} if read is wire.chat else {}), **changes})
+    assert str(refused.value).startswith(said)
+
+
 @given(st.integers(0, 100), st.text("ab:/-", min_size=1))
 def test_every_hundredth_is_an_alpha(hundredths: int, name: str) -> None:
     assert split_alpha(f"{name}@{hundredths / 100}") == (name, hundredths / 100)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -197,6 +198,7 @@ def test_a_request_for_candidates() -> None:
 @pytest.mark.parametrize(
     "changes",
     [
+        {"generationConfig": {"thinkingConfig": {"thinkingBudget": 0}}},
         {"contents": []},
         {"contents": [{"parts": [{"inlineData": {"mimeType": "image/png", "data": ""}}]}]},
         {"contents": [{"parts": [{"functionResponse": {"name": "f", "response": {}}}]}]},
@@ -209,6 +211,27 @@ def test_what_is_not_understood_is_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(Refused) as refused:
         google_chat.generate("m", {"contents": [{"parts": [{"text": "Hi"}]}], **changes})
     assert refused.value.status == 400 and refused.value.param
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        ({"generationConfig": {"topK": 4}}, "generationConfig.topK: which tokens may be drawn is told by topP alone"),
+        ({"generationConfig": {"thinkingConfig": {}}}, "generationConfig.thinkingConfig: models that are tuned here"),
+        ({"generationConfig": {"max_output_tokens": 4}}, "max_output_tokens. Did you mean maxOutputTokens?"),
+        ({"contents": [{"parts": [{"txt": "Hi"}]}]}, "Unknown field contents.0.parts.0.txt. Did you mean text?"),
+        (
+            {"tools": [{"functionDeclarations": [{"name": "f", "paramters": {}}]}]},
+            "paramters. Did you mean parameters?",
+        ),
+        ({"generationConfig": {"zzz": 4}}, "Unknown field generationConfig.zzz."),
+        ({"system_instruction": {}}, "Unknown field system_instruction. Did you mean systemInstruction?"),
+    ],
+)
+def test_what_to_do_about_it_is_said(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(Refused, match=re.escape(said)) as refused:
+        google_chat.generate("m", {"contents": [{"parts": [{"text": "Hi"}]}], **changes})
+    assert refused.value.status == 400 and ("Did you mean" in said) == ("Did you mean" in str(refused.value))
 
 
 def test_answers_and_streams() -> None:

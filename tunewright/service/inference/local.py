@@ -266,7 +266,7 @@ def _input(model: Model, given: str | tuple[str, str]) -> Any:
     """A text, a pair of texts, or an image's bytes. Raises Refused for what cannot be an image."""
     if model.task.name != "image-classification":
         return given
-    text = given if isinstance(given, str) else ""
+    text = "".join(given.split()) if isinstance(given, str) else ""  # `base64 FILE` prints it in lines
     try:
         return base64.b64decode(text.partition(",")[2] if text.startswith("data:") else text, validate=True)
     except binascii.Error as error:

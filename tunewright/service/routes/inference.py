@@ -259,7 +259,10 @@ async def predict(request: Request, who: Caller = MAY, body: Any = JsonBody, par
 
 
 class DrawImages(Body):
-    """POST /images/generations. What goes beyond OpenAI's: seed, steps, guidance, negative_prompt."""
+    """POST /images/generations. What goes beyond OpenAI's: seed, steps, guidance, negative_prompt.
+
+    What has no effect here is taken only with OpenAI's own defaults.
+    """
 
     model: str = Field(min_length=1)
     prompt: str = Field(min_length=1, max_length=4000)
@@ -267,6 +270,9 @@ class DrawImages(Body):
     size: Annotated[str, Field(pattern=r"^([1-9]\d{1,3}x[1-9]\d{1,3}|auto)$")] = "auto"
     response_format: Literal["b64_json"] = "b64_json"
     output_format: Literal["png"] = "png"
+    quality: Literal["auto", "standard"] = "auto"
+    style: Literal["vivid", "natural"] | None = None
+    background: Literal["auto"] = "auto"
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     steps: Annotated[int, Field(ge=1, le=150)] = 30
     guidance: Annotated[float, Field(ge=1, le=100)] = 7.5

@@ -10,6 +10,7 @@ from tunewright.service.auth import Caller, caller
 from tunewright.service.errors import Refused
 from tunewright.service.routes._state import Parts, State
 from tunewright.service.wire import openai
+from tunewright.service.wire.body import split_alpha
 
 router = APIRouter(tags=["Models"])
 
@@ -24,8 +25,11 @@ def list_models(who: Caller = MAY, parts: State = Parts) -> dict[str, Any]:
 
 @router.get("/models/{name:path}")
 def get_model(name: str, who: Caller = MAY, parts: State = Parts) -> dict[str, Any]:
+    """A base, or a tuned model; also at a point between, which chat takes: `ft:…@0.5`."""
     bases = {one["id"]: one for one in _bases(parts)}
-    return bases[name] if name in bases else openai.model(parts.store.models.get(who.tenant, name))
+    if name in bases:
+        return bases[name]
+    return {**openai.model(parts.store.models.get(who.tenant, split_alpha(name)[0])), "id": name}
 
 
 @router.delete("/models/{name:path}")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
@@ -41,7 +41,7 @@ def parsed(kind: type[Read], body: Any, where: str = "") -> Read:
     try:
         return kind.model_validate(body, strict=True)
     except ValidationError as error:
-        raise _refused(error.errors()[0], kind, where) from error
+        raise _refused(_first(error.errors()), kind, where) from error
 
 
 def check_metadata(metadata: Mapping[str, str], where: str = "metadata") -> None:
@@ -82,11 +82,38 @@ def split_alpha(name: str) -> tuple[str, float | None]:
     return model, float(alpha)
 
 
+def _first(faults: Sequence[Any]) -> Any:
+    """The first fault. Of a union each branch tells one: then that of a branch whose type what was given has."""
+    first = faults[0]["loc"]
+    at = next((i for i, part in enumerate(first) if BRANCH.fullmatch(str(part))), None)
+    branches = [one for one in faults if at is not None and one["loc"][:at] == first[:at]]
+    return next((one for one in branches if not one["type"].endswith("_type")), faults[0])
+
+
+def _model_at(kind: type[BaseModel], path: Sequence[str]) -> type[BaseModel] | None:
+    """The model of an object within a request; None where it is not known which."""
+    for part in path:
+        if part.isdigit():
+            continue
+        inner = _models_in(kind.model_fields[part].annotation) if part in kind.model_fields else []
+        if len(inner) != 1:
+            return None
+        kind = inner[0]
+    return kind
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for inner in get_args(annotation) for model in _models_in(inner)]
+
+
 def _refused(fault: Any, kind: type[BaseModel], where: str) -> Refused:
     path = [str(part) for part in fault["loc"] if not BRANCH.fullmatch(str(part))]
     param = ".".join(filter(None, (where, *path)))
     if fault["type"] == "extra_forbidden":
-        hint = difflib.get_close_matches(path[-1], kind.model_fields, n=1) if len(path) == 1 else []
+        model = _model_at(kind, path[:-1])
+        hint = difflib.get_close_matches(path[-1], model.model_fields, n=1) if model else []
         said = f"Unknown field {param:.200}." + (f" Did you mean {hint[0]}?" if hint else "")
     elif fault["type"] == "missing":
         said = f"{param} is missing."

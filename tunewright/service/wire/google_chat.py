@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from tunewright.service.errors import Refused
 from tunewright.service.inference.protocol import Piece, Sampling, Token, Usage
@@ -56,11 +56,21 @@ class Tool(Body):
     functionDeclarations: list[Function] = Field(min_length=1)
 
 
+def _refusing(why: str) -> BeforeValidator:
+    """For a field that is known, and refused with the reason."""
+
+    def refuse(_: Any) -> Any:
+        raise ValueError(f"{why}: leave it out")
+
+    return BeforeValidator(refuse)
+
+
 class Settings(Body):
     """Fields that have no effect here are taken only with the value that has none."""
 
     temperature: float = Field(1.0, ge=0, le=2)
     topP: float = Field(1.0, gt=0, le=1)
+    topK: Annotated[None, _refusing("which tokens may be drawn is told by topP alone here")] = None
     candidateCount: int = Field(1, ge=1, le=MOST_CANDIDATES)
     maxOutputTokens: Annotated[int, Field(ge=1)] | None = None
     stopSequences: list[Annotated[str, Field(min_length=1)]] = Field([], max_length=5)
@@ -69,6 +79,7 @@ class Settings(Body):
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     presencePenalty: Annotated[float, Field(ge=0, le=0)] = 0.0
     frequencyPenalty: Annotated[float, Field(ge=0, le=0)] = 0.0
+    thinkingConfig: Annotated[None, _refusing("models that are tuned here think as they were taught")] = None
     responseMimeType: Literal["text/plain"] = "text/plain"
     responseModalities: list[Literal["TEXT"]] = Field([])
 
