@@ -27,7 +27,7 @@ from tunewright.service.errors import Refused
 from tunewright.service.inference.local import LocalEngine
 from tunewright.service.inference.models import Models
 from tunewright.service.inference.protocol import Classify, Embed, Generate, ModelRef, Piece, Sampling, Usage
-from tunewright.service.inference.vllm import VLLM
+from tunewright.service.inference.vllm import PLAIN, VLLM
 from tunewright.service.inference.vllm_base import Served, ours, served_at
 
 LENGTH = 100
@@ -284,6 +284,7 @@ def test_an_answer_has_all_the_room_that_is_left(tiny_base: Callable[..., str]) 
             engine = engine_at(server)
             for longest in (None, 10**6):
                 said = await pieces(engine, model, (5, 6, 7), temperature=0, max_tokens=longest)
+                assert server.asked[-1].items() >= PLAIN.items()
                 assert server.asked[-1]["max_tokens"] == LENGTH - 3 and said[-1].completion_tokens > 16
             for given, param in (
                 ((5,) * LENGTH, "prompt"),

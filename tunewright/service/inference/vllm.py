@@ -42,6 +42,8 @@ from tunewright.service.inference.protocol import (
 from tunewright.service.inference.vllm_base import Served
 from tunewright.tasks._pretrained import load_tokenizer
 
+PLAIN = {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
+"""What changes nothing: vLLM else takes what the model's generation_config says, which this service does not."""
 PROBE = "Once upon a time there was"
 PROBED = 8
 """Tokens of the probe whose probabilities are compared."""
@@ -146,7 +148,7 @@ class VLLM:
         """vLLM ends an answer after 16 tokens where it is told no length, and refuses one that has no room."""
         how = asked.sampling
         body: dict[str, Any] = {
-            "model": self._name(asked.model, known), "prompt": prompt, "n": how.n, "seed": how.seed,
+            "model": self._name(asked.model, known), "prompt": prompt, "n": how.n, "seed": how.seed, **PLAIN,
             "temperature": how.temperature, "top_p": how.top_p, "stop": list(how.stop),
             "max_tokens": min(how.max_tokens or room, room),
             "stop_token_ids": known.renderer.stop_ids(), "skip_special_tokens": True, "logprobs": how.logprobs,
