@@ -305,6 +305,7 @@ class AnyOrder(RuleBasedStateMachine):
         self.lease: dict[str, float] = {}
         self.fence: dict[str, int] = {}
         self.claims: list[Job] = []
+        self.unread: set[str] = set()
 
     @rule()
     def create(self) -> None:
@@ -370,9 +371,10 @@ class AnyOrder(RuleBasedStateMachine):
         status = self.status[id]
         table = {
             "cancel": {s: Status.CANCELLED for s in Status if not s.ended},
-            "pause": {Status.QUEUED: Status.PAUSED, Status.RUNNING: Status.PAUSING, Status.PAUSING: Status.PAUSING},
-            "resume": {Status.PAUSED: Status.QUEUED},
-        }[what]
+            "pause": {Status.VALIDATING: Status.PAUSED, Status.QUEUED: Status.PAUSED,
+                      Status.RUNNING: Status.PAUSING, Status.PAUSING: Status.PAUSING},
+            "resume": {Status.PAUSED: Status.VALIDATING if id in self.unread else Status.QUEUED},
+        }[what]  # fmt: skip
         call = getattr(self.store.jobs, what)
         if status in table:
             assert call("acme", id).status is table[status]
@@ -382,6 +384,10 @@ class AnyOrder(RuleBasedStateMachine):
                 call("acme", id)
 
     def become(self, id: str, status: Status) -> None:
+        if self.status[id] is Status.VALIDATING and status is Status.PAUSED:
+            self.unread.add(id)
+        elif status is Status.VALIDATING:
+            self.unread.discard(id)
         self.status[id] = status
         if status not in HELD:
             self.lease.pop(id, None)
@@ -398,7 +404,7 @@ def allowed(status: Status) -> set[Status]:
     """Written out once more, from the words of the API."""
     ends = {Status.FAILED, Status.CANCELLED}
     return {
-        Status.VALIDATING: {Status.QUEUED, *ends},
+        Status.VALIDATING: {Status.QUEUED, Status.PAUSED, *ends},
         Status.RUNNING: {Status.QUEUED, Status.PAUSED, Status.PAUSING, Status.SUCCEEDED, *ends},
         Status.PAUSING: {Status.PAUSED, Status.SUCCEEDED, *ends},
     }[status]

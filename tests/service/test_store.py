@@ -23,7 +23,7 @@ from tests.service.conftest import Clock
 from tunewright.errors import TunewrightError
 from tunewright.service import store as store_folder
 from tunewright.service.entities import NEXT, Job, JobSpec, Note, Status
-from tunewright.service.errors import Lost, Refused, Unavailable
+from tunewright.service.errors import Lost, Refused, Swept, Unavailable
 from tunewright.service.storage import Storage
 from tunewright.service.store import Result, Store, database
 from tunewright.service.store.database import Database
@@ -193,6 +193,51 @@ def test_pause_and_resume(store: Store, make_job: Any) -> None:
     store.jobs.resume("acme", running.id)
     again = store.jobs.claim("v", 60)
     assert again and (again.id, again.fence, again.started_at) == (running.id, running.fence + 1, running.started_at)
+
+
+def test_a_job_is_paused_before_its_files_were_read(store: Store, make_job: Any) -> None:
+    """They are read when it goes on: nothing is trained on unread."""
+    job = make_job()
+    reading = store.jobs.claim_validation("w", 60)
+    assert reading and store.jobs.pause("acme", job.id).status is Status.PAUSED
+    with pytest.raises(Lost):
+        store.jobs.move(job.id, Status.QUEUED, by=reading.fence)
+    assert store.jobs.claim_validation("w", 60) is None and store.jobs.claim("w", 60) is None
+    assert store.jobs.resume("acme", job.id).status is Status.VALIDATING
+    again = store.jobs.claim_validation("w", 60)
+    assert again and store.jobs.claim("w", 60) is None
+    store.jobs.move(job.id, Status.QUEUED, by=again.fence)
+    store.jobs.pause("acme", job.id)
+    assert store.jobs.resume("acme", job.id).status is Status.QUEUED, "they were read"
+
+
+def test_what_was_recorded_may_be_recorded_again(store: Store, make_job: Any, tmp_path: Path) -> None:
+    """As by a worker that was not told that its transaction was committed."""
+    job, storage = make_job(Status.RUNNING), Storage(f"file://{tmp_path}/bytes")
+    place, note = store.places.reserve("states"), Note("once")
+    storage.put(place, [b"state"])
+    for _ in range(2):
+        assert store.jobs.progress(job.id, job.fence, saved=place, events=[note, "twice"]).saved == place
+    store.sweep(storage)
+    assert storage.exists(place)
+    said = [event.message for event in store.jobs.news("acme", job.id)]
+    assert (said.count("once"), said.count("twice")) == (1, 2)
+    with pytest.raises(Swept):
+        store.jobs.progress(job.id, job.fence, saved="states/xx/never-reserved")
+    assert store.jobs.look(job.id).saved == place
+
+
+def test_lists_below_a_job_have_an_order(store: Store, make_job: Any) -> None:
+    first, second = make_job(Status.RUNNING), make_job()
+    for step in (1, 2):
+        store.jobs.add_checkpoint(first.id, first.fence, step=step, base="base", task="text-generation",
+                                  place=store.places.reserve("models"), metrics={})  # fmt: skip
+    jobs, more = store.jobs.page("acme", limit=1, order="asc")
+    assert [job.id for job in jobs] == [first.id] and more
+    assert [job.id for job in store.jobs.page("acme", after=first.id, order="asc")[0]] == [second.id]
+    assert [one.step for one in store.jobs.checkpoints("acme", first.id, order="asc")[0]] == [1, 2]
+    numbers = [event.n for event in store.jobs.events("acme", first.id, order="asc")[0]]
+    assert numbers == sorted(numbers) and len(numbers) > 2
 
 
 def test_cancel(store: Store, make_job: Any) -> None:
@@ -430,6 +475,45 @@ def test_a_file_comes_in_parts(store: Store, storage: Storage) -> None:
     store.sweep(storage)
     assert not storage.exists(early.place) and storage.exists(done.file.place) and store.files.stored("acme") == 6
     assert len(store.files.page("acme")[0]) == 1
+
+
+@pytest.mark.parametrize("swept", [False, True])
+def test_an_upload_that_is_completed_twice_at_once_is_one_file(
+    store: Store, storage: Storage, monkeypatch: pytest.MonkeyPatch, swept: bool
+) -> None:
+    """The second request is done while the first one still puts the parts together."""
+    upload = store.uploads.create("acme", "a.jsonl", "fine-tune", 3, "text/plain")
+    place = store.places.reserve("parts")
+    storage.put(place, [b"abc"])
+    part, put, others = store.uploads.add_part("acme", upload.id, 3, place), storage.put, []
+
+    def slowly(place: str, chunks: Any) -> Any:
+        monkeypatch.setattr(storage, "put", put)
+        others.append(store.uploads.complete("acme", upload.id, [part.id], storage))
+        if swept:
+            store.sweep(storage)
+        return put(place, chunks)
+
+    monkeypatch.setattr(storage, "put", slowly)
+    assert store.uploads.complete("acme", upload.id, [part.id], storage) == others[0]
+    store.sweep(storage)
+    (file,) = store.files.page("acme")[0]
+    assert storage.open(file.place).read() == b"abc" and not storage.exists(place)
+    left = [path for path in Path(storage.root).rglob("*") if path.is_file()]
+    assert len(left) == 1, "what the slower one wrote is gone"
+
+
+def test_a_part_that_is_sent_again_is_the_same_part(store: Store) -> None:
+    upload = store.uploads.create("acme", "a.jsonl", "fine-tune", 6, "text/plain")
+
+    def add(sha256: str, retry: bool) -> Any:
+        return store.uploads.add_part("acme", upload.id, 3, store.places.reserve("parts"), sha256, retry)
+
+    first = add("a", False)
+    assert add("a", True) == first
+    second = add("a", False)
+    assert second.id != first.id, "a file may say the same twice"
+    refused(400, add, "b", True)
 
 
 @pytest.mark.parametrize("how", ["cancelled", "expired"])

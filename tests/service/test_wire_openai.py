@@ -165,6 +165,15 @@ def test_the_query_of_a_list(given: dict[str, Any], read: wire.ListQuery) -> Non
     assert wire.list_query(url.params.multi_items()) == read
 
 
+def test_an_order_has_two_names() -> None:
+    """Those that the client writes for permissions are longer than the ones for files."""
+    orders = {name: wire.list_query([("order", name)]).order for name in ("asc", "desc", "ascending", "descending")}
+    assert orders == {"asc": "asc", "desc": "desc", "ascending": "asc", "descending": "desc"}
+    for name in ("", "up", "ending"):
+        with pytest.raises(Refused, match="neither asc nor desc"):
+            wire.list_query([("order", name)])
+
+
 def test_jobs_without_metadata_are_asked_for() -> None:
     assert wire.list_query([("metadata", "null")]).metadata == "null"
     for limit in ("0", "-1", "x", "²", "1" * 20):

@@ -18,9 +18,10 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tunewright import __version__
-from tunewright.service.auth import Rates
+from tunewright.service.auth import Rates, write_down
 from tunewright.service.body import BodyLimit
 from tunewright.service.bringing import Bringing
+from tunewright.service.checking import Turns
 from tunewright.service.errors import Refused
 from tunewright.service.ids import random_text
 from tunewright.service.inference.protocol import Engine
@@ -66,6 +67,7 @@ def make_app(bringing: Bringing, engine: Engine, settings: Settings) -> FastAPI:
     app.state.store, app.state.storage, app.state.bringing = bringing.store, bringing.storage, bringing
     app.state.engine, app.state.settings = engine, settings
     app.state.rates = Rates(settings.limits.requests_per_minute)
+    app.state.checks = Turns()
     app.state.metrics = Metrics(bringing.store)
     for room in (operations, page, reference, keys):
         app.include_router(room.router)
@@ -120,7 +122,9 @@ class Accompany:
 
 
 def _refused(request: Request, error: Exception) -> JSONResponse:
-    return _answer(request, _as_refused(error))
+    refused = _as_refused(error)
+    write_down(request, refused)
+    return _answer(request, refused)
 
 
 def _unexpected(request: Request) -> JSONResponse:

@@ -9,12 +9,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import structlog
 from fastapi import Depends, Request, Security
 from fastapi.security import HTTPBearer
 
 from tunewright.service.entities import Key
 from tunewright.service.errors import Refused
 from tunewright.service.store import Store
+
+log = structlog.get_logger()
 
 BEARER: Any = Security(HTTPBearer(auto_error=False, description="A key of this service: tw-…"))
 """Only so that the OpenAPI document says it."""
@@ -38,7 +41,19 @@ class Rates:
     def __init__(self, per_minute: int, now: Callable[[], float] = time.monotonic) -> None:
         self.per_minute, self.now = per_minute, now
         self._left: OrderedDict[str, tuple[float, float]] = OrderedDict()
+        self._told: dict[str, float] = {}
         self._lock = threading.Lock()
+
+    def is_news(self, what: str) -> bool:
+        """Whether this was not asked in the last minute."""
+        with self._lock:
+            now = self.now()
+            if now - self._told.get(what, -60.0) < 60:
+                return False
+            if len(self._told) >= self.MOST_KEYS:
+                self._told.clear()
+            self._told[what] = now
+            return True
 
     def take(self, key: str) -> None:
         """One request more. Raises Refused (429), with the seconds until there is room for one again."""
@@ -66,14 +81,28 @@ def secret_of(request: Request) -> str | None:
     return bearer or request.headers.get("api-key") or request.headers.get("x-goog-api-key")
 
 
+def write_down(request: Request, refused: Refused) -> None:
+    """A line in the audit log where a key of this service was refused, at most one a minute for each route."""
+    key: Key | None = getattr(request.state, "key", None)
+    if key is None or refused.status not in (401, 403):
+        return
+    what = f"{request.method:.20} {getattr(request.scope.get('route'), 'path', 'none')}"
+    if request.app.state.rates.is_news(f"{key.id} {refused.code} {what}"):
+        try:
+            request.app.state.store.audit(key.tenant, key.id, f"refused.{refused.code}", what, request.state.id)
+        except Refused as error:  # it is refused all the same
+            log.warning("no line in the audit log", key=key.id, refused=what, error=str(error))
+
+
 def caller(scope: str) -> Any:
     """Who asks, as a dependency of a route. Raises Refused: 401 without a key that holds, 403 without the scope."""
 
     def check(request: Request, _: Any = BEARER) -> Caller:
         store: Store = request.app.state.store
         secret = secret_of(request)
-        key = store.keys.by_secret(secret) if secret else None
+        key = request.state.key = store.keys.by_secret(secret) if secret else None
         if key is None:
+            request.state.key = store.keys.revoked(secret) if secret else None
             said = "This key is not known, or was revoked." if secret else "Send your key: Authorization: Bearer tw-…"
             raise Refused(401, said, "invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
         request.app.state.rates.take(key.id)

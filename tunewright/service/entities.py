@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from tunewright.service.ids import new_id
+
 
 class Status(StrEnum):
     """Where a job stands, in OpenAI's words. Pausing and paused come only after a client asked for it."""
@@ -30,18 +32,19 @@ class Status(StrEnum):
 
 
 NEXT: dict[Status, frozenset[Status]] = {
-    Status.VALIDATING: frozenset({Status.QUEUED, Status.FAILED, Status.CANCELLED}),
+    Status.VALIDATING: frozenset({Status.QUEUED, Status.PAUSED, Status.FAILED, Status.CANCELLED}),
     Status.QUEUED: frozenset({Status.RUNNING, Status.PAUSED, Status.CANCELLED}),
     Status.RUNNING: frozenset(
         {Status.QUEUED, Status.PAUSING, Status.PAUSED, Status.SUCCEEDED, Status.FAILED, Status.CANCELLED}
     ),
     Status.PAUSING: frozenset({Status.PAUSED, Status.SUCCEEDED, Status.FAILED, Status.CANCELLED}),
-    Status.PAUSED: frozenset({Status.QUEUED, Status.CANCELLED}),
+    Status.PAUSED: frozenset({Status.VALIDATING, Status.QUEUED, Status.CANCELLED}),
     Status.SUCCEEDED: frozenset(),
     Status.FAILED: frozenset(),
     Status.CANCELLED: frozenset(),
 }
-"""The one table of what may follow what. A running job is queued again when its worker shuts down in good order."""
+"""The one table of what may follow what. A running job is queued again when its worker shuts down in good order; one
+that was paused before its files were read is validated when it is resumed."""
 
 
 class Hyperparameters(BaseModel):
@@ -129,6 +132,8 @@ class Note:
     level: Literal["info", "warn", "error"] = "info"
     type: Literal["message", "metrics"] = "message"
     data: dict[str, Any] = field(default_factory=dict)
+    id: str = field(default_factory=lambda: new_id("ftevent-"), compare=False)
+    """The event's: one that is written again, since nobody heard that it was written, is the same one."""
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,15 @@ class Unavailable(Refused):
         super().__init__(503, message, "database_unavailable", headers={"Retry-After": "2"})
 
 
+class Swept(Refused):
+    """A reserved place was given up before anything referred to it: the bytes are to be written again, to a new one."""
+
+    def __init__(self, place: str) -> None:
+        super().__init__(503, "It took more than a day to write this, and it was swept away: write it again.",
+                         "swept", headers={"Retry-After": "2"})  # fmt: skip
+        self.place = place
+
+
 class Lost(Exception):
     """A worker no longer holds the job: it ended, was given back, or another has claimed it. Nothing was written."""
 

@@ -19,11 +19,13 @@ class Lease:
 
     Attributes:
         status: as the last heartbeat found it.
+        silent: the last heartbeat did not reach the database.
     """
 
     def __init__(self, store: Store, job: Job, seconds: float, every: float) -> None:
         self.store, self.job, self.seconds, self.every = store, job, seconds, every
         self.status: Status = job.status
+        self.silent = False
         self._lost: Lost | None = None
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._renew, name=f"lease of {job.id}", daemon=True)
@@ -53,9 +55,11 @@ class Lease:
         while not self._over.wait(self.every):
             try:
                 self.status = self.store.jobs.beat(self.job.id, self.job.fence, self.seconds)
+                self.silent = False
             except Lost as lost:
                 self._lost = lost
                 return
             except Exception as error:
                 # the database may be away; whether the job is lost is for it to say, when it is back
+                self.silent = True
                 log.warning("no heartbeat", job=self.job.id, error=str(error))

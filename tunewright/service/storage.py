@@ -66,14 +66,19 @@ class Storage:
 
     def read(self, place: str) -> Iterator[bytes]:
         """The bytes in pieces of at most a MiB."""
-        with self.open(place) as file:
-            while chunk := file.read(CHUNK):
-                yield chunk
+        yield from pieces(self.open(place))
 
     def delete(self, place: str) -> None:
         """A file, or a folder with all that is in it; nothing where there is none."""
         with suppress(FileNotFoundError):
             self.system.rm(self._path(place), recursive=True)
+
+    def is_there(self) -> bool:
+        """Whether anything lies at the address: nothing does where a share is not mounted, or a bucket is gone."""
+        try:
+            return bool(self.system.ls(self.root, detail=False))
+        except FileNotFoundError:
+            return False
 
     def exists(self, place: str) -> bool:
         return bool(self.system.exists(self._path(place)))
@@ -100,7 +105,7 @@ class Storage:
             OutputError: a file is not what was put there.
         """
         with self.open(f"{place}/{LISTING}") as file:
-            listed = json.loads(file.read())
+            listed = read_listing(place, file.read())
         half = folder.with_name(f"{folder.name}.{os.getpid()}.part")
         shutil.rmtree(half, ignore_errors=True)
         try:
@@ -135,6 +140,21 @@ class Storage:
         else:
             with self.system.open(path, "wb") as file:
                 yield file
+
+
+def pieces(file: BinaryIO) -> Iterator[bytes]:
+    """The rest of a file, which is closed at its end."""
+    with file:
+        while chunk := file.read(CHUNK):
+            yield chunk
+
+
+def read_listing(place: str, text: bytes) -> dict[str, tuple[int, str]]:
+    """The list of a folder's files: name → bytes, SHA-256. Raises OutputError where it is none."""
+    try:
+        return {str(name): (int(size), str(sha256)) for name, (size, sha256) in json.loads(text).items()}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise OutputError(f"{place} in the storage is not what was put there: its list of files is damaged.") from error
 
 
 def checked(place: str) -> str:

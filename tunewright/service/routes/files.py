@@ -15,8 +15,8 @@ from tunewright.service.body import JsonBody, TooLarge, refuse_too_large
 from tunewright.service.entities import File, Part
 from tunewright.service.errors import Refused
 from tunewright.service.routes._documents import answering, body_of, listing
-from tunewright.service.routes._state import Parts, State
-from tunewright.service.storage import CHUNK
+from tunewright.service.routes._state import Parts, State, actor
+from tunewright.service.storage import CHUNK, pieces
 from tunewright.service.wire import openai, openai_files
 from tunewright.service.wire.openai import ListQuery
 
@@ -50,12 +50,11 @@ def _keep_file(parts: State, who: Caller, sent: UploadFile, purpose: str, expire
             raise Refused(400, "The file is empty.", "empty_file", "file")
         kept = parts.store.files.add(
             who.tenant, openai_files.plain_name(sent.filename), purpose, size, sha256, place,
-            expires_after=expires_after, quota=parts.limits.stored_bytes,
+            expires_after=expires_after, quota=parts.limits.stored_bytes, actor=actor(who),
         )  # fmt: skip
     except BaseException:
         parts.store.places.discard(place)
         raise
-    parts.audit(who, "files.create", kept.id)
     return kept
 
 
@@ -76,16 +75,17 @@ def get_file(id: str, who: Caller = MAY, parts: State = Parts) -> dict[str, Any]
 @router.delete("/files/{id}")
 def delete_file(id: str, who: Caller = MAY, parts: State = Parts) -> dict[str, Any]:
     """It is gone at once. A job that uses it keeps its bytes until it has ended."""
-    parts.store.files.delete(who.tenant, id)
-    parts.audit(who, "files.delete", id)
+    parts.store.files.delete(who.tenant, id, actor(who))
     return openai.deleted("file", id)
 
 
 @router.get("/files/{id}/content", response_class=Response, responses=answering("application/octet-stream"))
 def get_content(id: str, who: Caller = MAY, parts: State = Parts) -> StreamingResponse:
     kept = parts.store.files.get(who.tenant, id)
+    with parts.wanted(f"bytes of the file {id}: upload it again"):  # before anything is answered
+        file = parts.storage.open(kept.place)
     headers = {"Content-Length": str(kept.bytes), "Content-Disposition": "attachment"}
-    return StreamingResponse(parts.storage.read(kept.place), media_type="application/octet-stream", headers=headers)
+    return StreamingResponse(pieces(file), media_type="application/octet-stream", headers=headers)
 
 
 # Uploads: files that come in parts
@@ -99,9 +99,8 @@ def create_upload(who: Caller = MAY, body: Any = JsonBody, parts: State = Parts)
     expires_after = asked.expires_after.seconds if asked.expires_after else None
     made = parts.store.uploads.create(
         who.tenant, asked.filename, asked.purpose, asked.bytes, asked.mime_type,
-        expires_after=expires_after, quota=parts.limits.stored_bytes,
+        expires_after=expires_after, quota=parts.limits.stored_bytes, actor=actor(who),
     )  # fmt: skip
-    parts.audit(who, "uploads.create", made.id)
     return openai_files.upload(made)
 
 
@@ -115,24 +114,26 @@ def _keep_part(parts: State, who: Caller, id: str, sent: UploadFile) -> Part:
     parts.store.uploads.get(who.tenant, id)
     place = parts.store.places.reserve("parts")
     try:
-        size, _ = parts.storage.put(place, _at_most(_chunks(sent.file), parts.limits.part_bytes))
-        return parts.store.uploads.add_part(who.tenant, id, size, place)
+        size, sha256 = parts.storage.put(place, _at_most(_chunks(sent.file), parts.limits.part_bytes))
+        kept = parts.store.uploads.add_part(who.tenant, id, size, place, sha256, parts.is_retry)
     except BaseException:
         parts.store.places.discard(place)
         raise
+    if kept.place != place:  # it was sent before, and the answer was lost
+        parts.store.places.discard(place)
+    return kept
 
 
 @router.post("/uploads/{id}/complete", openapi_extra=body_of(openai_files.CompleteUpload))
 def complete_upload(id: str, who: Caller = MAY, body: Any = JsonBody, parts: State = Parts) -> dict[str, Any]:
     asked = openai_files.complete_upload(body)
-    made = parts.store.uploads.complete(who.tenant, id, asked.part_ids, parts.storage, asked.md5)
-    parts.audit(who, "uploads.complete", id)
+    made = parts.store.uploads.complete(who.tenant, id, asked.part_ids, parts.storage, asked.md5, actor(who))
     return openai_files.upload(made)
 
 
 @router.post("/uploads/{id}/cancel")
 def cancel_upload(id: str, who: Caller = MAY, parts: State = Parts) -> dict[str, Any]:
-    return openai_files.upload(parts.store.uploads.cancel(who.tenant, id))
+    return openai_files.upload(parts.store.uploads.cancel(who.tenant, id, actor(who)))
 
 
 def _form(request: Request) -> Any:

@@ -14,7 +14,7 @@ from tunewright.service.errors import missing
 from tunewright.service.inference.protocol import Piece
 from tunewright.service.routes import inference, jobs
 from tunewright.service.routes._documents import STREAMED, body_of
-from tunewright.service.routes._state import Parts, State
+from tunewright.service.routes._state import Parts, State, actor
 from tunewright.service.wire import google, google_chat
 from tunewright.service.wire.chat import Reply
 
@@ -53,8 +53,7 @@ def get_job(id: str, who: Caller = jobs.MAY, parts: State = Parts) -> dict[str, 
 
 @router.post("/tuningJobs/{id}:cancel")
 def cancel(id: str, who: Caller = jobs.MAY, parts: State = Parts) -> dict[str, Any]:
-    parts.store.jobs.cancel(who.tenant, id)
-    parts.audit(who, "jobs.cancel", id)
+    parts.store.jobs.cancel(who.tenant, id, actor(who))
     return {}
 
 

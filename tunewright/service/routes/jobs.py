@@ -5,28 +5,26 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import shutil
 import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from tunewright.service.auth import Caller, caller
 from tunewright.service.body import JsonBody
+from tunewright.service.checking import LARGEST, Gone, check_apart
 from tunewright.service.entities import File, Job, JobSpec
 from tunewright.service.errors import Refused
 from tunewright.service.recipes import check
 from tunewright.service.routes._documents import STREAMED, answering, body_of, listing
-from tunewright.service.routes._state import Parts, State
-from tunewright.service.settings import MEBI
-from tunewright.service.storage import CHUNK
+from tunewright.service.routes._state import Parts, State, actor
+from tunewright.service.storage import pieces
 from tunewright.service.store.pins import refuse_other_purpose
 from tunewright.service.unpacking import Role
-from tunewright.service.validation import faults
 from tunewright.service.wire import openai
 from tunewright.service.wire.openai import ListQuery
 
@@ -35,8 +33,6 @@ router = APIRouter(prefix="/fine_tuning", tags=["Fine-tuning"])
 MAY = caller("jobs")
 TWENTY, EVENTS, TEN = listing(20, 100), listing(20, 1000), listing(10, 100)
 SECONDS_BETWEEN_LOOKS = 0.5
-LARGEST_CHECKED = 64 * MEBI
-"""Bytes of a job's files that are read while a client waits."""
 
 
 def make_job(parts: State, who: Caller, spec: JobSpec, body: Any) -> Job:
@@ -49,9 +45,7 @@ def make_job(parts: State, who: Caller, spec: JobSpec, body: Any) -> Job:
             "too_many_jobs", headers={"Retry-After": "60"},
         )  # fmt: skip
     digest = hashlib.sha256(f"{who.key.id}\n{json.dumps(body, sort_keys=True)}".encode()).hexdigest()
-    job = parts.store.jobs.create(who.tenant, spec, digest, parts.is_retry)
-    parts.audit(who, "jobs.create", job.id)
-    return job
+    return parts.store.jobs.create(who.tenant, spec, digest, parts.is_retry, actor(who))
 
 
 @router.post("/jobs", openapi_extra=body_of(openai.CreateJob))
@@ -61,8 +55,19 @@ def create_job(who: Caller = MAY, body: Any = JsonBody, parts: State = Parts) ->
 
 
 @router.post("/alpha/check", openapi_extra=body_of(openai.CreateJob))
-def check_job(who: Caller = MAY, body: Any = JsonBody, parts: State = Parts) -> dict[str, Any]:
-    """What would fail such a job; nothing is started. `read` is false where a file is too large for it."""
+async def check_job(request: Request, who: Caller = MAY, body: Any = JsonBody, parts: State = Parts) -> dict[str, Any]:
+    """What would fail such a job; nothing is started. `read` is false where its files are too large to be read while
+    the client waits. One check of a tenant goes on at a time: others wait for their turn, or are told to (429)."""
+    spec, files = await run_in_threadpool(_checkable, parts, who, body)
+    found = None
+    if sum(file.bytes for file in files.values()) <= LARGEST:
+        async with parts.checks.turn(who.tenant, request.is_disconnected):
+            found = await _check(parts, spec, files, request.is_disconnected)
+    return {"object": "fine_tuning.check", "read": found is not None, "faults": found or []}
+
+
+def _checkable(parts: State, who: Caller, body: Any) -> tuple[JobSpec, dict[Role, File]]:
+    """A job as it is asked for, and its files. Raises Refused where it would be refused."""
     spec = openai.create_job(body)
     parts.bringing.base_of(who.tenant, spec.model)
     check(spec)
@@ -70,24 +75,27 @@ def check_job(who: Caller = MAY, body: Any = JsonBody, parts: State = Parts) -> 
     files = {role: parts.store.files.get(who.tenant, id) for role, id in named.items() if id}
     for role, file in files.items():
         refuse_other_purpose(file.id, file.purpose, f"{role}_file")
-    if sum(file.bytes for file in files.values()) > LARGEST_CHECKED:
-        return {"object": "fine_tuning.check", "read": False, "faults": []}
-    found = [fault for role, file in files.items() if (fault := _fault_of(parts, file, spec, role))]
-    return {"object": "fine_tuning.check", "read": True, "faults": found}
+    return spec, files
 
 
-def _fault_of(parts: State, file: File, spec: JobSpec, role: Role) -> dict[str, Any] | None:
-    with tempfile.TemporaryDirectory(prefix="tunewright-check-") as folder:
-        path = Path(folder) / "upload"
-        with parts.storage.open(file.place) as source, path.open("wb") as target:
-            shutil.copyfileobj(source, target, CHUNK)
-        return faults(path, spec, Path(folder) / "rows", role)
+async def _check(parts: State, spec: JobSpec, files: dict[Role, File], gone: Gone) -> list[dict[str, Any]] | None:
+    with tempfile.TemporaryDirectory(prefix="tunewright-check-", ignore_cleanup_errors=True) as folder:
+        paths = {role: Path(folder) / role for role in files}
+        for role, file in files.items():
+            await run_in_threadpool(_fetch, parts, file, paths[role])
+        return await check_apart(spec, paths, gone)
+
+
+def _fetch(parts: State, file: File, path: Path) -> None:
+    with parts.wanted(f"bytes of the file {file.id}: upload it again"), parts.storage.open(file.place) as source:
+        path.write_bytes(source.read())
 
 
 @router.get("/jobs")
 def list_jobs(who: Caller = MAY, parts: State = Parts, asked: ListQuery = TWENTY) -> dict[str, Any]:
-    """Newest first. `after`, `limit` (20), and `metadata[key]=value`, or `metadata=null` for those without any."""
-    found, more = parts.store.jobs.page(who.tenant, asked.after, asked.limit, asked.metadata)
+    """Newest first, unless `order=asc`. `after`, `limit` (20), and `metadata[key]=value`, or `metadata=null` for those
+    without any."""
+    found, more = parts.store.jobs.page(who.tenant, asked.after, asked.limit, asked.metadata, asked.order)
     return openai.page([openai.job(one) for one in found], more)
 
 
@@ -99,36 +107,31 @@ def get_job(id: str, who: Caller = MAY, parts: State = Parts) -> dict[str, Any]:
 @router.post("/jobs/{id}/cancel")
 def cancel_job(id: str, who: Caller = MAY, parts: State = Parts) -> dict[str, Any]:
     """At once; a run that is under way stops within a step."""
-    job = parts.store.jobs.cancel(who.tenant, id)
-    parts.audit(who, "jobs.cancel", id)
-    return openai.job(job)
+    return openai.job(parts.store.jobs.cancel(who.tenant, id, actor(who)))
 
 
 @router.post("/jobs/{id}/pause")
 def pause_job(id: str, who: Caller = MAY, parts: State = Parts) -> dict[str, Any]:
-    """A run that is under way stops within a step, with its state kept."""
-    job = parts.store.jobs.pause(who.tenant, id)
-    parts.audit(who, "jobs.pause", id)
-    return openai.job(job)
+    """A run that is under way stops within a step, with its state kept; what has not begun is paused at once."""
+    return openai.job(parts.store.jobs.pause(who.tenant, id, actor(who)))
 
 
 @router.post("/jobs/{id}/resume")
 def resume_job(id: str, who: Caller = MAY, parts: State = Parts) -> dict[str, Any]:
-    """Queue a paused job: it goes on where it stopped."""
-    job = parts.store.jobs.resume(who.tenant, id)
-    parts.audit(who, "jobs.resume", id)
-    return openai.job(job)
+    """Queue a paused job: it goes on where it stopped, be that at the validation of its files."""
+    return openai.job(parts.store.jobs.resume(who.tenant, id, actor(who)))
 
 
 @router.get("/jobs/{id}/events", response_model=None, responses=STREAMED)
 def list_events(
     id: str, who: Caller = MAY, parts: State = Parts, asked: ListQuery = EVENTS, stream: bool = False
 ) -> Response:
-    """Newest first; with `stream=true` all of them, the oldest first, as server-sent events until the job has ended."""
+    """Newest first, unless `order=asc`; with `stream=true` all of them, the oldest first, as server-sent events until
+    the job has ended."""
     if stream:
         parts.store.jobs.get(who.tenant, id)
         return StreamingResponse(_follow(parts, who.tenant, id), media_type="text/event-stream")
-    found, more = parts.store.jobs.events(who.tenant, id, asked.after, asked.limit)
+    found, more = parts.store.jobs.events(who.tenant, id, asked.after, asked.limit, asked.order)
     return JSONResponse(openai.page([openai.event(one) for one in found], more))
 
 
@@ -150,8 +153,8 @@ async def _follow(parts: State, tenant: str, id: str) -> AsyncIterator[bytes]:
 
 @router.get("/jobs/{id}/checkpoints")
 def list_checkpoints(id: str, who: Caller = MAY, parts: State = Parts, asked: ListQuery = TEN) -> dict[str, Any]:
-    """Newest first. Each answers as a model, by its name."""
-    found, more = parts.store.jobs.checkpoints(who.tenant, id, asked.after, asked.limit)
+    """Newest first, unless `order=asc`. Each answers as a model, by its name."""
+    found, more = parts.store.jobs.checkpoints(who.tenant, id, asked.after, asked.limit, asked.order)
     return openai.page([openai.checkpoint(one) for one in found], more)
 
 
@@ -163,7 +166,9 @@ def get_report(id: str, who: Caller = MAY, parts: State = Parts) -> StreamingRes
         raise Refused(404, f"The job {id} is {job.status}: its report is there when it has succeeded.", "no_report")
     policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
     headers = {"Content-Security-Policy": policy}
-    return StreamingResponse(parts.storage.read(f"{job.run}/report.html"), media_type="text/html", headers=headers)
+    with parts.wanted(f"report of the job {id}"):
+        file = parts.storage.open(f"{job.run}/report.html")
+    return StreamingResponse(pieces(file), media_type="text/html", headers=headers)
 
 
 # Who else may use a checkpoint
@@ -172,8 +177,7 @@ def get_report(id: str, who: Caller = MAY, parts: State = Parts) -> StreamingRes
 @router.post("/checkpoints/{name:path}/permissions", openapi_extra=body_of(openai.Projects))
 def permit(name: str, who: Caller = MAY, body: Any = JsonBody, parts: State = Parts) -> dict[str, Any]:
     """Let other tenants (`project_ids`) use a checkpoint."""
-    made = parts.store.models.permit(who.tenant, name, openai.project_ids(body))
-    parts.audit(who, "checkpoints.permit", name)
+    made = parts.store.models.permit(who.tenant, name, openai.project_ids(body), actor(who))
     return openai.page([openai.permission(one) for one in made], False)
 
 
@@ -191,6 +195,5 @@ def list_permissions(
 
 @router.delete("/checkpoints/{name:path}/permissions/{id}")
 def forbid(name: str, id: str, who: Caller = MAY, parts: State = Parts) -> dict[str, Any]:
-    parts.store.models.forbid(who.tenant, name, id)
-    parts.audit(who, "checkpoints.forbid", name)
+    parts.store.models.forbid(who.tenant, name, id, actor(who))
     return openai.deleted("checkpoint.permission", id)

@@ -12,7 +12,7 @@ from tunewright.service.body import JsonBody
 from tunewright.service.entities import SCOPES, Key
 from tunewright.service.errors import Refused
 from tunewright.service.routes._documents import body_of
-from tunewright.service.routes._state import Parts, State
+from tunewright.service.routes._state import Parts, State, actor
 from tunewright.service.store.keys import LONGEST_NAME
 from tunewright.service.wire import openai
 from tunewright.service.wire.body import Body, parsed
@@ -40,16 +40,13 @@ def create_key(who: Caller = MAY, body: Any = JsonBody, parts: State = Parts) ->
     asked = parsed(CreateKey, body)
     if beyond := sorted(set(asked.scopes) - who.key.scopes):
         raise Refused(403, f"scopes: this key itself lacks {', '.join(beyond)}.", "insufficient_scope", "scopes")
-    made, secret = parts.store.keys.create(who.tenant, asked.name, asked.scopes)
-    parts.audit(who, "keys.create", made.id)
+    made, secret = parts.store.keys.create(who.tenant, asked.name, asked.scopes, actor(who))
     return {**_shown(made), "secret": secret}
 
 
 @router.delete("/keys/{id}")
 def revoke_key(id: str, who: Caller = MAY, parts: State = Parts) -> dict[str, Any]:
-    revoked = parts.store.keys.revoke(who.tenant, id)
-    parts.audit(who, "keys.revoke", id)
-    return _shown(revoked)
+    return _shown(parts.store.keys.revoke(who.tenant, id, actor(who)))
 
 
 @router.get("/audit")

@@ -8,7 +8,7 @@ from fastapi import APIRouter
 
 from tunewright.service.auth import Caller, caller
 from tunewright.service.errors import Refused
-from tunewright.service.routes._state import Parts, State
+from tunewright.service.routes._state import Parts, State, actor
 from tunewright.service.wire import openai
 from tunewright.service.wire.body import split_alpha
 
@@ -37,9 +37,8 @@ def delete_model(name: str, who: Caller = MAY, parts: State = Parts) -> dict[str
     """A tuned model answers no more. Its files stay while a model that was tuned from it needs them."""
     if name in parts.bringing.bases:
         raise Refused(403, f"{name} is a base of this service, and no model of yours.", "not_yours")
-    for gone in parts.store.models.delete(who.tenant, name):
+    for gone in parts.store.models.delete(who.tenant, name, actor(who)):
         parts.bringing.forget(gone)
-    parts.audit(who, "models.delete", name)
     return openai.deleted("model", name)
 
 

@@ -14,14 +14,15 @@ from sqlalchemy import select
 
 from tunewright.errors import TunewrightError
 from tunewright.service.storage import Storage
+from tunewright.service.store.audit import Actor, Audit
 from tunewright.service.store.database import Database
 from tunewright.service.store.files import Files, Uploads
 from tunewright.service.store.jobs import Jobs, Result
-from tunewright.service.store.keys import Audit, Keys
+from tunewright.service.store.keys import Keys
 from tunewright.service.store.models import Models
 from tunewright.service.store.places import Places
 
-__all__ = ["Result", "Store"]
+__all__ = ["Actor", "Result", "Store"]
 
 
 class Store:

@@ -12,6 +12,7 @@ from tunewright.service.entities import File, Part, Upload
 from tunewright.service.errors import Refused, missing
 from tunewright.service.ids import new_id
 from tunewright.service.storage import Storage
+from tunewright.service.store.audit import Actor, record
 from tunewright.service.store.database import Database, entity, one, page
 from tunewright.service.store.pins import release
 from tunewright.service.store.places import HOUR, Places, drop, keep
@@ -35,6 +36,7 @@ class Files:
         *,
         expires_after: int | None = None,
         quota: int | None = None,
+        actor: Actor | None = None,
     ) -> File:
         """A file whose bytes lie at a place that was reserved.
 
@@ -50,7 +52,9 @@ class Files:
             self.database.insert_new(connection, tenants, id=tenant, created_at=int(now))
             check_room(connection, tenant, bytes, quota)
             expires = None if expires_after is None else int(now) + expires_after
-            return insert_file(connection, now, tenant, filename, purpose, bytes, sha256, place, expires)
+            made = insert_file(connection, now, tenant, filename, purpose, bytes, sha256, place, expires)
+            record(connection, now, actor, "files.create", made.id)
+            return made
 
     def get(self, tenant: str, id: str) -> File:
         with self.database.read() as connection:
@@ -80,11 +84,12 @@ class Files:
             rows, more = page(connection, files, [files.c.tenant == tenant], after, limit, filters, order)
         return [as_file(row) for row in rows], more
 
-    def delete(self, tenant: str, id: str) -> None:
+    def delete(self, tenant: str, id: str, actor: Actor | None = None) -> None:
         """For the client it is gone at once; its bytes go when no job needs them any more."""
         with self.database.write() as connection:
             now = self.database.now(connection)
             delete_file(connection, find_file(connection, tenant, id, now, lock=True), now)
+            record(connection, now, actor, "files.delete", id)
 
     def mark(self, id: str, status: Literal["processed", "error"], details: str | None = None) -> None:
         """What was found when its contents were read."""
@@ -127,6 +132,7 @@ class Uploads:
         *,
         expires_after: int | None = None,
         quota: int | None = None,
+        actor: Actor | None = None,
     ) -> Upload:
         """An upload of so many bytes in all. `expires_after`, `quota`: as for the file that it becomes."""
         with self.database.write() as connection:
@@ -137,30 +143,46 @@ class Uploads:
                       "bytes": bytes, "mime_type": mime_type, "created_at": int(now), "expires_at": int(now) + HOUR,
                       "file_seconds": expires_after, "status": "pending"}  # fmt: skip
             row = connection.execute(insert(uploads).values(**values).returning(uploads)).mappings().one()
+            record(connection, now, actor, "uploads.create", row["id"])
             return as_upload(row, None, now)
 
     def get(self, tenant: str, id: str) -> Upload:
         with self.database.read() as connection:
             return self._read(connection, find_upload(connection, tenant, id))
 
-    def add_part(self, tenant: str, id: str, bytes: int, place: str) -> Part:
-        """Bytes at a place that was reserved. Refused (400) where the upload has ended, or would be too large."""
+    def add_part(
+        self, tenant: str, id: str, bytes: int, place: str, sha256: str | None = None, retry: bool = False
+    ) -> Part:
+        """Bytes at a place that was reserved. Refused (400) where the upload has ended, or would be too large.
+
+        Args:
+            retry: the client says that it has sent these before: a part of the same bytes is then the answer, at a
+                place of its own.
+        """
         with self.database.write() as connection:
             now = self.database.now(connection)
             row = find_upload(connection, tenant, id, lock=True)
             must_be_pending(row, now)
+            if retry and (before := sent_before(connection, id, bytes, sha256)):
+                return before
             have = connection.scalar(select(func.sum(parts.c.bytes)).where(parts.c.upload == id)) or 0
             if have + bytes > row["bytes"]:
                 raise Refused(400, f"The parts of {id} would be more than the {row['bytes']} bytes of the upload.")
             keep(connection, place)
             part = Part(new_id("part_"), id, bytes, int(now), place)
-            connection.execute(insert(parts).values(**vars(part)))
+            connection.execute(insert(parts).values(**vars(part), sha256=sha256))
             return part
 
     def complete(
-        self, tenant: str, id: str, part_ids: Sequence[str], storage: Storage, md5: str | None = None
+        self,
+        tenant: str,
+        id: str,
+        part_ids: Sequence[str],
+        storage: Storage,
+        md5: str | None = None,
+        actor: Actor | None = None,
     ) -> Upload:
-        """Make the file of these parts, in this order. The same request again gives the same file.
+        """Make the file of these parts, in this order. The same request again, or at once, gives the same file.
 
         Args:
             md5: of the whole file, in hex.
@@ -170,7 +192,7 @@ class Uploads:
         """
         with self.database.read() as connection:
             row = find_upload(connection, tenant, id)
-            if row["status"] == "completed" and row["parts"] == list(part_ids):
+            if made_of(row, part_ids):
                 return self._read(connection, row)
             must_be_pending(row, self.database.now(connection))
             chosen = chosen_parts(connection, row, part_ids)
@@ -180,26 +202,42 @@ class Uploads:
             bytes, sha256 = storage.put(place, joined(storage, chosen, found))
             if md5 is not None and md5.lower() != found.hexdigest():
                 raise Refused(400, f"md5: the file has {found.hexdigest()}, not {md5}.", "invalid_value", "md5")
-            return self._complete(tenant, id, part_ids, bytes, sha256, place)
+            done = self._complete(tenant, id, part_ids, bytes, sha256, place, actor)
+        except FileNotFoundError:  # another request has made the file, and the parts were swept while they were read
+            self.places.discard(place)
+            with self.database.read() as connection:
+                if not made_of(row := find_upload(connection, tenant, id), part_ids):
+                    raise
+                return self._read(connection, row)
         except BaseException:
             self.places.discard(place)
             raise
+        if done.file is None or done.file.place != place:
+            self.places.discard(place)
+        return done
 
-    def cancel(self, tenant: str, id: str) -> Upload:
+    def cancel(self, tenant: str, id: str, actor: Actor | None = None) -> Upload:
         with self.database.write() as connection:
-            row = find_upload(connection, tenant, id, lock=True)
-            must_be_pending(row, self.database.now(connection))
+            row, now = find_upload(connection, tenant, id, lock=True), self.database.now(connection)
+            must_be_pending(row, now)
             end_upload(connection, id, "cancelled")
+            record(connection, now, actor, "uploads.cancel", id)
             return self._read(connection, find_upload(connection, tenant, id))
 
-    def _complete(self, tenant: str, id: str, part_ids: Sequence[str], bytes: int, sha256: str, place: str) -> Upload:
+    def _complete(
+        self, tenant: str, id: str, part_ids: Sequence[str], bytes: int, sha256: str, place: str, actor: Actor | None
+    ) -> Upload:
+        """The file at this place; or the one that another request has made of the same parts meanwhile."""
         with self.database.write() as connection:
             now = self.database.now(connection)
             row = find_upload(connection, tenant, id, lock=True)
+            if made_of(row, part_ids):
+                return self._read(connection, row)
             must_be_pending(row, now)
             expires = None if row["file_seconds"] is None else int(now) + row["file_seconds"]
             file = insert_file(connection, now, tenant, row["filename"], row["purpose"], bytes, sha256, place, expires)
             end_upload(connection, id, "completed", file=file.id, parts=list(part_ids))
+            record(connection, now, actor, "uploads.complete", id)
             return self._read(connection, find_upload(connection, tenant, id))
 
     def _read(self, connection: Connection, row: RowMapping) -> Upload:
@@ -255,6 +293,17 @@ def find_upload(connection: Connection, tenant: str, id: str, lock: bool = False
     if row is None:
         raise missing("upload", id, "upload_not_found")
     return row
+
+
+def made_of(row: RowMapping, part_ids: Sequence[str]) -> bool:
+    """Whether the upload has become a file of these parts."""
+    return bool(row["status"] == "completed" and row["parts"] == list(part_ids))
+
+
+def sent_before(connection: Connection, upload: str, bytes: int, sha256: str | None) -> Part | None:
+    same = parts.c.upload == upload, parts.c.bytes == bytes, parts.c.sha256 == sha256
+    row = connection.execute(select(parts).where(*same).order_by(parts.c.n).limit(1)).mappings().one_or_none()
+    return None if row is None else entity(Part, row)
 
 
 def must_be_pending(row: RowMapping, now: float) -> None:

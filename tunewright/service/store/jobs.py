@@ -11,6 +11,7 @@ from sqlalchemy import ColumnElement, Connection, RowMapping, Table, exists, fun
 from tunewright.service.entities import Checkpoint, Event, Job, JobSpec, Note, Status
 from tunewright.service.errors import Refused
 from tunewright.service.ids import model_name, new_id
+from tunewright.service.store.audit import Actor, record
 from tunewright.service.store.database import entity, one, page
 from tunewright.service.store.files import insert_file
 from tunewright.service.store.models import insert_model
@@ -26,9 +27,12 @@ from tunewright.service.store.transitions import (
     held,
     move,
     recorded,
+    unwritten,
     write_events,
 )
 
+Order = Literal["asc", "desc"]
+"""asc: the oldest first."""
 WINDOW = 600
 """For how many seconds a request that is sent again gives the job that it made before."""
 
@@ -48,7 +52,14 @@ class Jobs(Queue):
 
     # for clients
 
-    def create(self, tenant: str, spec: JobSpec, request: str | None = None, retry: bool = False) -> Job:
+    def create(
+        self,
+        tenant: str,
+        spec: JobSpec,
+        request: str | None = None,
+        retry: bool = False,
+        actor: Actor | None = None,
+    ) -> Job:
         """A new job, whose files are to be validated.
 
         Args:
@@ -62,11 +73,13 @@ class Jobs(Queue):
             now = self.database.now(connection)
             if request is not None:
                 self.database.alone(connection, request)
-                made = self._made_by(connection, tenant, request, now) if retry else None
-                if made is not None:
-                    return as_job(made)
+                before = self._made_by(connection, tenant, request, now) if retry else None
+                if before is not None:
+                    return as_job(before)
             self.database.insert_new(connection, tenants, id=tenant, created_at=int(now))
-            return self._insert(connection, tenant, spec, request, now)
+            made = self._insert(connection, tenant, spec, request, now)
+            record(connection, now, actor, "jobs.create", made.id)
+            return made
 
     def get(self, tenant: str, id: str) -> Job:
         with self.database.read() as connection:
@@ -78,35 +91,44 @@ class Jobs(Queue):
         after: str | None = None,
         limit: int = 20,
         metadata: Mapping[str, str] | Literal["null"] | None = None,
+        order: Order = "desc",
     ) -> tuple[list[Job], bool]:
-        """The newest first, and whether there are more. `metadata`: with all these labels; "null": with none at all."""
+        """Some, and whether there are more. `metadata`: with all these labels; "null": with none at all."""
         with self.database.read() as connection:
-            rows, more = page(connection, jobs, [jobs.c.tenant == tenant], after, limit, labelled(metadata))
+            rows, more = page(connection, jobs, [jobs.c.tenant == tenant], after, limit, labelled(metadata), order)
         return [as_job(row) for row in rows], more
 
-    def cancel(self, tenant: str, id: str) -> Job:
+    def cancel(self, tenant: str, id: str, actor: Actor | None = None) -> Job:
         """At once, also where it runs: its worker finds out by its next heartbeat. Refused (400) once it has ended."""
-        return self.move(id, Status.CANCELLED, tenant=tenant)
-
-    def pause(self, tenant: str, id: str) -> Job:
-        """A queued job is paused at once; a running one after its next saved state."""
         with self.database.write() as connection:
-            row = find(connection, id, jobs.c.tenant == tenant, lock=True)
-            to = Status.PAUSING if row["status"] == Status.RUNNING else Status.PAUSED
+            row, now = find(connection, id, jobs.c.tenant == tenant, lock=True), self.database.now(connection)
+            record(connection, now, actor, "jobs.cancel", id)
+            return move(connection, now, row, Status.CANCELLED)
+
+    def pause(self, tenant: str, id: str, actor: Actor | None = None) -> Job:
+        """One that does not run yet is paused at once; a running one after its next saved state."""
+        with self.database.write() as connection:
+            row, now = find(connection, id, jobs.c.tenant == tenant, lock=True), self.database.now(connection)
+            record(connection, now, actor, "jobs.pause", id)
             if row["status"] == Status.PAUSING:
                 return as_job(row)
-            return move(connection, self.database.now(connection), row, to)
+            return move(connection, now, row, Status.PAUSING if row["status"] == Status.RUNNING else Status.PAUSED)
 
-    def resume(self, tenant: str, id: str) -> Job:
+    def resume(self, tenant: str, id: str, actor: Actor | None = None) -> Job:
+        """It is queued; or its files are validated, where it was paused before they were."""
         with self.database.write() as connection:
-            row = find(connection, id, jobs.c.tenant == tenant, lock=True)
+            row, now = find(connection, id, jobs.c.tenant == tenant, lock=True), self.database.now(connection)
             if row["status"] != Status.PAUSED:
                 raise Refused(400, f"The job {id} is {row['status']}, not paused.", "invalid_status")
-            return move(connection, self.database.now(connection), row, Status.QUEUED)
+            record(connection, now, actor, "jobs.resume", id)
+            to = Status.VALIDATING if row["unread"] else Status.QUEUED
+            return move(connection, now, row, to)
 
-    def events(self, tenant: str, id: str, after: str | None = None, limit: int = 20) -> tuple[list[Event], bool]:
-        """The newest first, and whether there are more."""
-        rows, more = self._below(events, tenant, id, after, limit)
+    def events(
+        self, tenant: str, id: str, after: str | None = None, limit: int = 20, order: Order = "desc"
+    ) -> tuple[list[Event], bool]:
+        """Some of them, and whether there are more."""
+        rows, more = self._below(events, tenant, id, after, limit, order)
         return [as_event(row) for row in rows], more
 
     def news(self, tenant: str, id: str, n: int = 0, limit: int = 1000) -> list[Event]:
@@ -117,10 +139,10 @@ class Jobs(Queue):
             return [as_event(row) for row in connection.execute(query).mappings()]
 
     def checkpoints(
-        self, tenant: str, id: str, after: str | None = None, limit: int = 10
+        self, tenant: str, id: str, after: str | None = None, limit: int = 10, order: Order = "desc"
     ) -> tuple[list[Checkpoint], bool]:
-        """The newest first, and whether there are more."""
-        rows, more = self._below(checkpoints, tenant, id, after, limit)
+        """Some of them, and whether there are more."""
+        rows, more = self._below(checkpoints, tenant, id, after, limit, order)
         return [entity(Checkpoint, row) for row in rows], more
 
     def open(self, tenant: str) -> int:
@@ -174,13 +196,14 @@ class Jobs(Queue):
     def progress(self, id: str, fence: int, *, events: Iterable[Note | str] = (), **columns: Any) -> Job:
         """Write what a worker has to tell: events, and columns as in `move`. Raises Lost.
 
-        `saved` is a place of the storage that was reserved; the state that was saved before goes.
+        `saved` is a place of the storage that was reserved; the state that was saved before goes. The same call again
+        changes nothing.
         """
         with self.database.write() as connection:
             row = held(connection, id, fence)
             if columns:
                 row = change(connection, row, recorded(connection, row, columns))
-            write_events(connection, self.database.now(connection), id, events)
+            write_events(connection, self.database.now(connection), id, unwritten(connection, events))
             return as_job(row)
 
     def add_checkpoint(
@@ -247,10 +270,10 @@ class Jobs(Queue):
         write_events(connection, now, id, [f"The job was created: {id}", "Its files are being validated."])
         return as_job(row)
 
-    def _below(self, table: Table, tenant: str, id: str, after: str | None, limit: int) -> Any:
+    def _below(self, table: Table, tenant: str, id: str, after: str | None, limit: int, order: Order) -> Any:
         with self.database.read() as connection:
             find(connection, id, jobs.c.tenant == tenant)
-            return page(connection, table, [table.c.job == id], after, limit)
+            return page(connection, table, [table.c.job == id], after, limit, order=order)
 
 
 def labelled(metadata: Mapping[str, str] | Literal["null"] | None) -> list[ColumnElement[bool]]:

@@ -1,4 +1,4 @@
-"""API keys, of which only a hash is kept, and the log of what was done with them."""
+"""API keys, of which only a hash is kept."""
 
 from __future__ import annotations
 
@@ -7,33 +7,20 @@ import hmac
 import re
 import secrets
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from sqlalchemy import RowMapping, insert, or_, select, update
 
 from tunewright.service.entities import SCOPES, Key
 from tunewright.service.errors import Refused, missing
 from tunewright.service.ids import new_id
+from tunewright.service.store.audit import Actor, record
 from tunewright.service.store.database import Database, entity, one
-from tunewright.service.store.tables import audit, keys, tenants
+from tunewright.service.store.tables import keys, tenants
 
 TENANT = r"[a-z0-9][a-z0-9._-]{0,62}"
 LONGEST_NAME = 100
 """Characters of a key's name."""
 MINUTE = 60
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A line of the audit log: which key of which tenant did what to which object, in which request."""
-
-    n: int
-    at: int
-    tenant: str
-    key: str | None
-    action: str
-    object: str | None
-    request: str | None
 
 
 class Keys:
@@ -42,7 +29,9 @@ class Keys:
     def __init__(self, database: Database) -> None:
         self.database = database
 
-    def create(self, tenant: str, name: str, scopes: Iterable[str] = SCOPES) -> tuple[Key, str]:
+    def create(
+        self, tenant: str, name: str, scopes: Iterable[str] = SCOPES, actor: Actor | None = None
+    ) -> tuple[Key, str]:
         """A new key, and its secret, which cannot be had again. Refused (400): an impossible name, scope or tenant."""
         scopes = sorted(set(scopes))
         if unknown := sorted(set(scopes) - set(SCOPES)):
@@ -57,7 +46,9 @@ class Keys:
             self.database.insert_new(connection, tenants, id=tenant, created_at=now)
             values = {"id": new_id("key_"), "tenant": tenant, "name": name, "scopes": scopes, "created_at": now,
                       "hint": f"{secret[:5]}…{secret[-4:]}", "hash": hashed(secret)}  # fmt: skip
-            return as_key(connection.execute(insert(keys).values(**values).returning(keys)).mappings().one()), secret
+            made = as_key(connection.execute(insert(keys).values(**values).returning(keys)).mappings().one())
+            record(connection, now, actor, "keys.create", made.id)
+            return made, secret
 
     def by_secret(self, secret: str) -> Key | None:
         """The key of this secret, unless it was revoked. When it was used is written at most once a minute."""
@@ -73,6 +64,12 @@ class Keys:
                 connection.execute(update(keys).where(keys.c.n == row["n"], old).values(last_used_at=now))
         return as_key(row)
 
+    def revoked(self, secret: str) -> Key | None:
+        """The key of this secret that was revoked, if there is one."""
+        with self.database.read() as connection:
+            row = one(connection, keys, keys.c.hash == hashed(secret), keys.c.revoked_at.is_not(None))
+        return None if row is None else as_key(row)
+
     def list(self, tenant: str | None = None) -> list[Key]:
         """Of a tenant, or of all; the oldest first, revoked ones too."""
         query = select(keys).order_by(keys.c.n)
@@ -80,38 +77,18 @@ class Keys:
             rows = connection.execute(query if tenant is None else query.where(keys.c.tenant == tenant)).mappings()
             return [as_key(row) for row in rows]
 
-    def revoke(self, tenant: str | None, id: str) -> Key:
+    def revoke(self, tenant: str | None, id: str, actor: Actor | None = None) -> Key:
         """It opens nothing from now on. `tenant`: whose it must be; None: anybody's."""
         mine = [keys.c.id == id] if tenant is None else [keys.c.id == id, keys.c.tenant == tenant]
         with self.database.write() as connection:
             row = one(connection, keys, *mine, lock=True)
             if row is None:
                 raise missing("key", id)
-            revoked = row["revoked_at"] or int(self.database.now(connection))
+            now = int(self.database.now(connection))
+            revoked = row["revoked_at"] or now
+            record(connection, now, actor, "keys.revoke", id)
             change = update(keys).where(keys.c.n == row["n"]).values(revoked_at=revoked).returning(keys)
             return as_key(connection.execute(change).mappings().one())
-
-
-class Audit:
-    """What was done, by whom. Nothing here is ever changed."""
-
-    def __init__(self, database: Database) -> None:
-        self.database = database
-
-    def __call__(
-        self, tenant: str, key: str | None, action: str, object: str | None = None, request: str | None = None
-    ) -> None:
-        """Write a line: the id of the key, never its secret; an action such as `jobs.cancel`; the id of the request."""
-        with self.database.write() as connection:
-            values = {"at": int(self.database.now(connection)), "tenant": tenant, "key": key, "action": action}
-            connection.execute(insert(audit).values(**values, object=object, request=request))
-
-    def entries(self, tenant: str, before: int | None = None, limit: int = 100) -> list[Entry]:
-        """The newest first; those before number `before`."""
-        query = select(audit).where(audit.c.tenant == tenant).order_by(audit.c.n.desc()).limit(limit)
-        with self.database.read() as connection:
-            rows = connection.execute(query if before is None else query.where(audit.c.n < before)).mappings()
-            return [entity(Entry, row) for row in rows]
 
 
 def hashed(secret: str) -> str:

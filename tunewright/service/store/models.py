@@ -10,6 +10,7 @@ from sqlalchemy import ColumnElement, Connection, RowMapping, insert, select, up
 from tunewright.service.entities import Permission, TunedModel
 from tunewright.service.errors import missing
 from tunewright.service.ids import new_id
+from tunewright.service.store.audit import Actor, record
 from tunewright.service.store.database import Database, entity, one, page
 from tunewright.service.store.pins import release, usable
 from tunewright.service.store.places import keep
@@ -49,24 +50,28 @@ class Models:
             rows, more = page(connection, models, mine, after, limit, [models.c.deleted_at.is_(None)], order)
         return [entity(TunedModel, row) for row in rows], more
 
-    def delete(self, tenant: str, id: str) -> list[TunedModel]:
+    def delete(self, tenant: str, id: str, actor: Actor | None = None) -> list[TunedModel]:
         """It answers no more; its bytes go when no job and no later model needs them. Its name is not given again.
 
         Returns the models whose bytes go now: this one, and deleted ones that only it still needed.
         """
         with self.database.write() as connection:
-            row = self._mine(connection, tenant, id, lock=True)
-            values = {"deleted_at": int(self.database.now(connection))}
+            row, now = self._mine(connection, tenant, id, lock=True), int(self.database.now(connection))
+            record(connection, now, actor, "models.delete", id)
+            values = {"deleted_at": now}
             connection.execute(update(models).where(models.c.n == row["n"]).values(**values))
             gone = release(connection, [id])
             rows = connection.execute(select(models).where(models.c.id.in_(gone))).mappings()
             return [entity(TunedModel, row) for row in rows]
 
-    def permit(self, tenant: str, checkpoint: str, projects: Sequence[str]) -> list[Permission]:
+    def permit(
+        self, tenant: str, checkpoint: str, projects: Sequence[str], actor: Actor | None = None
+    ) -> list[Permission]:
         """Other tenants may use a checkpoint. One that may already keeps its permission."""
         with self.database.write() as connection:
             self._mine(connection, tenant, checkpoint, lock=True)
             now = int(self.database.now(connection))
+            record(connection, now, actor, "checkpoints.permit", checkpoint)
             return [self._permit(connection, checkpoint, project, now) for project in dict.fromkeys(projects)]
 
     def permissions(
@@ -87,7 +92,7 @@ class Models:
             rows, more = page(connection, permissions, mine, after, limit, filters, order)
         return [entity(Permission, row) for row in rows], more
 
-    def forbid(self, tenant: str, checkpoint: str, id: str) -> None:
+    def forbid(self, tenant: str, checkpoint: str, id: str, actor: Actor | None = None) -> None:
         """Take a permission back."""
         with self.database.write() as connection:
             self._mine(connection, tenant, checkpoint)
@@ -95,6 +100,7 @@ class Models:
             now = int(self.database.now(connection))
             if not connection.execute(update(permissions).where(*mine).values(deleted_at=now)).rowcount:
                 raise missing("permission", id)
+            record(connection, now, actor, "checkpoints.forbid", checkpoint)
 
     def _mine(self, connection: Connection, tenant: str, id: str, lock: bool = False) -> RowMapping:
         mine = models.c.id == id, models.c.tenant == tenant, models.c.deleted_at.is_(None)

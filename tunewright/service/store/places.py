@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from sqlalchemy import Connection, delete, insert, select, update
 
-from tunewright.service.errors import Unavailable
+from tunewright.service.errors import Swept
 from tunewright.service.ids import random_text
 from tunewright.service.storage import Storage
 from tunewright.service.store.database import Database
@@ -52,10 +52,10 @@ class Places:
 
 
 def keep(connection: Connection, place: str) -> None:
-    """Something refers to the place from now on."""
+    """Something refers to the place from now on. Raises Swept where it is reserved no longer, for good."""
     kept = connection.execute(delete(rubbish).where(rubbish.c.place == place, rubbish.c.taken.is_(False)))
     if not kept.rowcount:
-        raise Unavailable("It took more than a day to write this, and it was swept away: write it again.")
+        raise Swept(place)
 
 
 def drop(connection: Connection, place: str) -> None:

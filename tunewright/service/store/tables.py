@@ -67,6 +67,7 @@ jobs = numbered(
     maybe("lease", Double),  # until when a worker holds it; none where nobody does
     maybe("claimed", Double),  # when it was last claimed
     maybe("request"),  # the hash of the request that made it
+    maybe("unread", Boolean),  # it was paused before its files were read
     Index(None, "tenant", "n"),
     Index(None, "tenant", "status", "created_at", "n"),
     Index(None, "tenant", "claimed"),
@@ -146,6 +147,7 @@ parts = numbered(
     column("bytes", BigInteger),
     column("created_at", BigInteger),
     column("place"),
+    maybe("sha256"),
     Index(None, "upload"),
 )
 

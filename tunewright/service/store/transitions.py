@@ -6,11 +6,10 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from sqlalchemy import Connection, RowMapping, insert, update
+from sqlalchemy import Connection, RowMapping, insert, select, update
 
 from tunewright.service.entities import NEXT, Event, Job, JobSpec, Note, Status
 from tunewright.service.errors import Lost, Refused, missing
-from tunewright.service.ids import new_id
 from tunewright.service.store.database import entity, one
 from tunewright.service.store.pins import unpin
 from tunewright.service.store.places import drop, keep
@@ -20,6 +19,7 @@ HELD = (Status.RUNNING, Status.PAUSING)
 """While a worker runs it. One in VALIDATING is held while its contents are read."""
 
 WORDS = {
+    Status.VALIDATING: "Its files are being validated.",
     Status.QUEUED: "The files are valid: the job waits in the queue.",
     Status.RUNNING: "The job runs.",
     Status.PAUSING: "The job is being paused.",
@@ -78,6 +78,8 @@ def move(
         values |= {"lease": None, "worker": None}
     if to is Status.QUEUED:
         values["lost"] = 0
+    if Status.VALIDATING in (status, to):
+        values["unread"] = to is Status.PAUSED or None
     if to.ended:
         values |= {"finished_at": int(now), "estimated_finish": None, "saved": None}
         if saved := changes.get("saved") or row["saved"]:
@@ -97,10 +99,13 @@ def change(connection: Connection, row: RowMapping, values: dict[str, Any]) -> R
 
 
 def recorded(connection: Connection, row: RowMapping, changes: dict[str, Any]) -> dict[str, Any]:
-    """The columns that a worker writes. A newly saved state takes the place of the one before, which is dropped."""
+    """The columns that a worker writes. A newly saved state takes the place of the one before, which is dropped.
+
+    The same one again changes nothing: who was not told that it was recorded writes it once more.
+    """
     assert changes.keys() <= TOLD, f"not for a worker to write: {sorted(changes.keys() - TOLD)}"
     values = dict(changes)
-    if values.get("saved"):
+    if values.get("saved") and values["saved"] != row["saved"]:
         keep(connection, values["saved"])
         values["lost"] = 0
         if row["saved"]:
@@ -111,12 +116,22 @@ def recorded(connection: Connection, row: RowMapping, changes: dict[str, Any]) -
 def write_events(connection: Connection, now: float, job: str, notes: Iterable[Note | str]) -> None:
     """In the order of the notes. The job's row is locked, so that the events of a job become visible in their order."""
     rows = [
-        {"id": new_id("ftevent-"), "job": job, "created_at": int(now), "message": note.message, "level": note.level,
+        {"id": note.id, "job": job, "created_at": int(now), "message": note.message, "level": note.level,
          "type": note.type, "data": finite(note.data)}
         for note in (Note(n) if isinstance(n, str) else n for n in notes)
     ]  # fmt: skip
     for start in range(0, len(rows), 500):
         connection.execute(insert(events), rows[start : start + 500])
+
+
+def unwritten(connection: Connection, notes: Iterable[Note | str]) -> list[Note | str]:
+    """Those that are not events yet: who was not told that they were written writes them once more."""
+    given = list(notes)
+    ids = [note.id for note in given if isinstance(note, Note)]
+    known: set[str] = set()
+    for start in range(0, len(ids), 500):
+        known |= set(connection.scalars(select(events.c.id).where(events.c.id.in_(ids[start : start + 500]))))
+    return [note for note in given if not (isinstance(note, Note) and note.id in known)]
 
 
 def finite(numbers: Mapping[str, Any]) -> dict[str, Any]:

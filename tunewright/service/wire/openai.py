@@ -158,7 +158,7 @@ def list_query(query: Iterable[tuple[str, str]], limit: int = 20, most: int = 10
     number = found.get("limit", str(limit))
     if not number.isascii() or not number.isdecimal() or len(number) > 9 or int(number) < 1:
         raise Refused(400, f"limit: {number!r:.40} is no number from 1 on.", param="limit")
-    order = found.get("order", "desc")
+    order = found.get("order", "desc").removesuffix("ending")  # the client's permissions have the longer words
     if order not in ("asc", "desc"):
         raise Refused(400, f"order: {order!r:.40} is neither asc nor desc.", param="order")
     none = ("metadata", "null") in pairs
