@@ -55,13 +55,16 @@ class Bringing:
 
         Raises Refused (404) where this machine lacks the base.
         """
+        model = self.start(job)
+        return (job.spec.model, self.bases[job.spec.model]) if model is None else (model.base, self.run(model))
+
+    def start(self, job: Job) -> TunedModel | None:
+        """The tuned model that a job begins from, deleted or not; None where that is a base. Raises as `below`."""
         name = job.spec.model
-        if name in self.bases:
-            return name, self.bases[name]
-        model = self.store.models.stored(name)
-        if model is None or model.base not in self.bases:
+        model = None if name in self.bases else self.store.models.stored(name)
+        if name not in self.bases and (model is None or model.base not in self.bases):
             raise missing("base here for", name, "model_not_found", "model")
-        return model.base, self.run(model)
+        return model
 
     def model(self, tenant: str, name: str) -> Path:
         """The folder of a base, or of the run of one of the tenant's models. Raises Refused (404)."""

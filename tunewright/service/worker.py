@@ -9,7 +9,9 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from structlog import get_logger
 
@@ -20,6 +22,7 @@ from tunewright.service.entities import Job, Note, Status
 from tunewright.service.errors import Lost, Refused, Unavailable
 from tunewright.service.ids import random_text
 from tunewright.service.lease import Lease
+from tunewright.service.patience import Patience, Waited, lost_as
 from tunewright.service.store import Store
 from tunewright.service.unpacking import Role
 from tunewright.service.validation import faults
@@ -100,7 +103,7 @@ class Worker:
         log.info("job claimed", worker=self.name, job=job.id, fence=job.fence)
         try:
             with Lease(self.store, job, self.lease, min(SECONDS_BETWEEN_BEATS, self.lease / 6)) as lease:
-                Attempt(job, self.bringing, folder, lease, self.device).work(self.leaving.is_set)
+                Attempt(job, self.bringing, folder, lease, self.device, self.leaving.is_set).work()
         finally:
             shutil.rmtree(folder, ignore_errors=True)
         return True
@@ -108,7 +111,7 @@ class Worker:
     def _has_base_of(self, job: Job) -> bool:
         """Whether this machine can run it. If not it is given back, for another one."""
         try:
-            self.bringing.below(job)
+            self.bringing.start(job)
         except Refused as error:
             if error.status != 404:
                 raise
@@ -125,14 +128,21 @@ class Worker:
         if job is None:
             return False
         folder = self.scratch / f"{job.id}-files-{job.fence}"
+
+        def tell(message: str) -> None:
+            with suppress(Unavailable):
+                self.store.jobs.progress(job.id, job.fence, events=[Note(message, "warn")])
+
         try:
-            with Lease(self.store, job, self.lease, self.lease / 6):
-                self._validate(job, folder)
+            with Lease(self.store, job, self.lease, self.lease / 6) as lease:
+                self._validate(job, folder, Patience(lease, self.bringing.storage, tell, self.leaving.is_set))
+        except Waited as error:
+            log.warning("files not validated", worker=self.name, job=job.id, error=str(error))
         finally:
             shutil.rmtree(folder, ignore_errors=True)
         return True
 
-    def _validate(self, job: Job, folder: Path) -> None:
+    def _validate(self, job: Job, folder: Path, patiently: Patience) -> None:
         if job.lost >= READINGS:
             said = f"It could not be read: a worker fell silent over it {job.lost} times."
             self.store.jobs.fail(job.id, job.fence, "invalid_training_file", said, "training_file")
@@ -141,12 +151,22 @@ class Worker:
         for role, id in roles.items():
             if id is None:
                 continue
-            fault = faults(self.bringing.file(job, id, folder / role), job.spec, folder / f"{role}-rows", role)
-            self.store.files.mark(id, "error" if fault else "processed", fault["message"] if fault else None)
+            fault = self._fault(job, id, folder, role, patiently)
+            result: Any = ("error", fault["message"]) if fault else ("processed", None)
+            patiently(partial(self.store.files.mark, id, *result))
             if fault:
-                self.store.jobs.fail(job.id, job.fence, **fault)
+                patiently(partial(self.store.jobs.fail, job.id, job.fence, **fault))
                 return
-        self.store.jobs.move(job.id, Status.QUEUED, by=job.fence, event="The files are sound; the job is queued.")
+        said = "The files are sound; the job is queued."
+        patiently(lambda: self.store.jobs.move(job.id, Status.QUEUED, by=job.fence, event=said))
+
+    def _fault(self, job: Job, id: str, folder: Path, role: Role, patiently: Patience) -> dict[str, Any] | None:
+        try:
+            with lost_as("file", id, f"{role}_file"):
+                path = patiently(lambda: self.bringing.file(job, id, folder / role))
+        except Refused as error:
+            return {"code": error.code, "message": str(error), "param": error.param}
+        return faults(path, job.spec, folder / f"{role}-rows", role)
 
 
 @contextmanager
