@@ -107,15 +107,12 @@ def test_a_check_ends_when_its_client_leaves(service: Hosted, address: str, monk
 
 
 def test_tenants_take_turns() -> None:
-    async def stays() -> bool:
-        return False
-
     async def take() -> tuple[list[str], int, list[Refused]]:
         turns, order, going, most = Turns(), [], [], 0
 
         async def one(tenant: str) -> None:
             nonlocal most
-            async with turns.turn(tenant, stays):
+            async with turns.turn(tenant):
                 order.append(tenant)
                 going.append(tenant)
                 most = max(most, len(going))
@@ -133,16 +130,13 @@ def test_tenants_take_turns() -> None:
 
 
 def test_who_waits_too_long_is_told_to_come_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def stays() -> bool:
-        return False
-
     async def take() -> None:
         turns = Turns()
-        async with turns.turn("a", stays):
+        async with turns.turn("a"):
             with pytest.raises(Refused, match="Wait a little"):
-                async with turns.turn("a", stays):
+                async with turns.turn("a"):
                     pass
-        async with turns.turn("a", stays):
+        async with turns.turn("a"):
             pass
 
     monkeypatch.setattr(checking, "PATIENCE", 0.2)

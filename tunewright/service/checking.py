@@ -11,12 +11,10 @@ import os
 import resource
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
-
-from starlette.requests import ClientDisconnect
 
 from tunewright.service.entities import JobSpec
 from tunewright.service.errors import Refused
@@ -37,9 +35,6 @@ PATIENCE = 60.0
 SECONDS_BETWEEN_LOOKS = 0.1
 COMMAND = (sys.executable, "-m", "tunewright.service.checking")
 
-Gone = Callable[[], Awaitable[bool]]
-"""Says that the client has left."""
-
 
 class Turns:
     """Whose check goes on: who comes first, as long as none of the same tenant does."""
@@ -49,15 +44,14 @@ class Turns:
         self._going: list[str] = []
 
     @asynccontextmanager
-    async def turn(self, tenant: str, gone: Gone) -> AsyncIterator[None]:
-        """Inside, it is this one's turn. Raises Refused (429) where too many wait, or too long; ClientDisconnect."""
+    async def turn(self, tenant: str) -> AsyncIterator[None]:
+        """Inside, it is this one's turn. Raises Refused (429) where too many wait, or too long."""
         if [waiting for waiting, _ in self._waiting].count(tenant) >= WAITING:
             raise _busy()
         mine, end = (tenant, object()), time.monotonic() + PATIENCE
         self._waiting.append(mine)
         try:
             while not self._is_next(mine):
-                await _stay(gone)
                 if time.monotonic() > end:
                     raise _busy()
                 await asyncio.sleep(SECONDS_BETWEEN_LOOKS)
@@ -74,28 +68,21 @@ class Turns:
         return len(self._going) < AT_ONCE and able[:1] == [mine]
 
 
-async def check_apart(spec: JobSpec, files: Mapping[Role, Path], gone: Gone) -> list[dict[str, Any]] | None:
-    """The faults of these files; None where it took too long, or the process was killed. Raises ClientDisconnect."""
+async def check_apart(spec: JobSpec, files: Mapping[Role, Path]) -> list[dict[str, Any]] | None:
+    """The faults of these files; None where it took too long, or the process was killed. It ends where this does."""
     asked = json.dumps({"spec": spec.model_dump(mode="json"), "files": {role: str(p) for role, p in files.items()}})
     pipe = asyncio.subprocess.PIPE
     # in a group of its own: Ctrl-C is for the process that started it
     process = await asyncio.create_subprocess_exec(*COMMAND, stdin=pipe, stdout=pipe, start_new_session=True)
-    told = asyncio.ensure_future(process.communicate(asked.encode()))
-    end = time.monotonic() + SECONDS
     try:
-        while not told.done() and time.monotonic() < end:
-            await _stay(gone)
-            await asyncio.wait([told], timeout=SECONDS_BETWEEN_LOOKS)
-        return json.loads(told.result()[0]) if told.done() and process.returncode == 0 else None
+        told, _ = await asyncio.wait_for(process.communicate(asked.encode()), SECONDS)
+        return json.loads(told) if process.returncode == 0 else None  # type: ignore[no-any-return]
+    except TimeoutError:
+        return None
     finally:
         if process.returncode is None:
             process.kill()
-        await told
-
-
-async def _stay(gone: Gone) -> None:
-    if await gone():
-        raise ClientDisconnect
+            await process.wait()
 
 
 def _busy() -> Refused:

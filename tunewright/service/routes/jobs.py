@@ -16,7 +16,8 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from tunewright.service.auth import Caller, caller
 from tunewright.service.body import JsonBody
-from tunewright.service.checking import LARGEST, Gone, check_apart
+from tunewright.service.checking import LARGEST, check_apart
+from tunewright.service.connected import while_connected
 from tunewright.service.entities import File, Job, JobSpec
 from tunewright.service.errors import Refused
 from tunewright.service.recipes import check
@@ -59,10 +60,8 @@ async def check_job(request: Request, who: Caller = MAY, body: Any = JsonBody, p
     """What would fail such a job; nothing is started. `read` is false where its files are too large to be read while
     the client waits. One check of a tenant goes on at a time: others wait for their turn, or are told to (429)."""
     spec, files = await run_in_threadpool(_checkable, parts, who, body)
-    found = None
-    if sum(file.bytes for file in files.values()) <= LARGEST:
-        async with parts.checks.turn(who.tenant, request.is_disconnected):
-            found = await _check(parts, spec, files, request.is_disconnected)
+    small = sum(file.bytes for file in files.values()) <= LARGEST
+    found = await while_connected(request, _check(parts, who, spec, files)) if small else None
     return {"object": "fine_tuning.check", "read": found is not None, "faults": found or []}
 
 
@@ -78,12 +77,13 @@ def _checkable(parts: State, who: Caller, body: Any) -> tuple[JobSpec, dict[Role
     return spec, files
 
 
-async def _check(parts: State, spec: JobSpec, files: dict[Role, File], gone: Gone) -> list[dict[str, Any]] | None:
-    with tempfile.TemporaryDirectory(prefix="tunewright-check-", ignore_cleanup_errors=True) as folder:
-        paths = {role: Path(folder) / role for role in files}
-        for role, file in files.items():
-            await run_in_threadpool(_fetch, parts, file, paths[role])
-        return await check_apart(spec, paths, gone)
+async def _check(parts: State, who: Caller, spec: JobSpec, files: dict[Role, File]) -> list[dict[str, Any]] | None:
+    async with parts.checks.turn(who.tenant):
+        with tempfile.TemporaryDirectory(prefix="tunewright-check-", ignore_cleanup_errors=True) as folder:
+            paths = {role: Path(folder) / role for role in files}
+            for role, file in files.items():
+                await run_in_threadpool(_fetch, parts, file, paths[role])
+            return await check_apart(spec, paths)
 
 
 def _fetch(parts: State, file: File, path: Path) -> None:
