@@ -44,7 +44,8 @@ CRASHES = 3
 MOST_LOST = 20
 """So often a job loses its worker before it is thought to be the cause."""
 CLAIMS = 5
-"""So often a job is claimed before it fails for what it waited for in vain; until then others may try."""
+"""So often a job is claimed, its validation included, before what is waited for in vain fails it; until then others
+may try."""
 PATIENCE = 3600.0
 """Seconds over which a full disk is waited for."""
 UNCHANGED = (
@@ -323,7 +324,7 @@ class Attempt:
             self.notes.append(Note(f"{self._told(message)} The job was given back, to be tried again.", "warn"))
             self._give_back()
         else:
-            said = f"{message} That was so for each of {self.job.fence} workers."
+            said = f"{message} It was waited for again and again, in vain."
             self._fail("server_error", f"{said} Create the job again when the service is in order.")
 
     def _wait_for_room(self, error: OutputError) -> None:

@@ -165,7 +165,7 @@ class Worker:
             with lost_as("file", id, f"{role}_file"):
                 path = patiently(lambda: self.bringing.file(job, id, folder / role))
         except Refused as error:
-            return {"code": error.code, "message": str(error), "param": error.param}
+            return {"code": error.code or f"invalid_{role}_file", "message": str(error), "param": error.param}
         return faults(path, job.spec, folder / f"{role}-rows", role)
 
 
