@@ -277,6 +277,20 @@ def test_events_that_were_written_unheard_are_not_written_twice(
     assert said(service, trying.job)[-2:] == ["There is no room.", "There is room."] and calls == 2
 
 
+def test_a_part_whose_answer_was_lost_may_be_sent_again(service: Hosted) -> None:
+    """Else it would count twice, and the upload could never be completed."""
+    asked = {"filename": "x", "purpose": "fine-tune", "bytes": len(ROWS)}
+    upload = f"/v1/uploads/{service.ask('POST', '/v1/uploads', json=asked).json()['id']}"
+    tries = [
+        service.ask("POST", f"{upload}/parts", files={"data": ROWS}, headers={"x-stainless-retry-count": str(number)})
+        for number in range(3)
+    ]
+    (part,) = {answer.json()["id"] for answer in tries}
+    service.store.sweep(service.bringing.storage)
+    assert len(service.stored("parts")) == 1
+    assert service.ask("POST", f"{upload}/complete", json={"part_ids": [part]}).json()["status"] == "completed"
+
+
 def test_a_place_that_was_swept_is_written_to_again_by_clients_too(service: Hosted) -> None:
     with pytest.raises(Swept) as error:
         service.store.files.add("acme", "x", "fine-tune", 1, "", "files/xx/never-reserved")

@@ -163,7 +163,7 @@ class Uploads:
             now = self.database.now(connection)
             row = find_upload(connection, tenant, id, lock=True)
             must_be_pending(row, now)
-            if retry and (before := sent_before(connection, id, bytes, sha256)):
+            if retry and sha256 and (before := sent_before(connection, id, bytes, sha256)):
                 return before
             have = connection.scalar(select(func.sum(parts.c.bytes)).where(parts.c.upload == id)) or 0
             if have + bytes > row["bytes"]:
@@ -300,7 +300,7 @@ def made_of(row: RowMapping, part_ids: Sequence[str]) -> bool:
     return bool(row["status"] == "completed" and row["parts"] == list(part_ids))
 
 
-def sent_before(connection: Connection, upload: str, bytes: int, sha256: str | None) -> Part | None:
+def sent_before(connection: Connection, upload: str, bytes: int, sha256: str) -> Part | None:
     same = parts.c.upload == upload, parts.c.bytes == bytes, parts.c.sha256 == sha256
     row = connection.execute(select(parts).where(*same).order_by(parts.c.n).limit(1)).mappings().one_or_none()
     return None if row is None else entity(Part, row)
