@@ -18,7 +18,7 @@ import pytest
 
 from tests.service.hosted import ROWS, Hosted, hosted
 from tunewright.service import checking
-from tunewright.service.checking import AT_ONCE, WAITING, Turns
+from tunewright.service.checking import AT_ONCE, WAITING, Checks
 from tunewright.service.errors import Refused
 
 CHECK = "/v1/fine_tuning/alpha/check"
@@ -108,7 +108,7 @@ def test_a_check_ends_when_its_client_leaves(service: Hosted, address: str, monk
 
 def test_tenants_take_turns() -> None:
     async def take() -> tuple[list[str], int, list[Refused]]:
-        turns, order, going, most = Turns(), [], [], 0
+        turns, order, going, most = Checks(), [], [], 0
 
         async def one(tenant: str) -> None:
             nonlocal most
@@ -131,7 +131,7 @@ def test_tenants_take_turns() -> None:
 
 def test_who_waits_too_long_is_told_to_come_again(monkeypatch: pytest.MonkeyPatch) -> None:
     async def take() -> None:
-        turns = Turns()
+        turns = Checks()
         async with turns.turn("a"):
             with pytest.raises(Refused, match="Wait a little"):
                 async with turns.turn("a"):

@@ -172,9 +172,7 @@ def create(
     """Make a key, and print its secret this once."""
     with _extra():
         from tunewright.service.entities import SCOPES
-    store = _store(home, database, new=True)
-    key, secret = store.keys.create(tenant, name, scope or SCOPES)
-    store.audit(tenant, None, "keys.create", key.id)
+    key, secret = _store(home, database, new=True).keys.create(tenant, name, scope or SCOPES)
     if not as_json:
         say(f"Key {key.id} of tenant {tenant}: {', '.join(sorted(key.scopes))}. Its secret is shown this once:")
         show(secret)
@@ -199,9 +197,7 @@ def revoke(
     as_json: AsJson = False,
 ) -> Document:
     """Let a key open nothing any more, from its next request on."""
-    store = _store(home, database)
-    key = store.keys.revoke(None, id)
-    store.audit(key.tenant, None, "keys.revoke", key.id)
+    key = _store(home, database).keys.revoke(None, id)
     if not as_json:
         say(f"Revoked: {key.name} ({key.hint}).")
     return {"id": key.id, "revoked_at": key.revoked_at}

@@ -21,7 +21,7 @@ from tunewright import __version__
 from tunewright.service.auth import Rates, write_down
 from tunewright.service.body import BodyLimit
 from tunewright.service.bringing import Bringing
-from tunewright.service.checking import Turns
+from tunewright.service.checking import Checks
 from tunewright.service.errors import Refused
 from tunewright.service.ids import random_text
 from tunewright.service.inference.protocol import Engine
@@ -67,7 +67,7 @@ def make_app(bringing: Bringing, engine: Engine, settings: Settings) -> FastAPI:
     app.state.store, app.state.storage, app.state.bringing = bringing.store, bringing.storage, bringing
     app.state.engine, app.state.settings = engine, settings
     app.state.rates = Rates(settings.limits.requests_per_minute)
-    app.state.checks = Turns()
+    app.state.checks = Checks()
     app.state.metrics = Metrics(bringing.store)
     for room in (operations, page, reference, keys):
         app.include_router(room.router)

@@ -36,7 +36,7 @@ SECONDS_BETWEEN_LOOKS = 0.1
 COMMAND = (sys.executable, "-m", "tunewright.service.checking")
 
 
-class Turns:
+class Checks:
     """Whose check goes on: who comes first, as long as none of the same tenant does."""
 
     def __init__(self) -> None:

@@ -18,7 +18,7 @@ from tunewright.service.bringing import Bringing
 from tunewright.service.children import Child, at_signals
 from tunewright.service.settings import Settings
 from tunewright.service.storage import Storage
-from tunewright.service.store import Actor, Store
+from tunewright.service.store import Store
 
 SETTINGS = "TUNEWRIGHT_SETTINGS"
 """The environment variable by which processes of the service are told their settings."""
@@ -52,7 +52,7 @@ def first_key(store: Store) -> str | None:
     """The secret of a key for the default tenant, where there is no key yet."""
     if store.keys.list():
         return None
-    return store.keys.create(TENANT, "first key", actor=Actor(TENANT))[1]
+    return store.keys.create(TENANT, "first key")[1]
 
 
 def inherited_settings() -> Settings:

@@ -25,7 +25,7 @@ export function badge(status) {
 export function actions(status) {
   if (hasEnded(status)) return [];
   const found = [["cancel", "Cancel"]];
-  if (status === "queued" || status === "running") found.unshift(["pause", "Pause"]);
+  if (["validating_files", "queued", "running"].includes(status)) found.unshift(["pause", "Pause"]);
   if (status === "paused") found.unshift(["resume", "Resume"]);
   return found;
 }

@@ -11,7 +11,7 @@ from fastapi import Depends, Request
 
 from tunewright.service.auth import Caller
 from tunewright.service.bringing import Bringing
-from tunewright.service.checking import Turns
+from tunewright.service.checking import Checks
 from tunewright.service.errors import Refused
 from tunewright.service.inference.protocol import Engine, ModelRef
 from tunewright.service.patience import is_lost
@@ -32,7 +32,7 @@ class State:
         self.storage = cast(Storage, found.storage)
         self.engine = cast(Engine, found.engine)
         self.limits = cast(Limits, found.settings.limits)
-        self.checks = cast(Turns, found.checks)
+        self.checks = cast(Checks, found.checks)
         # the client says itself that it has sent this before
         self.is_retry = request.headers.get("x-stainless-retry-count", "0") not in ("", "0")
 

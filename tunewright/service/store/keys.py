@@ -47,7 +47,7 @@ class Keys:
             values = {"id": new_id("key_"), "tenant": tenant, "name": name, "scopes": scopes, "created_at": now,
                       "hint": f"{secret[:5]}…{secret[-4:]}", "hash": hashed(secret)}  # fmt: skip
             made = as_key(connection.execute(insert(keys).values(**values).returning(keys)).mappings().one())
-            record(connection, now, actor, "keys.create", made.id)
+            record(connection, now, actor or Actor(tenant), "keys.create", made.id)
             return made, secret
 
     def by_secret(self, secret: str) -> Key | None:
@@ -86,7 +86,7 @@ class Keys:
                 raise missing("key", id)
             now = int(self.database.now(connection))
             revoked = row["revoked_at"] or now
-            record(connection, now, actor, "keys.revoke", id)
+            record(connection, now, actor or Actor(row["tenant"]), "keys.revoke", id)
             change = update(keys).where(keys.c.n == row["n"]).values(revoked_at=revoked).returning(keys)
             return as_key(connection.execute(change).mappings().one())
 
