@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import csv
 import io
@@ -289,7 +290,7 @@ asked: list[Any] = []
 
 
 def says(text: str) -> Any:
-    def ask(model: str, messages: Any, sampling: Any) -> tuple[str, int]:
+    async def ask(model: str, messages: Any, sampling: Any) -> tuple[str, int]:
         asked.append((model, messages, sampling))
         return text, 3
 
@@ -297,7 +298,8 @@ def says(text: str) -> Any:
 
 
 def graded(grader: dict[str, Any], sample: str = "yes", text: str = "a 7 of 10", **item: Any) -> Any:
-    told = run_grader({"grader": grader, "model_sample": sample, "item": item or {"answer": "yes"}}, says(text))
+    body = {"grader": grader, "model_sample": sample, "item": item or {"answer": "yes"}}
+    told = asyncio.run(run_grader(body, says(text)))
     GraderRunResponse.model_validate(told, strict=True)
     return told
 
@@ -329,10 +331,10 @@ def test_what_goes_wrong_is_told(grader: dict[str, Any], options: dict[str, Any]
 
 
 def test_a_judge_that_fails() -> None:
-    def ask(*_: Any) -> Any:
+    async def ask(*_: Any) -> Any:
         raise OSError("/secret")
 
-    told = run_grader({"grader": MULTI, "model_sample": "x", "item": {"answer": "a"}}, ask)
+    told = asyncio.run(run_grader({"grader": MULTI, "model_sample": "x", "item": {"answer": "a"}}, ask))
     errors = GraderRunResponse.model_validate(told).metadata.errors
     assert errors.api_model_grader_server_error and errors.api_model_grader_server_error_details == "OSError"
 
@@ -365,4 +367,4 @@ def test_graders_are_checked() -> None:
         with pytest.raises(Refused):
             validate_grader({"grader": grader})
     with pytest.raises(Refused):
-        run_grader({"grader": EXACT, "model_sample": "x" * 10_001}, says(""))
+        asyncio.run(run_grader({"grader": EXACT, "model_sample": "x" * 10_001}, says("")))

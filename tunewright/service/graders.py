@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
+from fastapi.concurrency import run_in_threadpool
 from pydantic import Field, ValidationError
 
 from tunewright.errors import DataError
-from tunewright.grading import GRADER, GraderBase, Reward, Sample, checked
+from tunewright.grading import GRADER, GraderBase, Models, Sample, checked
 from tunewright.grading.templates import filled
 from tunewright.service.errors import Refused
 from tunewright.service.recipes import refuse_foreign
 from tunewright.service.wire.body import Body, parsed
 
-Ask = Callable[[str, list[dict[str, Any]], Mapping[str, Any]], tuple[str, int]]
+Ask = Callable[[str, list[dict[str, Any]], Mapping[str, Any]], Awaitable[tuple[str, int]]]
 """(a model's name, messages, sampling parameters in OpenAI's names) → what it answers, and tokens that took."""
 Embed = Callable[[Sequence[str]], Any]
 
@@ -58,7 +59,7 @@ def validate_grader(body: Any) -> dict[str, Any]:
     return {"grader": asked.grader}
 
 
-def run_grader(body: Any, ask: Ask, embed: Embed | None = None) -> dict[str, Any]:
+async def run_grader(body: Any, ask: Ask, embed: Embed | None = None) -> dict[str, Any]:
     """What a grader says of one answer. What goes wrong with this answer is told in the reply, with a reward of 0.
 
     Raises:
@@ -79,7 +80,7 @@ def run_grader(body: Any, ask: Ask, embed: Embed | None = None) -> dict[str, Any
     reward = 0.0
     try:
         for name, part in parts.items():
-            scores[name] = _score(part, sample, ask, embed, usage)
+            scores[name] = await _score(part, sample, ask, embed, usage)
         reward = _total(grader, scores)
     except Wrong as wrong:
         errors[wrong.error] = True
@@ -118,7 +119,7 @@ def _parts(grader: GraderBase) -> dict[str, Any]:
     return dict(getattr(grader, "graders", None) or {grader.name: grader})
 
 
-def _score(grader: Any, sample: Sample, ask: Ask, embed: Embed | None, usage: dict[str, int]) -> float:
+async def _score(grader: Any, sample: Sample, ask: Ask, embed: Embed | None, usage: dict[str, int]) -> float:
     """The number of one grader. Raises Wrong."""
     try:
         texts = [filled(template, 0, sample) for template in grader.templates()]
@@ -126,38 +127,41 @@ def _score(grader: Any, sample: Sample, ask: Ask, embed: Embed | None, usage: di
         raise Wrong("invalid_variable_error", str(error)) from error
     if any(len(text) > LONGEST for text in texts):
         raise Refused(400, f"grader: its templates make texts of more than {LONGEST:,} characters.", param="grader")
-    models: dict[str, Any] = {"score_model": lambda config: _judge(config, ask, usage)}
+    models: dict[str, Any] = {}
+    if grader.type == "score_model":
+        score = await _judged(grader, sample, ask, usage)
+        models["score_model"] = lambda _: lambda samples: [score] * len(samples)
     if getattr(grader, "evaluation_metric", "") == "cosine":
         if embed is None:
             raise Refused(
                 400, "grader.evaluation_metric: there is no model here for cosine.", param="grader.evaluation_metric"
             )
         models["embed"] = embed
+    return await run_in_threadpool(_counted, grader, models, sample)
+
+
+def _counted(grader: Any, models: Models, sample: Sample) -> float:
     try:
         return checked(grader.name, grader.reward(models), [sample])[0]
     except DataError as error:
-        if isinstance(error.__cause__, Wrong):
-            raise error.__cause__ from error
         raise Wrong("other_error", str(error)) from error
 
 
-def _judge(config: Any, ask: Ask, usage: dict[str, int]) -> Reward:
-    def reward(samples: Sequence[Sample]) -> list[float]:
-        sampling = config.sampling_params.model_dump(exclude_none=True) if config.sampling_params else {}
-        asked = {"temperature": 0.0, "max_completions_tokens": LONGEST_SCORE, **sampling}
-        try:
-            text, tokens = ask(config.model, config.messages(0, samples[0]), asked)
-        except Refused:
-            raise
-        except Exception as error:
-            raise Wrong("model_grader_server_error", type(error).__name__) from error
-        usage[config.model] = usage.get(config.model, 0) + tokens
-        score = config.score(text)
-        if score is None:
-            raise Wrong("model_grader_parse_error", text)
-        return [score]
-
-    return reward
+async def _judged(config: Any, sample: Sample, ask: Ask, usage: dict[str, int]) -> float:
+    """The score that a model gives. No thread waits for it: the model needs one itself to begin. Raises Wrong."""
+    sampling = config.sampling_params.model_dump(exclude_none=True) if config.sampling_params else {}
+    asked = {"temperature": 0.0, "max_completions_tokens": LONGEST_SCORE, **sampling}
+    try:
+        text, tokens = await ask(config.model, config.messages(0, sample), asked)
+    except Refused:
+        raise
+    except Exception as error:
+        raise Wrong("model_grader_server_error", type(error).__name__) from error
+    usage[config.model] = usage.get(config.model, 0) + tokens
+    score: float | None = config.score(text)
+    if score is None:
+        raise Wrong("model_grader_parse_error", text)
+    return score
 
 
 def _total(grader: Any, scores: Mapping[str, float]) -> float:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
 
 from tunewright.service import graders
 from tunewright.service.auth import Caller, caller
 from tunewright.service.body import JsonBody
+from tunewright.service.connected import while_connected
 from tunewright.service.inference.protocol import Generate, Piece, Sampling, Usage
 from tunewright.service.routes._documents import body_of
 from tunewright.service.routes._state import Parts, State
@@ -28,14 +28,13 @@ def validate(who: Caller = MAY, body: Any = JsonBody, parts: State = Parts) -> d
 
 
 @router.post("/run", openapi_extra=body_of(graders.Run))
-async def run(who: Caller = MAY, body: Any = JsonBody, parts: State = Parts) -> dict[str, Any]:
+async def run(request: Request, who: Caller = MAY, body: Any = JsonBody, parts: State = Parts) -> dict[str, Any]:
     """The reward of one answer, and what each part of it gave."""
-    loop = asyncio.get_running_loop()
 
-    def ask(model: str, messages: list[dict[str, Any]], sampling: Mapping[str, Any]) -> tuple[str, int]:
-        return asyncio.run_coroutine_threadsafe(_judged(parts, who, model, messages, sampling), loop).result()
+    async def ask(model: str, messages: list[dict[str, Any]], sampling: Mapping[str, Any]) -> tuple[str, int]:
+        return await _judged(parts, who, model, messages, sampling)
 
-    return await run_in_threadpool(graders.run_grader, body, ask)
+    return await while_connected(request, graders.run_grader(body, ask))
 
 
 async def _judged(
