@@ -15,6 +15,7 @@ Interrupted                      (a KeyboardInterrupt: stopped by the user, stat
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -109,3 +110,9 @@ def counted(count: int, one: str, many: str = "") -> str:
 
 def them(count: int) -> str:
     return "it" if count == 1 else "them"
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """What somebody may have meant by an unknown name, as a sentence."""
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"Did you mean {close[0]}?" if close else f"Known: {', '.join(known)}."

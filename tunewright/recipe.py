@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from tunewright.data.config import LOCAL, DataConfig
 from tunewright.data.labeling.config import Labeling
 from tunewright.data.rows import absolute
 from tunewright.engine.config import TrainingConfig
-from tunewright.errors import RecipeError
+from tunewright.errors import RecipeError, nearest
 from tunewright.evaluation.config import EvaluationConfig
 from tunewright.grading import GraderBase
 from tunewright.methods import METHODS, LoRA, Method
@@ -273,7 +272,7 @@ def _explain(fault: Any, kind: type[BaseModel]) -> str:
         return f"{where} is missing."
     if fault["type"] == "union_tag_invalid":
         known = re.findall(r"'(\w+)'", fault["ctx"]["expected_tags"])
-        return f"{where}: {fault['ctx']['tag']} is unknown. {_nearest(fault['ctx']['tag'], known)}"
+        return f"{where}: {fault['ctx']['tag']} is unknown. {nearest(fault['ctx']['tag'], known)}"
     message = fault["msg"].removeprefix("Value error, ")
     return f"{where}{': ' if where else ''}{message}{_given(fault['input'])}"
 
@@ -334,9 +333,4 @@ def _unknown_key(key: str, place: _Place) -> str:
         options, chosen = f"Options: {', '.join(fields)}.", place.model.model_fields["type"].default
         what = place.key.removesuffix("s")  # rewards: a list of them
         return f"{where}: {what} {chosen} has no option {key}; it is one of {', '.join(owners)}. {options}"
-    return f"{where}: unknown key {key}. {_nearest(key, fields)}"
-
-
-def _nearest(name: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"Did you mean {close[0]}?" if close else f"Known: {', '.join(known)}."
+    return f"{where}: unknown key {key}. {nearest(key, fields)}"

@@ -3,20 +3,34 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import math
+import re
+import time
 from typing import Any
 
 from fastapi import Depends, Request
+from fastapi.concurrency import run_in_threadpool
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tunewright.service.errors import Refused
+from tunewright.service.json_body import read_json
 from tunewright.service.settings import Limits
 
 SILENCE = 60.0
 """Seconds for which the rest of a body is waited for while nothing comes."""
-DEEPEST = 100
-"""Levels of objects and lists in one another."""
+LEAST_RATE = 4096
+"""Bytes a second that a body must come with, beyond SILENCE: who sends a byte now and then holds nothing for long."""
+FORM = 1 << 16
+"""Bytes of a form around the file that is in it."""
+LARGE = 1 << 18
+"""Bytes of JSON from which on others are served while it is read."""
+
+OPENAI = "/(?:v1|openai/v1|openai)"
+FILE = re.compile(f"{OPENAI}/files")
+PART = re.compile(f"{OPENAI}/uploads/[^/]+/parts")
+IMAGES = re.compile(
+    f"{OPENAI}/(?:predictions|chat/completions)|/openai/deployments/.+/chat/completions"
+    "|/v1beta1/.+:(?:generateContent|streamGenerateContent)"
+)
 
 
 class TooLarge(Refused):
@@ -36,31 +50,38 @@ class BodyLimit:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        limit, read, whole = self._limit(scope["path"]), 0, False
+        limit, read, waited, whole = limit_of(scope["path"], self.limits), 0, 0.0, False
         declared = dict(scope["headers"]).get(b"content-length", b"0")
         scope.setdefault("state", {})["too_large"] = declared.isdigit() and int(declared) > limit and limit
 
         async def counted() -> Message:
-            nonlocal read, whole
+            nonlocal read, waited, whole
             if whole:  # what comes now is that the client has gone
                 return await receive()
+            began = time.monotonic()
             try:
                 message = await asyncio.wait_for(receive(), SILENCE)
             except TimeoutError:
                 raise Refused(408, f"Nothing of the body came for {SILENCE:g} s.", "timeout") from None
+            waited += time.monotonic() - began
             whole = not message.get("more_body", False)
             read += len(message.get("body", b""))
             if read > limit:
                 raise TooLarge(limit)
+            if not whole and waited > SILENCE + read / LEAST_RATE:
+                raise Refused(408, f"Of the body came {read:,} bytes in {waited:.0f} s: too slow.", "timeout")
             return message
 
         await self.app(scope, counted, send)
 
-    def _limit(self, path: str) -> int:
-        form = 1 << 16  # what stands around the file
-        if path.endswith("/files"):
-            return self.limits.file_bytes + form
-        return self.limits.part_bytes + form if path.endswith("/parts") else self.limits.body_bytes
+
+def limit_of(path: str, limits: Limits) -> int:
+    """How many bytes a request to this path may have. What only looks like an upload's path has no upload's limit."""
+    if FILE.fullmatch(path):
+        return limits.file_bytes + FORM
+    if PART.fullmatch(path):
+        return limits.part_bytes + FORM
+    return limits.image_body_bytes if IMAGES.fullmatch(path) else limits.body_bytes
 
 
 def refuse_too_large(request: Request) -> None:
@@ -71,48 +92,7 @@ def refuse_too_large(request: Request) -> None:
 async def _json(request: Request) -> Any:
     refuse_too_large(request)
     raw = await request.body()
-    if not raw.strip():
-        return {}
-    try:
-        body = json.loads(raw, parse_constant=_refuse_constant, parse_float=_finite, object_pairs_hook=_once)
-        _refuse_depth(body)
-        return body
-    except (ValueError, RecursionError) as error:
-        raise Refused(400, f"The body is no JSON: {error}", "invalid_json") from error
-
-
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no number of JSON's")
-
-
-def _finite(text: str) -> float:
-    if math.isinf(number := float(text)):
-        raise ValueError(f"{text:.40} is larger than any number here")
-    return number
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object. Which of two equal keys counts is not the same everywhere, so that what a proxy let through would not
-    be what is done here."""
-    found: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in found:
-            raise ValueError(f"{name!a:.40} stands twice in an object")
-        found[name] = value
-    return found
-
-
-def _refuse_depth(value: Any) -> None:
-    layer = [value]
-    for _ in range(DEEPEST):
-        layer = [
-            inner
-            for one in layer
-            for inner in (one.values() if isinstance(one, dict) else one if isinstance(one, list) else ())
-        ]
-        if not layer:
-            return
-    raise ValueError(f"it has more than {DEEPEST} levels")
+    return await run_in_threadpool(read_json, raw) if len(raw) > LARGE else read_json(raw)
 
 
 JsonBody: Any = Depends(_json)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError
+
+from tunewright.errors import RecipeError, nearest
 
 MEBI, GIBI = 1 << 20, 1 << 30
 
@@ -15,12 +18,31 @@ class Limits(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     requests_per_minute: int = Field(3000, ge=1, description="Of one key; above it 429 with Retry-After.")
-    body_bytes: int = Field(32 * MEBI, ge=1, description="Of a request that is no upload.")
-    file_bytes: int = Field(512 * MEBI, ge=1, description="Of one file.")
-    part_bytes: int = Field(64 * MEBI, ge=1, description="Of one part of an upload.")
-    upload_bytes: int = Field(8 * GIBI, ge=1, description="Of a file that comes in parts.")
-    stored_bytes: int = Field(100 * GIBI, ge=1, description="Of all files of a tenant.")
+    body_bytes: ByteSize = Field(ByteSize(4 * MEBI), ge=1, description="Of a request in JSON.")
+    image_body_bytes: ByteSize = Field(ByteSize(32 * MEBI), ge=1, description="Of one for a chat or predictions.")
+    file_bytes: ByteSize = Field(ByteSize(512 * MEBI), ge=1, description="Of one file.")
+    part_bytes: ByteSize = Field(ByteSize(64 * MEBI), ge=1, description="Of one part of an upload.")
+    upload_bytes: ByteSize = Field(ByteSize(8 * GIBI), ge=1, description="Of a file that comes in parts.")
+    stored_bytes: ByteSize = Field(ByteSize(100 * GIBI), ge=1, description="Of all files of a tenant.")
     open_jobs: int = Field(1000, ge=1, description="Jobs of a tenant that have not ended.")
+
+
+def read_limits(given: Sequence[str]) -> Limits:
+    """Limits from `name=value`, the last of each name; bytes may have a unit. Raises RecipeError that says which."""
+    chosen: dict[str, str] = {}
+    for one in given:
+        name, found, value = one.partition("=")
+        if not found:
+            raise RecipeError(f"--limit {one}: give name=value, such as open_jobs=100 or file_bytes=2GiB.")
+        if name not in Limits.model_fields:
+            raise RecipeError(f"--limit {one}: there is no limit {name}. {nearest(name, list(Limits.model_fields))}")
+        chosen[name] = value.strip()
+    try:
+        return Limits.model_validate(chosen)
+    except ValidationError as error:
+        name = str(error.errors()[0]["loc"][0])
+        kind = "bytes, such as 2GiB" if name.endswith("_bytes") else "a whole number"
+        raise RecipeError(f"--limit {name}={chosen[name]}: give {kind}, 1 or more.") from error
 
 
 class Settings(BaseModel):
