@@ -29,7 +29,7 @@ from tunewright.service.inference.protocol import (
     Usage,
     write,
 )
-from tunewright.service.serve import listening
+from tunewright.service.serve import config_of, listening
 from tunewright.service.settings import Limits, Settings
 from tunewright.service.storage import Storage
 from tunewright.service.store import Result, Store
@@ -89,10 +89,10 @@ class Hosted:
         return {"Authorization": f"Bearer {self.key(tenant)}"}
 
     @contextmanager
-    def served(self) -> Iterator[str]:
+    def served(self, connections: int = 1000) -> Iterator[str]:
         """Inside, it listens; gives its address."""
         listener = listening("127.0.0.1", 0)
-        server = uvicorn.Server(uvicorn.Config(self.app, log_config=None, access_log=False))
+        server = uvicorn.Server(config_of(self.app, connections))
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()
         try:

@@ -132,14 +132,27 @@ def _wait_for(path: str) -> None:
             time.sleep(0.1)
 
 
+def config_of(app: Any, connections: int) -> Any:
+    """How uvicorn serves the application to so many connections at a time."""
+    import uvicorn
+
+    from tunewright.service.connections import Patient
+
+    return uvicorn.Config(
+        app, log_config=None, access_log=False, timeout_graceful_shutdown=10, server_header=False, date_header=True,
+        ws="none", http=type("Protocol", (Patient,), {"most": connections}),
+        # as many are accepted at once: each takes an open file before it is counted
+        backlog=min(2048, max(16, connections // 4)),
+    )  # fmt: skip
+
+
 def run(app: Any, listener: socket.socket) -> None:
     """Serve until SIGTERM or Ctrl-C, and let requests that are under way end."""
     import uvicorn
 
-    config = uvicorn.Config(
-        app, log_config=None, access_log=False, timeout_graceful_shutdown=10, server_header=False, date_header=True
-    )
-    server = uvicorn.Server(config)
+    from tunewright.service.connections import allow_many
+
+    server = uvicorn.Server(config_of(app, allow_many()))
     # uvicorn raises what ended it once more when it is done: then there is still something to do here
     at_signals(lambda: setattr(server, "should_exit", True))
     server.run(sockets=[listener])
