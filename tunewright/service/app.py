@@ -34,6 +34,8 @@ from tunewright.service.wire import openai as openai_wire
 log = structlog.get_logger()
 
 SECONDS_BETWEEN_SWEEPS = 60.0
+USUAL_WAIT, LONGEST_WAIT = 5, 120
+"""Seconds of `Retry-After`."""
 SAFE = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
@@ -62,8 +64,9 @@ def make_app(bringing: Bringing, engine: Engine, settings: Settings) -> FastAPI:
         await engine.close()
 
     app = FastAPI(
-        title="Tunewright", version=__version__, docs_url=None, redoc_url=None, lifespan=life, responses=ERRORS
-    )
+        title="Tunewright", version=__version__, docs_url=None, redoc_url=None, lifespan=life, responses=ERRORS,
+        redirect_slashes=False,  # a redirect would name the host that the client gave
+    )  # fmt: skip
     app.state.store, app.state.storage, app.state.bringing = bringing.store, bringing.storage, bringing
     app.state.engine, app.state.settings = engine, settings
     app.state.rates = Rates(settings.limits.requests_per_minute)
@@ -133,10 +136,19 @@ def _unexpected(request: Request) -> JSONResponse:
 
 def _answer(request: Request, refused: Refused) -> JSONResponse:
     wire = google_wire if "/v1beta1/" in request.url.path else openai_wire
-    headers = dict(refused.headers)
+    headers = {**refused.headers, **_patience(refused)}
     if 400 <= refused.status < 500 and refused.status not in (408, 409, 429):
         headers["x-should-retry"] = "false"
     return JSONResponse(wire.error(refused), refused.status, headers)
+
+
+def _patience(refused: Refused) -> dict[str, str]:
+    """When to ask again. openai's client waits as long as it is told up to two minutes, and does as it likes above."""
+    told = refused.headers.get("Retry-After")
+    if told is None and refused.status not in (429, 503):
+        return {}
+    seconds = int(told) if told and told.isdecimal() else USUAL_WAIT
+    return {"Retry-After": str(min(max(1, seconds), LONGEST_WAIT))}
 
 
 def _as_refused(error: Exception) -> Refused:

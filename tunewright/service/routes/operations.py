@@ -15,22 +15,26 @@ from tunewright.service.routes._documents import answering
 router = APIRouter(tags=["Operations"])
 
 
+@router.head("/healthz", include_in_schema=False)
 @router.get("/healthz")
 async def alive() -> dict[str, str]:
     """The process answers."""
     return {"status": "ok"}
 
 
+@router.head("/readyz", include_in_schema=False)
 @router.get("/readyz")
 async def ready(request: Request) -> JSONResponse:
     """The database answers, and so does the process that models answer in; otherwise 503."""
     found: dict[str, Any] = {"database": "ok"}
     try:
         await run_in_threadpool(request.app.state.store.ping)
-    except Refused as error:
-        found["database"] = str(error)
+    except Refused:  # why stands in the log: anybody may ask here
+        found["database"] = "does not answer"
     found["engine"] = "ok" if await request.app.state.engine.healthy() else "does not answer"
-    return JSONResponse(found, 200 if set(found.values()) == {"ok"} else 503)
+    if set(found.values()) == {"ok"}:
+        return JSONResponse(found)
+    return JSONResponse(found, 503, {"Retry-After": "5"})
 
 
 @router.get("/metrics", response_class=Response, responses=answering("text/plain"))

@@ -18,9 +18,12 @@ from typing import Any, Literal, TypeVar
 from sqlalchemy import Connection, Engine, RowMapping, Select, Table, create_engine, event, func, make_url, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError, DatabaseError, DataError, InterfaceError, OperationalError
+from structlog import get_logger
 
 from tunewright.errors import MissingExtra, TunewrightError, first_line
 from tunewright.service.errors import Refused, Unavailable
+
+log = get_logger()
 
 MOST = 10_000
 PATIENCE = 30
@@ -151,7 +154,8 @@ def answering() -> Iterator[None]:
     try:
         yield
     except (OperationalError, InterfaceError) as error:
-        raise Unavailable(f"The database cannot do this just now: {first_line(error.orig or error)}") from error  # type: ignore[arg-type]
+        log.warning("the database does not answer", error=first_line(error.orig or error))  # type: ignore[arg-type]
+        raise Unavailable("The database cannot do this just now, and the log says why. Ask again soon.") from error
     except (DataError, UnicodeEncodeError, OverflowError) as error:
         raise Refused(400, "The request holds a character or a number that cannot be stored.") from error
 
