@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import re
 import socket
 import threading
 from collections.abc import Iterator
@@ -17,12 +19,18 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from tests.service.hosted import Echo
 from tests.service.served import served
 from tunewright.cli import app
+from tunewright.cli.serve import _greet
 from tunewright.errors import RecipeError
 from tunewright.service import logs
+from tunewright.service.bases import one_that_chats
+from tunewright.service.bringing import Bringing
 from tunewright.service.serve import address_of, listening, refuse_absent
+from tunewright.service.settings import Limits, read_limits
 from tunewright.service.store import Store
+from tunewright.tiny_base import tiny_base
 
 
 @pytest.fixture(autouse=True)
@@ -153,6 +161,84 @@ def test_only_the_base_of_a_vllm_server_answers(tmp_path: Path, models: Path) ->
     assert answer.status_code == 400 and "one base, second" in answer.json()["error"]["message"]
     assert "answers for second alone; first, tiny can only be tuned" in service.said
     assert 'create(model="second"' in service.said
+
+
+def test_limits_are_set_by_name() -> None:
+    found = read_limits(["open_jobs=3", "file_bytes=2GiB", "file_bytes=3 MiB", "body_bytes=1000"])
+    assert (found.open_jobs, found.file_bytes, found.body_bytes) == (3, 3 << 20, 1000)
+    assert found.part_bytes == Limits().part_bytes and read_limits([]) == Limits()
+    assert Limits.model_validate_json(found.model_dump_json()) == found
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("open_job=3", "no limit open_job. Did you mean open_jobs?"),
+        ("zzz=3", "Known: requests_per_minute"),
+        ("open_jobs", "give name=value"),
+        ("open_jobs=many", "--limit open_jobs=many: give a whole number"),
+        ("open_jobs=0", "1 or more"),
+        ("file_bytes=2 parsecs", "give bytes, such as 2GiB"),
+    ],
+)
+def test_a_limit_that_means_nothing_is_refused_before_anything_begins(given: str, said: str, tmp_path: Path) -> None:
+    found = CliRunner().invoke(app, ["serve", "--limit", given, "--home", str(tmp_path / "home"), "--port", "0"])
+    assert found.exit_code == 2 and said in " ".join(found.output.split())
+    assert not (tmp_path / "home").exists()
+
+
+def test_the_limits_of_the_command_line_are_those_of_the_application(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Any] = []
+    beside = contextlib.nullcontext((Echo(), lambda: None, ("tiny",)))
+    monkeypatch.setattr("tunewright.service.serve.beside", lambda *_: beside)
+    monkeypatch.setattr("tunewright.service.serve.run", lambda application, _: made.append(application))
+    options = ["--limit", "open_jobs=3", "--limit", "file_bytes=1MiB", "--home", str(tmp_path), "--port", "0"]
+    assert CliRunner().invoke(app, ["serve", *options]).exit_code == 0
+    limits = made[0].state.settings.limits
+    assert (limits.open_jobs, limits.file_bytes) == (3, 1 << 20)
+
+
+def test_the_documents_say_every_limit() -> None:
+    said = (Path(__file__).parents[2] / "docs" / "deploy.md").read_text()
+    rows = dict(re.findall(r"^\| `(\w+)` \| ([\w ]+) \|", said, re.MULTILINE))
+    assert read_limits([f"{name}={value}" for name, value in rows.items()]) == Limits()
+    assert set(rows) == set(Limits.model_fields)
+
+
+def _base(folder: Path, **files: Any) -> Path:
+    folder.mkdir(parents=True)
+    for name, content in files.items():
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    return folder
+
+
+def test_the_first_lines_name_a_base_that_chats(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    speaks, template = {"architectures": ["LlamaForCausalLM"]}, {"chat_template": "{{ messages }}"}
+    run = _base(tmp_path / "h-run", run={})
+    _base(run / "model", tunewright={"task": "text-generation", "chats": True})
+    bases = {
+        "a-vision": _base(tmp_path / "a", config={"architectures": ["ViTForImageClassification"]}),
+        "b-classes": _base(tmp_path / "b", config={"architectures": ["BertForSequenceClassification"]},
+                           tokenizer_config=template),
+        "c-plain": _base(tmp_path / "c", config=speaks, tokenizer_config={}),
+        "d-broken": _base(tmp_path / "d", config=[]),
+        "e-tuned": _base(tmp_path / "e", config=speaks, tokenizer_config=template,
+                         tunewright={"task": "text-generation"}),
+        "f-pipeline": _base(tmp_path / "f", model_index={}),
+    }  # fmt: skip
+    assert one_that_chats(bases) == "a-vision", "where none does"
+    assert one_that_chats({**bases, "tiny": tiny_base()}) == "tiny"
+    assert one_that_chats({**bases, "run": run}) == "run"
+    assert (
+        one_that_chats({**bases, "chats": _base(tmp_path / "g", config=speaks, tokenizer_config=template)}) == "chats"
+    )
+    store = Store(f"sqlite:///{tmp_path / 'service.db'}")
+    bringing = Bringing(store, Any, {**bases, "tiny": tiny_base()}, tmp_path)  # type: ignore[arg-type]
+    _greet("http://here", bringing, list(bringing.bases))
+    store.close()
+    assert 'model="tiny"' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])

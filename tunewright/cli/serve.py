@@ -76,6 +76,9 @@ def serve(
     ] = 8.0,
     device: Annotated[str, typer.Option(help="That answers: auto, cpu, cuda, cuda:1 or mps.")] = "auto",
     lease: Lease = 30.0,
+    limit: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="What a client may ask for: see docs/deploy.md.")
+    ] = None,
 ) -> Document:
     """Serve OpenAI's, Azure's and Google's fine-tuning API, and the page, on this machine."""
     if engine is not None and not engine.startswith("vllm=http"):
@@ -84,8 +87,10 @@ def serve(
         from tunewright.service.app import make_app
         from tunewright.service.logs import set_up
         from tunewright.service.serve import address_of, beside, open_parts, refuse_absent, run
+        from tunewright.service.settings import read_limits
     refuse_absent(device)
-    settings = _settings(home, database, storage, models, lease, device)
+    limits = read_limits(limit or ())
+    settings = _settings(home, database, storage, models, lease, device).model_copy(update={"limits": limits})
     set_up()
     parts = open_parts(settings)
     listener = _listener(host, port)
@@ -118,9 +123,10 @@ def _listener(host: str, port: int) -> socket.socket:
 
 def _greet(address: str, parts: Any, answering: Sequence[str]) -> None:
     """What a new user needs: where, with which key, and three lines that work."""
+    from tunewright.service.bases import one_that_chats
     from tunewright.service.serve import first_key
 
-    key, base = first_key(parts.store), answering[0]
+    key, base = first_key(parts.store), one_that_chats({name: parts.bases[name] for name in answering})
     show(f"Tunewright serves at {address}  (page: {address}/  API: {address}/v1  docs: {address}/docs)")
     show(f"Bases: {', '.join(parts.bases)}")
     if others := [name for name in parts.bases if name not in answering]:
@@ -206,7 +212,9 @@ def revoke(
 def _store(home: Path, database: str | None, new: bool = False) -> Store:
     """The store; made where there is none, if it may be `new`."""
     with _extra():
+        from tunewright.service.logs import set_up
         from tunewright.service.store import Store
+    set_up()  # to stderr: the output may be read by a program
     settings = _settings(home, database)
     if new:
         settings.place.mkdir(parents=True, exist_ok=True, mode=0o700)

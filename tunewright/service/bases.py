@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from tunewright.errors import BaseModelError
 from tunewright.tiny_base import NAME, tiny_base
@@ -32,6 +34,30 @@ def find_bases(folders: Iterable[Path]) -> dict[str, Path]:
                 raise BaseModelError(f"{found[path.name]} and {path} have the same name. Rename one of them.")
             found[path.name] = path
     return {**found, **({NAME: tiny_base()} if NAME not in found else {})}
+
+
+def one_that_chats(bases: Mapping[str, Path]) -> str:
+    """The first base that answers conversations, by what stands beside its weights; the first where none does."""
+    return next((name for name, folder in bases.items() if _chats(folder)), next(iter(bases)))
+
+
+def _chats(folder: Path) -> bool:
+    folder = folder / "model" if (folder / "run.json").is_file() else folder
+    if card := _read(folder / "tunewright.json"):
+        return card.get("task") == "text-generation" and bool(card.get("chats"))
+    architectures = _read(folder / "config.json").get("architectures") or ()
+    speaks = any(str(one).endswith(("ForCausalLM", "LMHeadModel")) for one in architectures)
+    template = _read(folder / "tokenizer_config.json").get("chat_template")
+    return speaks and (bool(template) or (folder / "chat_template.jinja").is_file())
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A JSON object of a model's folder; {} where there is none."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _is_model(folder: Path) -> bool:
