@@ -13,8 +13,10 @@ import torch
 import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
 
+import tunewright as tw
 from tests.contracts.journeys import Journey, base_logits, close, journey, logits
 from tests.contracts.test_methods import LORA, by_peft, peft
+from tests.runs import recipe
 from tests.tiny import labelled, rows_for
 from tunewright.artifacts.card import CARD
 from tunewright.artifacts.export import export
@@ -260,3 +262,14 @@ def test_an_adapter_over_a_wrong_base_is_refused(first: Any, tiny_base: Any, tmp
         (folder / CARD).write_text(json.dumps({**card, "base_sha256": None}))  # "I mean this one all the same"
         with pytest.raises(TunewrightError, match="fit"):
             load(folder)
+
+
+def test_the_path_of_adapters_that_go_on_begins_with_them(tiny_base: Any, tmp_path: Path) -> None:
+    first = tw.train(recipe(tiny_base("bert"), tmp_path / "1", task=CLASSIFICATION, method="adapter")).folder
+    second = tw.train(recipe(str(first), tmp_path / "2", task=CLASSIFICATION, method="adapter")).folder
+    begin, half, end = (dict(tw.load(second, alpha=alpha).module.named_parameters()) for alpha in (0.0, 0.5, 1.0))
+    trained = [name for name in end if not torch.equal(begin[name], end[name])]
+    assert any("bottleneck.down" in name for name in trained) and any("classifier" in name for name in trained)
+    for name, tensor in tw.load(first).module.named_parameters():
+        assert torch.equal(begin[name], tensor)
+        torch.testing.assert_close(half[name], (tensor + end[name]) / 2)

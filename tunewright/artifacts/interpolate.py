@@ -100,7 +100,10 @@ def between(start: Start, where: str | PathLike[str], alpha: float) -> Model:
     model = below_adapter(weights)
     start.overlay(model)
     along = _along(model, start, weights)
-    if start.adapter:
+    if start.adapter and not (start.adapter / PEFT_CONFIG).is_file():  # bottleneck adapters that went on
+        put_on(model, weights)
+        along = _read(start.adapter)[0]
+    elif start.adapter:
         _put_on_both(model, start.adapter, weights, alpha)
     else:
         put_on(model, weights)

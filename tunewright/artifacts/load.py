@@ -48,19 +48,28 @@ def load(where: str | PathLike[str], device: str = "cpu", task: str | None = Non
     """
     where = in_package(str(where))
     folder = weights_folder(where)
-    if is_adapter(folder):
-        model = load_adapter(folder)
-    else:
-        card = read_card(folder)
-        chosen = card.make_task() if card else task_class(task or infer_task(where))()
-        model = chosen.load(str(folder if folder.exists() else where))
-        if card:
-            model.chats, model.max_length, model.pairs = card.chats, card.max_length, card.pairs
+    whole = str(folder if folder.exists() else where)
+    model = load_adapter(folder) if is_adapter(folder) else load_whole(whole, task)
     model.module.to(device).eval()
     return model
 
 
-def load_start(base: str, task: Task, method: Method, folder: Path, seed: int = 0, dtype: Any = None) -> Model:
+def load_whole(base: str, task: str | None = None, dtype: str | None = None) -> Model:
+    """The model in a folder with all of its weights, or of the hub; fed as it was trained, where a card says how.
+
+    Args:
+        task: needed only where the folder does not tell.
+        dtype: the name of what its weights become; None: float32.
+    """
+    card = read_card(Path(base))
+    chosen = card.make_task() if card else task_class(task or infer_task(base))()
+    model = chosen.load(base, dtype=dtype)
+    if card:
+        model.chats, model.max_length, model.pairs = card.chats, card.max_length, card.pairs
+    return model
+
+
+def load_start(base: str, task: Task, method: Method, folder: Path, seed: int = 0, dtype: str | None = None) -> Model:
     """The model that a run begins with. An earlier run's or an adapter's is merged into its base, in memory.
 
     A new LoRA on an old one will be saved stacked over the original base, which is exact. In all other cases the merged
@@ -71,7 +80,7 @@ def load_start(base: str, task: Task, method: Method, folder: Path, seed: int = 
         return task.load(str(weights if weights.exists() else base), seed=seed, dtype=dtype)
     inner = load_adapter(weights)
     if (weights / ADAPTER_CONFIG).is_file():
-        return _adapter_goes_on(inner, task, method, base)
+        return _adapter_goes_on(inner, task, method, base, weights)
     if (weights / EMBEDS).is_file():
         return _joined(inner, task, folder, seed, dtype)
     merge_adapter(inner)
@@ -93,7 +102,7 @@ def _as_begun(task: Any, earlier: Any) -> Task:
     return task  # type: ignore[no-any-return]
 
 
-def _joined(inner: Model, task: Task, folder: Path, seed: int, dtype: Any) -> Model:
+def _joined(inner: Model, task: Task, folder: Path, seed: int, dtype: str | None) -> Model:
     """The base with the words that an earlier run taught it, written to `folder`."""
     join_rows(inner)
     if not folder.exists():
@@ -254,7 +263,7 @@ def _head_rows(folder: Path) -> list[str] | None:
     return [str(i) for i in range(rows)] or None
 
 
-def _adapter_goes_on(inner: Model, task: Task, method: Method, base: str) -> Model:
+def _adapter_goes_on(inner: Model, task: Task, method: Method, base: str, weights: Path) -> Model:
     """A bottleneck adapter cannot be merged, but the same method can go on training it."""
     if method.type != "adapter":
         raise MethodError(
@@ -263,4 +272,5 @@ def _adapter_goes_on(inner: Model, task: Task, method: Method, base: str) -> Mod
         )
     if getattr(inner.task, "labels", None) != getattr(task, "labels", None):
         raise MethodError(f"{base} was trained for other classes; its adapters can only go on with the same ones.")
+    inner.adapters = (weights,)
     return inner

@@ -2,7 +2,7 @@
 
 RUN/start/
   base/               the merged start, where a run went on from another one that could not be stacked
-  adapter/            the earlier adapter, where a new LoRA was stacked on it
+  adapter/            the earlier adapter, where a new LoRA was stacked on it, or it went on training itself
   head.safetensors    the new head after it was trained alone (`training.head_first`), by the model's parameter names
 """
 
@@ -39,7 +39,7 @@ class Start:
         base: the folder or hub name of the base.
         new: the modules that the base did not have, which are no part of a path unless `head_first` trained them.
         head_first: whether it did, and the head at the start is to be found.
-        stacked: whether the run's LoRA was stacked on an earlier adapter, which is to be found.
+        stacked: whether the run's adapter was stacked on an earlier one, or is that one, which is to be found.
     """
 
     folder: Path
@@ -58,7 +58,7 @@ class Start:
 
     @property
     def adapter(self) -> Path | None:
-        """The earlier adapter that the run's LoRA was stacked on. Raises BaseModelError where it is gone."""
+        """The earlier adapter that the run's was stacked on, or began as. Raises BaseModelError where it is gone."""
         found = self.folder / "adapter"
         if self.stacked and not found.is_dir():
             raise BaseModelError(f"{found} is missing, where this run began: put it back. Without it there is no path.")

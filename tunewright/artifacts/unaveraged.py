@@ -10,6 +10,7 @@ from tunewright.artifacts.load import card_of_adapter, load
 from tunewright.artifacts.start import Start, start_of
 from tunewright.artifacts.targets.base import merge
 from tunewright.engine import checkpoint
+from tunewright.methods._lora_file import CONFIG as PEFT_CONFIG
 from tunewright.tasks.base import Model
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def load_unaveraged(run: Path, step: int, device: str = "cpu", kind: str = "weig
     if not folder.is_dir():
         return None
     tensors, start = checkpoint.read(folder)[0], start_of(run)
-    model = _stacked(start) if start.adapter else load(run)
+    model = _stacked(start) if start.adapter and (start.adapter / PEFT_CONFIG).is_file() else load(run)
     trained = {n.removeprefix(f"{kind}/"): t for n, t in tensors.items() if n.startswith(f"{kind}/")}
     if not _put(model, trained):
         return None

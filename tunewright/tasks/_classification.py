@@ -73,7 +73,7 @@ class Classification(Task):
             )
         return cls(sorted(names, key=natural_order), kind)
 
-    def load(self, base: str, *, seed: int = 0, dtype: Any = None, weights: bool = True) -> Model:
+    def load(self, base: str, *, seed: int = 0, dtype: str | None = None, weights: bool = True) -> Model:
         config = load_config(base)
         auto_class = self.model_class(base, config)
         own = [str(name) for name in config.id2label.values()] if self._has_head(config) else []

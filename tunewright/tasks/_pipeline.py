@@ -112,7 +112,7 @@ def read_index(base: str) -> dict[str, Any]:
     return dict(index)
 
 
-def load_parts(base: str, index: Mapping[str, Any], dtype: Any, weights: bool) -> dict[str, Any]:
+def load_parts(base: str, index: Mapping[str, Any], dtype: str | None, weights: bool) -> dict[str, Any]:
     """The components that training needs, by name; without `weights` the models on the meta device.
 
     Raises BaseModelError that names the component which is missing, a pickle, or cannot be read.

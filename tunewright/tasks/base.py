@@ -41,7 +41,8 @@ class Model:
             where they were single texts; None where they were other pairs, or there are too many to be named.
         along: modules that additive methods train along: a task head, the pooler in front of it.
         new: modules that the base did not have, and that begin from the seed.
-        adapters: LoRA folders already merged into the weights, so that a new one can be saved over `base`.
+        adapters: folders of LoRAs already merged into the weights, so that a new one can be saved over `base`; or of
+            the bottleneck adapters that go on training.
         start_adapter: the adapter's weights at its start, where they were taken out of the base (PiSSA).
         reserve: tokens of a context that are kept free for an answer.
         new_tokens: vocabulary rows that were added and so must train.
@@ -75,8 +76,12 @@ class Task(ABC):
     packs: ClassVar[bool] = False  # rows may share one sequence, told apart by `position_ids`
 
     @abstractmethod
-    def load(self, base: str, *, seed: int = 0, dtype: Any = None, weights: bool = True) -> Model:
-        """Load a base from a folder or the hub; without `weights`, its shapes alone, on the meta device."""
+    def load(self, base: str, *, seed: int = 0, dtype: str | None = None, weights: bool = True) -> Model:
+        """Load a base from a folder or the hub; without `weights`, its shapes alone, on the meta device.
+
+        Args:
+            dtype: the name of what its weights become, such as bfloat16; None: float32.
+        """
 
     @abstractmethod
     def encode(self, model: Model, records: Sequence[Any], data: Any) -> Encoded:

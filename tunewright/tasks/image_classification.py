@@ -88,7 +88,7 @@ class ImageClassification(Classification):
         super().__init__(labels, kind)
         self.templates = list(templates)
 
-    def load(self, base: str, *, seed: int = 0, dtype: Any = None, weights: bool = True) -> Model:
+    def load(self, base: str, *, seed: int = 0, dtype: str | None = None, weights: bool = True) -> Model:
         if _modules.is_module_folder(base):
             return self._load_module(base, seed, dtype)
         model = super().load(base, seed=seed, dtype=dtype, weights=weights)
@@ -106,7 +106,7 @@ class ImageClassification(Classification):
         prompted = self.templates or has_prompt_head(config)
         return prompt_head_class(config) if prompted else super().model_class(base, config)
 
-    def _load_module(self, base: str, seed: int, dtype: Any) -> Model:
+    def _load_module(self, base: str, seed: int, dtype: str | None) -> Model:
         import torch
 
         if self.templates:
@@ -224,9 +224,11 @@ class ImageClassification(Classification):
         return [found[id(block)] for block in blocks]
 
     def logits(self, module: nn.Module, batch: Batch) -> Tensor:
+        """[B, C], in fp32. Where the weights are in half precision, so are the images."""
+        pixels_BCHW = batch.inputs["pixel_values"].to(next(module.parameters()).dtype)
         if layout_of(module):
-            return module_logits(module, batch.inputs["pixel_values"]).float()
-        return module(**batch.inputs).logits.float()
+            return module_logits(module, pixels_BCHW).float()
+        return module(**{**batch.inputs, "pixel_values": pixels_BCHW}).logits.float()
 
     def shown(self, given: Any) -> dict[str, Any]:
         return {"image": str(as_picture(given))}

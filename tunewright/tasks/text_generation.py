@@ -59,7 +59,7 @@ class TextGeneration(Task):
     packs: ClassVar[bool] = True
     critic: Any = None  # a value net beside the model, while it learns from a reward
 
-    def load(self, base: str, *, seed: int = 0, dtype: Any = None, weights: bool = True) -> Model:
+    def load(self, base: str, *, seed: int = 0, dtype: str | None = None, weights: bool = True) -> Model:
         from transformers import AutoModelForCausalLM
 
         config = load_config(base)

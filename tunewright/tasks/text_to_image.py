@@ -43,7 +43,7 @@ class TextToImage(Task):
     rates: ClassVar[Mapping[str, float]] = {"full": 1e-5, "freeze": 1e-5, "lora": 5e-5, "peft": 1e-4}
     adapted: ClassVar[str] = r"unet\..*\.(to_q|to_k|to_v|to_out\.0)"
 
-    def load(self, base: str, *, seed: int = 0, dtype: Any = None, weights: bool = True) -> Model:
+    def load(self, base: str, *, seed: int = 0, dtype: str | None = None, weights: bool = True) -> Model:
         """A folder or hub name of diffusers'; the VAE stays in fp32."""
         index = read_index(base)
         parts = load_parts(base, index, dtype, weights)
