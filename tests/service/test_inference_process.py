@@ -376,7 +376,7 @@ def test_classes_and_images(tiny_base: Callable[..., str], tmp_path: Path) -> No
         found = await engine.images(Draw(sd1, "a red wall", n=2, seed=4, steps=2))
         second = tw.generate(drawing, "a red wall", seed=5, steps=2)[1.0][0]
         assert np.array_equal(np.asarray(Image.open(BytesIO(found[1]))), np.asarray(second))
-        with pytest.raises(Refused, match="does not draw"):
+        with pytest.raises(Refused, match=r"does not draw\. Ask it for predictions"):
             await engine.images(Draw(seen, "a"))
         with pytest.raises(Refused, match="no effect without guidance"):
             await engine.images(Draw(sd1, "a", guidance=1, negative="b"))

@@ -203,6 +203,25 @@ def test_adapters_are_loaded_and_loaded_again(runs: list[Path], tiny_base: Calla
     asyncio.run(story())
 
 
+@pytest.mark.parametrize("which, adapter", [(0, "mine"), (2, "the-base")])
+def test_a_run_may_be_the_base(
+    which: int, adapter: str, runs: list[Path], tiny_base: Callable[..., str], tmp_path: Path
+) -> None:
+    """LoRAs that lie on one of the server's; and a model that was tuned whole, which the server then has."""
+    run = runs[which]
+    server = StandIn(tiny_base("qwen3") if which == 0 else str(run / "model"))
+
+    async def story() -> None:
+        async with server.running():
+            engine = VLLM(f"http://127.0.0.1:{server.port}", "the-base", points=tmp_path)
+            said = await pieces(engine, ModelRef("mine", str(run)), MESSAGES, temperature=0, max_tokens=9)
+            assert texts(said) == [tw.chat(run, MESSAGES if which == 0 else "the fox", max_new_tokens=9)]
+            assert server.asked[-1]["model"] == adapter
+            await engine.close()
+
+    asyncio.run(story())
+
+
 def test_what_it_cannot_serve_is_refused(runs: list[Path], tiny_base: Callable[..., str], tmp_path: Path) -> None:
     base = tiny_base("qwen3")
 

@@ -57,11 +57,40 @@ def tuned(service: Served, base: str, name: str, content: bytes, **recipe: Any) 
     return str(done.fine_tuned_model)
 
 
-def post(service: Served, path: str, **body: Any) -> Any:
+def asked(service: Served, path: str, **body: Any) -> httpx.Response:
     headers = {"Authorization": f"Bearer {service.key}"}
-    answer = httpx.post(f"{service.url}/v1{path}", json=body, headers=headers, timeout=120)
+    return httpx.post(f"{service.url}/v1{path}", json=body, headers=headers, timeout=120)
+
+
+def post(service: Served, path: str, **body: Any) -> Any:
+    answer = asked(service, path, **body)
     assert answer.status_code == 200, answer.text
     return answer.json()["data"]
+
+
+def test_bases_answer_before_they_are_tuned(service: Served) -> None:
+    body = {"model": "drawings", "prompt": "a dog", "size": "16x16", "steps": 2}
+    (one,) = post(service, "/images/generations", **body)
+    assert Image.open(io.BytesIO(base64.b64decode(one["b64_json"]))).size == (16, 16)
+
+
+@pytest.mark.parametrize(
+    "path, model, remedy",
+    [
+        ("/predictions", "pictures", "tune it first"),
+        ("/predictions", "texts", "tune it first"),
+        ("/predictions", "chats", "/chat/completions"),
+        ("/embeddings", "pictures", "tune it first"),
+        ("/embeddings", "drawings", "/images/generations"),
+        ("/images/generations", "chats", "/chat/completions"),
+        ("/images/generations", "texts", "tune it first"),
+        ("/completions", "drawings", "/images/generations"),
+    ],
+)
+def test_what_a_base_cannot_do_is_refused(service: Served, path: str, model: str, remedy: str) -> None:
+    body = {"model": model, **({"prompt": "a"} if path in ("/completions", "/images/generations") else {"input": "a"})}
+    answer = asked(service, path, **body)
+    assert answer.status_code == 400 and remedy in answer.json()["error"]["message"], answer.text
 
 
 def test_texts_are_classified(service: Served) -> None:

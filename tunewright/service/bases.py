@@ -8,17 +8,20 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from tunewright.artifacts.load import card_of_adapter, is_adapter, weights_folder
 from tunewright.errors import BaseModelError
+from tunewright.tasks._modules import FILE as MODULE
+from tunewright.tasks._modules import is_module_folder
 from tunewright.tiny_base import NAME, tiny_base
 
-MARKS = ("config.json", "model_index.json", "module.json", "run.json")
-"""What a model's folder, a pipeline's, a module's or a run's has in it."""
+MARKS = ("config.json", "model_index.json", "run.json")
+"""What a model's folder, a pipeline's or a run's has in it."""
 
 
 def find_bases(folders: Iterable[Path]) -> dict[str, Path]:
     """Every model that is one of these folders or lies right in one, by its name; and the tiny one of the package.
 
-    Raises BaseModelError where a folder holds none, or two have the same name.
+    Raises BaseModelError where a folder holds none or one that cannot answer, or two have the same name.
     """
     found: dict[str, Path] = {}
     for folder in (Path(one).expanduser().absolute() for one in folders):
@@ -32,6 +35,7 @@ def find_bases(folders: Iterable[Path]) -> dict[str, Path]:
                 raise BaseModelError(f"{path}: a base is called by letters, digits and . _ - alone. Rename the folder.")
             if path.name in found:
                 raise BaseModelError(f"{found[path.name]} and {path} have the same name. Rename one of them.")
+            _refuse_unusable(path)
             found[path.name] = path
     return {**found, **({NAME: tiny_base()} if NAME not in found else {})}
 
@@ -61,4 +65,19 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _is_model(folder: Path) -> bool:
-    return any((folder / mark).is_file() for mark in MARKS)
+    return any((folder / mark).is_file() for mark in (*MARKS, MODULE))
+
+
+def _refuse_unusable(folder: Path) -> None:
+    """Raises BaseModelError for a run without a model or without its base, and for a module that no run names."""
+    weights = weights_folder(folder)
+    if is_adapter(weights) and Path(below := card_of_adapter(weights).base).is_absolute() and not Path(below).is_dir():
+        raise BaseModelError(
+            f"{folder} is a run on {below}, which is not there: put it back. Or where it is, write the run as a model "
+            f"of its own (tunewright export {folder}), and name that."
+        )
+    if weights == folder and is_module_folder(str(folder)):
+        raise BaseModelError(
+            f"{folder} is made by code, and none is run because a folder names it ({MODULE}). Name the run that it was "
+            "trained in: the folder with its run.json."
+        )

@@ -47,6 +47,13 @@ TOGETHER = 1024
 SLICE = 64
 """Texts that are tokenized or classified at a time."""
 
+CAPABILITIES = {
+    "generate": ("does not generate text", "answers (/chat/completions)"),
+    "classify": ("does not classify", "predictions (/predictions)"),
+    "images": ("does not draw", "images (/images/generations)"),
+}
+"""What a task may be able to do; what is said of models that are not, and of those that are."""
+
 Found = TypeVar("Found")
 
 
@@ -63,7 +70,7 @@ class LocalEngine:
 
     async def generate(self, asked: Generate) -> AsyncIterator[Piece | Usage]:
         async with self._model(asked.model) as ready:
-            _can(ready, "generate", "does not generate text.")
+            _can(ready, "generate")
             prompt = await self._tokens(asked, ready)
             apart = asked.messages is not None
             request = Request(ready, prompt, asked.sampling, asked.stream, apart, asked.tenant)
@@ -85,7 +92,7 @@ class LocalEngine:
     async def embed(self, asked: Embed) -> Embedded:
         async with self._model(asked.model) as ready:
             if not hasattr(ready.model.module, "get_input_embeddings") or not hasattr(ready.model.processor, "decode"):
-                raise Refused(400, f"{asked.model.shown} is not for texts, so it embeds none.", param="model")
+                raise _refused(ready, "is not for texts, so it embeds none")
             tokens: list[list[int]] = []
             for given in _slices(asked.inputs):
                 encode = partial(_encoded, given, ready)
@@ -98,7 +105,7 @@ class LocalEngine:
 
     async def classify(self, asked: Classify) -> list[dict[str, Any]]:
         async with self._model(asked.model) as ready:
-            _can(ready, "classify", "does not classify.")
+            _can(ready, "classify")
             inputs = [_input(ready.model, one) for one in asked.inputs]
             found: list[dict[str, Any]] = []
             for some in _slices(inputs):
@@ -107,7 +114,7 @@ class LocalEngine:
 
     async def images(self, asked: Draw) -> list[bytes]:
         async with self._model(asked.model) as ready:
-            _can(ready, "images", "does not draw.")
+            _can(ready, "images")
             gone = threading.Event()
             try:
                 each = [partial(drawn, ready.model, asked, number, gone) for number in range(asked.n)]
@@ -183,9 +190,17 @@ class LocalEngine:
         return await asyncio.wrap_future(done)
 
 
-def _can(ready: Ready, capability: str, otherwise: str) -> None:
+def _can(ready: Ready, capability: str) -> None:
+    """Raises Refused where a model has no such capability."""
     if not hasattr(ready.model.task, capability):
-        raise Refused(400, f"{ready.ref.shown} {otherwise}", param="model")
+        raise _refused(ready, CAPABILITIES[capability][0])
+
+
+def _refused(ready: Ready, otherwise: str) -> Refused:
+    """What a model does not do, and what to ask it in place of that."""
+    offered = [what for capability, (_, what) in CAPABILITIES.items() if hasattr(ready.model.task, capability)]
+    instead = f"Ask it for {offered[0]}." if offered else "It has no trained head: tune it first, or ask it to embed."
+    return Refused(400, f"{ready.ref.shown} {otherwise}. {instead}", param="model")
 
 
 # Vectors

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 
 from tunewright.artifacts.fingerprint import files_of
 from tunewright.artifacts.interpolate import load as load_point
-from tunewright.artifacts.load import card_of_adapter, infer_task, weights_folder
+from tunewright.artifacts.load import card_of_adapter, infer_task, is_adapter, load_whole, weights_folder
 from tunewright.data.render import Renderer
 from tunewright.engine.device import pick_device, pick_precision
 from tunewright.errors import BaseModelError, MethodError, TunewrightError
@@ -28,8 +28,7 @@ from tunewright.service.errors import Refused, missing
 from tunewright.service.inference.adapters import Bank, terms_of
 from tunewright.service.inference.protocol import Loaded, ModelRef
 from tunewright.service.inference.stacks import Lora, Terms
-from tunewright.tasks import task_class
-from tunewright.tasks._pretrained import context_length, load_config, load_tokenizer, load_weights
+from tunewright.tasks._pretrained import context_length, load_config, load_tokenizer, load_weights, task_with_head
 from tunewright.tasks._rows import Form, form_of
 from tunewright.tasks.base import Model
 
@@ -158,14 +157,15 @@ class Models:
     # Loading, by one thread at a time
 
     def _load(self, ref: ModelRef) -> Ready:
-        if ref.run_folder is None:
-            entry = self._base(ref.base_folder, ref.base)
-            assert entry.model and entry.shared
-            return Ready(ref, entry.model, entry.shared, entries=(entry,))
-        run = Path(ref.run_folder)
-        if not run.is_dir():
+        run = _run_of(ref)
+        if (ref.run_folder or run.is_absolute()) and not run.is_dir():
             raise missing("model", ref.shown, "model_not_found")
-        return self._beside(ref, run) or self._apart(ref, run)
+        weights = weights_folder(run)
+        if ref.run_folder or is_adapter(weights):
+            return self._beside(ref, run) or self._apart(ref, run)
+        entry = self._base(str(weights), ref.base)
+        assert entry.model and entry.shared
+        return Ready(ref, entry.model, entry.shared, entries=(entry,))
 
     def _base(self, folder: str, name: str) -> _Entry:
         key = ("base", folder)
@@ -173,7 +173,7 @@ class Models:
             if Path(folder).is_absolute() and not Path(folder).is_dir():
                 raise missing("model", name, "model_not_found")
             with self._room(key, name, self._numbers(folder)):
-                model = _load_base(folder, self.dtype)
+                model = _load_base(folder, name, str(self.dtype).removeprefix("torch."))
                 self._put(key, _entry(name, "base", model, self.device))
         return self._entries[key]
 
@@ -205,7 +205,7 @@ class Models:
 
     def _tokenizer(self, ref: ModelRef, weights: Path) -> Any:
         """The run's own, of which all points of its path make use; None where it has the base's."""
-        found = [ready.model.processor for other, ready in self._ready.items() if other.run_folder == ref.run_folder]
+        found = [ready.model.processor for other, ready in self._ready.items() if _run_of(other) == _run_of(ref)]
         own = (weights / "tokenizer_config.json").is_file()
         return (found[0] if found else load_tokenizer(str(weights))) if own else None
 
@@ -218,7 +218,7 @@ class Models:
                 lora = bank.read(folder)
                 if lora is None:
                     return None
-                entry = _Entry(str(ref.name), "adapter", bank.bytes_of(lora), lora=lora, below=below)
+                entry = _Entry(ref.name or ref.base, "adapter", bank.bytes_of(lora), lora=lora, below=below)
                 try:
                     self._grow(key, entry)
                 except Refused:
@@ -228,10 +228,10 @@ class Models:
         return self._entries[key]
 
     def _apart(self, ref: ModelRef, run: Path) -> Ready:
-        key = ("own", ref.run_folder, ref.alpha)
+        key = ("own", str(run), ref.alpha)
         if key not in self._entries:
             weights = weights_folder(run)
-            with self._room(key, ref.shown, self._numbers(ref.base_folder) + self._numbers(str(weights))):
+            with self._room(key, ref.shown, self._whole(ref.base_folder) + self._numbers(str(weights))):
                 model = load_point(run, alpha=ref.alpha)
                 model.module.to(self.dtype)
                 self._put(key, _entry(ref.shown, "own", model, self.device))
@@ -248,6 +248,12 @@ class Models:
             with safe_open(path, framework="pt") as file:
                 count += sum(_product(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118 - no mapping
         return count * self.dtype.itemsize
+
+    def _whole(self, base: str) -> int:
+        """The bytes of a base, which may be a run, with what lies below that."""
+        weights = weights_folder(base)
+        below = self._whole(card_of_adapter(weights).base) if is_adapter(weights) else 0
+        return below + self._numbers(str(weights))
 
     # The budget
 
@@ -310,16 +316,32 @@ class Models:
             self._entries[key] = entry
 
 
-def _load_base(folder: str, dtype: torch.dtype) -> Model:
-    """For what it was made for; a trunk that was made for nothing can embed."""
-    try:
-        task = task_class(infer_task(folder))()
-    except BaseModelError:
-        from transformers import AutoModel
+def _run_of(ref: ModelRef) -> Path:
+    """Where what answers lies: a run, or a base that may be one itself."""
+    return Path(ref.run_folder or ref.base_folder)
 
-        module = load_weights(AutoModel, folder, load_config(folder), dtype=dtype)[0]
-        return Model(module, load_tokenizer(folder), None, folder)  # type: ignore[arg-type]
-    return task.load(folder, dtype=dtype)
+
+def _load_base(folder: str, name: str, dtype: str) -> Model:
+    """For what it was made for; a trunk of a language model that was made for nothing can embed.
+
+    Raises Refused (400) for any other trunk.
+    """
+    try:
+        task = infer_task(folder)
+    except BaseModelError:
+        return _load_trunk(folder, name, dtype)
+    return load_whole(folder, task, dtype)
+
+
+def _load_trunk(folder: str, name: str, dtype: str) -> Model:
+    from transformers import AutoModel
+
+    config = load_config(folder)
+    if not config.is_encoder_decoder and task_with_head(config) != "image-classification":
+        module = load_weights(AutoModel, folder, config, dtype=dtype)[0]
+        if module.main_input_name == "input_ids":
+            return Model(module, load_tokenizer(folder), None, folder)  # type: ignore[arg-type]
+    raise Refused(400, f"{name} has no trained head, so there is nothing to ask it: tune it first.", param="model")
 
 
 def _entry(name: str, kind: str, model: Model, device: torch.device) -> _Entry:

@@ -17,8 +17,9 @@ from typing import Any
 
 import httpx
 
+from tunewright.artifacts.card import read_card
 from tunewright.artifacts.interpolate import write_point
-from tunewright.artifacts.load import card_of_adapter, weights_folder
+from tunewright.artifacts.load import card_of_adapter, is_adapter, shape_of, weights_folder
 from tunewright.artifacts.start import start_of
 from tunewright.data.render import Renderer
 from tunewright.errors import TunewrightError
@@ -233,30 +234,29 @@ class _Asking:
 
 def _known_of(model: ModelRef, points: Path) -> _Known:
     """Raises Refused where the model is not there, or is no adapter."""
-    if model.run_folder is None:
-        tokenizer = load_tokenizer(model.base_folder)
-        return _Known(Renderer(tokenizer), bool(tokenizer.chat_template), None)
-    run = Path(model.run_folder)
-    if not run.is_dir():
+    run = Path(model.run_folder or model.base_folder)
+    if model.run_folder and not run.is_dir():
         raise missing("model", model.shown, "model_not_found")
     weights = weights_folder(run)
+    if model.run_folder is None and not is_adapter(weights):
+        tokenizer, card = load_tokenizer(str(weights)), read_card(weights)
+        return _Known(Renderer(tokenizer), card.chats if card else bool(tokenizer.chat_template), None)
     if not (weights / CONFIG).is_file():
         raise Refused(400, f"{model.shown} is no adapter, and a vLLM server has one base.", param="model")
     own = (weights / "tokenizer_config.json").is_file()
-    tokenizer = load_tokenizer(str(weights) if own else model.base_folder)
-    return _Known(Renderer(tokenizer), card_of_adapter(weights).chats, _adapter_of(model, points))
+    tokenizer = load_tokenizer(str(weights) if own else shape_of(model.base_folder))
+    return _Known(Renderer(tokenizer), card_of_adapter(weights).chats, _adapter_of(model, run, points))
 
 
-def _adapter_of(model: ModelRef, points: Path) -> Path | None:
+def _adapter_of(model: ModelRef, run: Path, points: Path) -> Path | None:
     """The folder of the adapter at α, which is written where it is a point in between; None at the base."""
-    assert model.run_folder is not None
     if model.alpha == 1:
-        return weights_folder(model.run_folder)
+        return weights_folder(run)
     if model.alpha == 0:
-        return start_of(model.run_folder).adapter
+        return start_of(run).adapter
     folder = points / str(model.name).replace("/", "_") / f"{model.alpha:g}"
     if not folder.is_dir():
-        write_point(model.run_folder, model.alpha, folder)
+        write_point(run, model.alpha, folder)
     if not (folder / CONFIG).is_file():
         raise Refused(400, f"{model.shown} is no adapter, and a vLLM server has one base.", param="model")
     return folder
