@@ -210,10 +210,14 @@ def test_a_run_may_be_the_base(
     """LoRAs that lie on one of the server's; and a model that was tuned whole, which the server then has."""
     run = runs[which]
     server = StandIn(tiny_base("qwen3") if which == 0 else str(run / "model"))
+    bases = {"other": tmp_path, "plain": Path(tiny_base("qwen3")), "mine": run}
+    answer = ours(Served(("the-base",), server.base, LENGTH), bases)
+    assert answer == (("plain", "mine") if which == 0 else ("mine",))
+    assert "mine" in ours(Served(("plain",) if which == 0 else ("mine",), "/elsewhere", LENGTH), bases)
 
     async def story() -> None:
         async with server.running():
-            engine = VLLM(f"http://127.0.0.1:{server.port}", "the-base", points=tmp_path)
+            engine = VLLM(f"http://127.0.0.1:{server.port}", Served(("the-base",), server.base, LENGTH), answer)
             said = await pieces(engine, ModelRef("mine", str(run)), MESSAGES, temperature=0, max_tokens=9)
             assert texts(said) == [tw.chat(run, MESSAGES if which == 0 else "the fox", max_new_tokens=9)]
             assert server.asked[-1]["model"] == adapter

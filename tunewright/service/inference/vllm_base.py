@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 
 import httpx
 
+from tunewright.artifacts.load import shape_of
 from tunewright.errors import TunewrightError
 
 
@@ -40,17 +41,18 @@ def served_at(url: str) -> Served:
 
 
 def ours(served: Served, bases: Mapping[str, Path]) -> tuple[str, ...]:
-    """The bases that the server's is: of its name, else in its folder, else called as on the hub.
+    """The bases that the server's is: of its name, else in its folder, else called as on the hub; and runs on it.
 
     Raises TunewrightError where it is none of them.
     """
     root = Path(served.root).expanduser()
     called = [name for name in bases if name in served.names]
-    there = [name for name, folder in bases.items() if folder.resolve() == root.resolve()]
+    below = {name: Path(shape_of(str(folder))).resolve() for name, folder in bases.items()}
+    there = [name for name in bases if below[name] == root.resolve()]
     # another folder on this machine that is called alike may hold another model
     alike = [] if root.is_dir() else [name for name in bases if name == PurePosixPath(served.root).name]
     if found := called or there or alike:
-        return tuple(found)
+        return tuple(name for name in bases if below[name] in {below[one] for one in found})
     raise TunewrightError(
         f"The vLLM server has the base {' or '.join(served.names)} (from {served.root}), which is none of the bases "
         f"here: {', '.join(bases)}. Name its folder with --models, or one of these with vLLM's --served-model-name."
