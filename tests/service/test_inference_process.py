@@ -143,7 +143,7 @@ class Odd:
             self.left.append(what)
 
 
-ODD = "left\u2028right\u2029 \x85 \x0b \x1e \n\r\ud83d end"
+ODD = "left\u2028right\u2029 \x85 \x0b \x1e \n\r\U0001f98a end"
 
 
 @asynccontextmanager
