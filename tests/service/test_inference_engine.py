@@ -278,6 +278,56 @@ def test_a_nucleus_is_the_likeliest_tokens_that_reach_top_p() -> None:
     assert len(set(drawn)) > 10
 
 
+def test_penalties_and_biases_change_what_is_drawn_and_not_what_is_told(shared: Path) -> None:
+    """logit − presence − frequency · count + bias, of the answer's own tokens; rows beside it stay as they are."""
+    model = ModelRef("stories", str(shared / "models/stories260k"))
+    module = hf.AutoModelForCausalLM.from_pretrained(model.base_folder)
+    prompt, count = (1, 403, 407, 261, 378), 60
+
+    def expected(presence: float, frequency: float, bias: dict[int, float]) -> list[int]:
+        ids, said = list(prompt), Counter[int]()
+        for _ in range(count):
+            with torch.no_grad():
+                logits_V = module(input_ids=torch.tensor([ids])).logits[0, -1]
+            for token, change in bias.items():
+                logits_V[token] += change
+            for token, times in said.items():
+                logits_V[token] -= presence + frequency * times
+            ids.append(int(logits_V.argmax()))
+            said[ids[-1]] += 1
+        return ids[len(prompt) :]
+
+    async def ask(engine: LocalEngine) -> None:
+        plain = expected(0, 0, {})
+        for presence, frequency, bias in (
+            (0.0, 0.0, {plain[0]: -100.0, 500: 3.0}),
+            (2.0, 0.0, {}),
+            (0.0, 2.0, {}),
+            (-1.0, 0.4, {plain[1]: 2.0}),
+        ):
+            how: dict[str, Any] = {"presence": presence, "frequency": frequency, "bias": tuple(bias.items())}
+            both = [pieces(engine, model, prompt, temperature=0, max_tokens=count, **one) for one in (how, {})]
+            said, beside = await asyncio.gather(*both)
+            found = expected(presence, frequency, bias)
+            assert found != plain
+            assert texts(said) == [continued(found)] and texts(beside) == [continued(plain)]
+        logprobs = [
+            await pieces(engine, model, prompt, temperature=0, max_tokens=1, logprobs=2, bias=bias)
+            for bias in ((), ((plain[0], -100.0),))
+        ]
+        assert logprobs[0][0].tokens[0].top == logprobs[1][0].tokens[0].top, "probabilities are the model's own"
+        with pytest.raises(Refused, match="logit_bias"):
+            await pieces(engine, model, prompt, bias=((512, 1.0),))
+
+    engine_tokenizer = load_tokenizer(model)
+
+    def continued(tokens: list[int]) -> str:
+        words = Words(engine_tokenizer, list(prompt))
+        return "".join(words.add(token) for token in tokens) + words.rest()
+
+    with_engine(ask)
+
+
 def test_who_goes_away_makes_room(tiny_base: Callable[..., str]) -> None:
     model = ModelRef("base", tiny_base("llama"))
 

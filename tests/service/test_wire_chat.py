@@ -66,13 +66,13 @@ def test_a_chat_of_a_client() -> None:
             ]}, {"role": "tool", "tool_call_id": "call_1", "content": "warm"}],
             tools=tools, temperature=0, top_p=0.5, n=2, max_tokens=9, max_completion_tokens=7, seed=3, stop="\n",
             logprobs=True, top_logprobs=2, stream=True, stream_options={"include_usage": True},
-            user="u", metadata={"a": "b"}, store=False, presence_penalty=0, frequency_penalty=0.0,
-            response_format={"type": "text"}, parallel_tool_calls=True,
+            user="u", metadata={"a": "b"}, store=False, presence_penalty=1, frequency_penalty=-0.5,
+            logit_bias={"7": -100}, response_format={"type": "text"}, parallel_tool_calls=True,
         )
     )  # fmt: skip
     asked = wire.chat(body)
     assert (asked.model, asked.alpha, asked.named) == ("ft:m:acme::1", 0.6, "ft:m:acme::1@0.6")
-    assert asked.sampling == Sampling(0.0, 0.5, 3, 7, ("\n",), 2, 2)
+    assert asked.sampling == Sampling(0.0, 0.5, 3, 7, ("\n",), 2, 2, 1.0, -0.5, ((7, -100.0),))
     assert asked.tools == tools and asked.stream and asked.usage
     assert [m["role"] for m in asked.messages or []] == ["user", "assistant", "tool"]
     assert wire.chat({**body, "tool_choice": "none"}).tools is None
@@ -101,8 +101,9 @@ def test_a_chat_of_few_words() -> None:
         ({"stop": ["a"] * 5}, "stop"),
         ({"stop": [""]}, "stop"),
         ({"top_logprobs": 3}, "top_logprobs"),
-        ({"logit_bias": {"1": 2}}, "logit_bias"),
-        ({"presence_penalty": 0.5}, "presence_penalty"),
+        ({"logit_bias": {"1": 101}}, "logit_bias.1"),
+        ({"logit_bias": {"one": 2}}, "logit_bias.one"),
+        ({"presence_penalty": 2.5}, "presence_penalty"),
         ({"response_format": {"type": "json_object"}}, "response_format.type"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"stream": "yes"}, "stream"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -114,6 +114,8 @@ class Answer:
     last: int = 0
     finish: str | None = None
     stops: Stops = field(init=False)
+    said: Counter[int] = field(default_factory=Counter)
+    """How often it has each token, where that matters."""
     _length: int = 0
     _said: int = 0
     _tokens: deque[tuple[int, Token]] = field(default_factory=deque)
@@ -124,6 +126,8 @@ class Answer:
     def take(self, token: int, told: Token | None) -> Piece:
         """A token that was drawn, with what is told of it; the piece that can be said now."""
         self.count, self.last = self.count + 1, token
+        if self.sampling.presence or self.sampling.frequency:
+            self.said[token] += 1
         said = ""
         if token in self.ends:
             self.finish = "stop"
@@ -139,6 +143,13 @@ class Answer:
             said += self.stops.held
         self._said += len(said)
         return Piece(self.index, said, self._certain(), self.finish)
+
+    def changes(self) -> dict[int, float]:
+        """What is added to the logits of its next token."""
+        found = dict(self.sampling.bias)
+        for token, count in self.said.items():
+            found[token] = found.get(token, 0.0) - self.sampling.presence - self.sampling.frequency * count
+        return found
 
     def _say(self, new: str, told: Token | None) -> str:
         if told:

@@ -193,6 +193,9 @@ class Lane:
 def _draw(rows: Sequence[Row], logits_BV: Tensor, told: list[Any]) -> None:
     """A token for each row that goes on; what it lets its answer say is added to `told`."""
     peak_B, token_B = logits_BV.max(-1)
+    changed_BV = _changed(rows, logits_BV)
+    if changed_BV is not logits_BV:
+        token_B = changed_BV.argmax(-1)
     samplings = [row.request.sampling for row in rows]
     if any(one.temperature for one in samplings):
         numbers = [row.answer.numbers.random() if row.going else 0.0 for row in rows]
@@ -200,7 +203,7 @@ def _draw(rows: Sequence[Row], logits_BV: Tensor, told: list[Any]) -> None:
         temperature_B, top_p_B = settings.to(logits_BV.device).unbind(-1)
         some = any(one.top_p < 1 for one in samplings)
         uniform_B = torch.tensor(numbers, dtype=torch.float64, device=logits_BV.device)
-        token_B = draw_each(logits_BV, temperature_B, top_p_B if some else None, uniform_B)
+        token_B = draw_each(changed_BV, temperature_B, top_p_B if some else None, uniform_B)
     described_B = _described(rows, logits_BV, token_B)
     for place, (row, token, peak) in enumerate(zip(rows, token_B.tolist(), peak_B.isfinite().tolist(), strict=True)):
         if not row.going:
@@ -214,6 +217,23 @@ def _draw(rows: Sequence[Row], logits_BV: Tensor, told: list[Any]) -> None:
             told.append((row.request, piece))
         if row.answer.finish and row.request.ended:
             told.append((row.request, row.request.usage))
+
+
+def _changed(rows: Sequence[Row], logits_BV: Tensor) -> Tensor:
+    """Logits as the rows' requests change them; what is told of tokens is told of those of the model."""
+    changes = [
+        (place, token, change)
+        for place, row in enumerate(rows)
+        if row.going
+        for token, change in row.answer.changes().items()
+        if token < logits_BV.shape[-1]
+    ]
+    if not changes:
+        return logits_BV
+    places, tokens, values = (list(part) for part in zip(*changes, strict=True))
+    changed_BV = logits_BV.clone()
+    changed_BV[places, tokens] += torch.tensor(values, dtype=logits_BV.dtype, device=logits_BV.device)
+    return changed_BV
 
 
 def _described(rows: Sequence[Row], logits_BV: Tensor, token_B: Tensor) -> dict[int, Token]:

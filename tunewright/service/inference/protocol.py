@@ -62,6 +62,8 @@ class Sampling:
         stop: texts before which an answer ends.
         n: so many answers.
         logprobs: None, or of how many of the likeliest tokens the probabilities are told beside the drawn one's.
+        presence, frequency: taken from the logit of a token that the answer has: once, and for each time.
+        bias: added to the logits of tokens, each named once.
     """
 
     temperature: float = 1.0
@@ -71,6 +73,9 @@ class Sampling:
     stop: tuple[str, ...] = ()
     n: int = 1
     logprobs: int | None = None
+    presence: float = 0.0
+    frequency: float = 0.0
+    bias: tuple[tuple[int, float], ...] = ()
 
     def __post_init__(self) -> None:
         rules: list[tuple[str, bool, str]] = [

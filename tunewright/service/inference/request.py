@@ -49,6 +49,8 @@ class Request:
         vocabulary = model.module.get_input_embeddings().weight.shape[0]
         if not self.prompt or not 0 <= min(self.prompt) <= max(self.prompt) < vocabulary:
             raise Refused(400, f"prompt: one token id at least, and all below {vocabulary}.", param="prompt")
+        if any(not 0 <= token < vocabulary for token, _ in self.sampling.bias):
+            raise Refused(400, f"logit_bias: ids of tokens below {vocabulary}.", param="logit_bias")
         room = min(limit - len(self.prompt), self.sampling.max_tokens or limit)
         ends = frozenset(self.ready.renderer.stop_ids())
         seed = secrets.randbits(64) if self.sampling.seed is None else abs(self.sampling.seed)

@@ -151,6 +151,8 @@ class VLLM:
         body: dict[str, Any] = {
             "model": self._name(asked.model, known), "prompt": prompt, "n": how.n, "seed": how.seed, **PLAIN,
             "temperature": how.temperature, "top_p": how.top_p, "stop": list(how.stop),
+            "presence_penalty": how.presence, "frequency_penalty": how.frequency,
+            "logit_bias": {str(token): value for token, value in how.bias} or None,
             "max_tokens": min(how.max_tokens or room, room),
             "stop_token_ids": known.renderer.stop_ids(), "skip_special_tokens": True, "logprobs": how.logprobs,
             "stream": True, "stream_options": {"include_usage": True},

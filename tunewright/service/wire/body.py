@@ -13,7 +13,7 @@ from tunewright.service.errors import Refused
 
 Read = TypeVar("Read", bound=BaseModel)
 
-BRANCH = re.compile(r"int|float|str|bool|list|dict|constrained-\w+|(literal|list|dict|tuple)\[.*|function-.*")
+BRANCH = re.compile(r"int|float|str|bool|list|dict|constrained-\w+|(literal|list|dict|tuple)\[.*|function-.*|\[key\]")
 """The branch of a union that pydantic tried (batch_size.constrained-int), which is none of the client's words."""
 PAIRS, LONGEST_KEY, LONGEST_VALUE = 16, 64, 512
 """How much metadata a job may have."""

@@ -77,8 +77,8 @@ class Settings(Body):
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     responseLogprobs: bool = False
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    presencePenalty: Annotated[float, Field(ge=0, le=0)] = 0.0
-    frequencyPenalty: Annotated[float, Field(ge=0, le=0)] = 0.0
+    presencePenalty: float = Field(0.0, ge=-2, le=2)
+    frequencyPenalty: float = Field(0.0, ge=-2, le=2)
     thinkingConfig: Annotated[None, _refusing("models that are tuned here think as they were taught")] = None
     responseMimeType: Literal["text/plain"] = "text/plain"
     responseModalities: list[Literal["TEXT"]] = Field([])
@@ -114,6 +114,8 @@ def generate(model: str, body: Any, stream: bool = False) -> ChatRequest:
         tuple(chosen.stopSequences),
         chosen.candidateCount,
         (chosen.logprobs or 0) if chosen.responseLogprobs else None,
+        chosen.presencePenalty,
+        chosen.frequencyPenalty,
     )
     tools = [_tool(function) for tool in asked.tools for function in tool.functionDeclarations]
     messages = checked_messages([*_system(asked), *_messages(asked.contents)], "contents")

@@ -50,9 +50,12 @@ class Options(Body):
     stop: Stop | Annotated[list[Stop], Field(max_length=MOST_STOPS)] = Field([])
     stream: bool = False
     stream_options: dict[str, bool] = Field({})
-    frequency_penalty: Literal[0] | Annotated[float, Field(ge=0, le=0)] = 0
-    presence_penalty: Literal[0] | Annotated[float, Field(ge=0, le=0)] = 0
-    logit_bias: Annotated[dict[str, Any], Field(max_length=0)] = Field({})
+    frequency_penalty: float = Field(0.0, ge=-2, le=2)
+    presence_penalty: float = Field(0.0, ge=-2, le=2)
+    logit_bias: Annotated[
+        dict[Annotated[str, Field(pattern=r"^\d{1,9}$")], Annotated[float, Field(ge=-100, le=100)]],
+        Field(max_length=300),
+    ] = Field({})
     user: str | None = None
 
 
@@ -157,7 +160,11 @@ def _request(asked: Options, sampling: Sampling, **what: Any) -> ChatRequest:
 
 def _sampling(asked: Options, longest: int | None, logprobs: int | None) -> Sampling:
     stop = (asked.stop,) if isinstance(asked.stop, str) else tuple(asked.stop)
-    return Sampling(asked.temperature, asked.top_p, asked.seed, longest, stop, asked.n, logprobs)
+    bias = {int(token): value for token, value in asked.logit_bias.items()}  # "1" and "01" are the same
+    return Sampling(
+        asked.temperature, asked.top_p, asked.seed, longest, stop, asked.n, logprobs,
+        asked.presence_penalty, asked.frequency_penalty, tuple(bias.items()),
+    )  # fmt: skip
 
 
 def _texts(given: Any, param: str) -> tuple[str | tuple[int, ...], ...]:
