@@ -74,9 +74,11 @@ def served(home: Path, models: Sequence[str], *options: str) -> Iterator[Served]
         key = re.search(r"tw-[\w-]{43}", said)
         assert address
         family = psutil.Process(process.pid).children(recursive=True)
-        yield Served(address[0], key[0] if key else "", said, process, home)
-        process.terminate()
-        process.wait(90)
+        try:
+            yield Served(address[0], key[0] if key else "", said, process, home)
+        finally:
+            process.terminate()
+            process.wait(90)
         _, left = psutil.wait_procs(family, timeout=10)
         assert not left, "the service leaves nothing behind"
 
