@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 import time
 from collections import Counter
@@ -324,6 +325,58 @@ def test_penalties_and_biases_change_what_is_drawn_and_not_what_is_told(shared: 
     def continued(tokens: list[int]) -> str:
         words = Words(engine_tokenizer, list(prompt))
         return "".join(words.add(token) for token in tokens) + words.rest()
+
+    with_engine(ask)
+
+
+SCHEMA: dict[str, Any] = {
+    "type": "object", "additionalProperties": False, "required": ["name", "age", "likes"],
+    "properties": {"name": {"type": "string", "maxLength": 12}, "age": {"type": "integer", "minimum": 0, "maximum": 9},
+                   "likes": {"type": "array", "items": {"enum": ["cake", "boats"]}, "maxItems": 2}},
+}  # fmt: skip
+
+
+def test_an_answer_follows_its_schema(shared: Path, tiny_base: Callable[..., str]) -> None:
+    """Whatever the model would say, and beside rows that follow another one, or none."""
+    model = ModelRef("stories", str(shared / "models/stories260k"))
+    beginning = "Once upon a time, there was a"
+
+    async def ask(engine: LocalEngine) -> None:
+        schema = json.dumps(SCHEMA)
+        asked = [
+            pieces(engine, model, beginning, temperature=1.2, seed=4, max_tokens=300, n=4, schema=schema),
+            pieces(engine, model, beginning, temperature=0, max_tokens=40),
+            pieces(engine, model, beginning, temperature=0, max_tokens=300, schema='{"enum": ["yes", "no"]}'),
+        ]
+        following, plain, chosen = await asyncio.gather(*asked)
+        documents = [json.loads(text) for text in texts(following)]
+        assert len({json.dumps(one) for one in documents}) > 1, "each is drawn for itself"
+        for one in documents:
+            assert (
+                set(one) == {"name", "age", "likes"} and set(one["likes"]) <= {"cake", "boats"} and 0 <= one["age"] < 10
+            )
+        assert {piece.finish for piece in following[:-1] if piece.finish} == {"stop"}, "it ends where the document does"
+        assert json.loads(texts(chosen)[0]) in ("yes", "no")
+        assert texts(plain) == texts(await pieces(engine, model, beginning, temperature=0, max_tokens=40))
+        cut = await pieces(engine, model, beginning, temperature=0, max_tokens=3, schema=schema)
+        assert cut[-2].finish == "length" and texts(cut)[0].lstrip().startswith("{")
+        for wrong in ('{"type": "objct"}', "[]", "{", json.dumps({"enum": ["a" * 200_000]})):
+            with pytest.raises(Refused, match="response_format") as caught:
+                await pieces(engine, model, beginning, schema=wrong)
+            assert caught.value.status == 400
+
+    with_engine(ask)
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "gpt2", "gemma3", "mamba"])
+def test_so_it_does_with_any_tokenizer(kind: str, tiny_base: Callable[..., str]) -> None:
+    model = ModelRef("base", tiny_base(kind))
+
+    async def ask(engine: LocalEngine) -> None:
+        said = texts(
+            await pieces(engine, model, "the fox", seed=1, max_tokens=150, n=2, schema='{"enum": ["a fox", 7]}')
+        )
+        assert all(json.loads(one) in ("a fox", 7) for one in said), said
 
     with_engine(ask)
 

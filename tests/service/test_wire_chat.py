@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from openai.types import Completion, CreateEmbeddingResponse
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
+from pydantic import BaseModel
 
 from tunewright.service.errors import Refused
 from tunewright.service.inference.protocol import Piece, Sampling, Token, Usage
@@ -104,7 +105,16 @@ def test_a_chat_of_few_words() -> None:
         ({"logit_bias": {"1": 101}}, "logit_bias.1"),
         ({"logit_bias": {"one": 2}}, "logit_bias.one"),
         ({"presence_penalty": 2.5}, "presence_penalty"),
-        ({"response_format": {"type": "json_object"}}, "response_format.type"),
+        ({"response_format": {"type": "xml"}}, "response_format.type"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "a"}}},
+            "response_format.json_schema.schema",
+        ),
+        (
+            {"response_format": {"type": "json_object"}, "tools": [{"type": "function", "function": {"name": "f"}}]},
+            "response_format",
+        ),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"stream": "yes"}, "stream"),
         ({"functions": []}, "functions"),
@@ -231,3 +241,20 @@ def test_a_stream_that_fails_raises(error: Exception, said: str) -> None:
     with pytest.raises(openai.APIError, match=said) as raised:
         list(client(content).chat.completions.create(model="m", messages=[], stream=True))
     assert "/secret" not in str(raised.value)
+
+
+def test_answers_may_have_to_follow_a_schema() -> None:
+    class Person(BaseModel):
+        name: str
+        age: int
+
+    for wanted, expected in (
+        (None, None),
+        ({"type": "text"}, None),
+        ({"type": "json_object"}, {"type": "object"}),
+        (Person, {**Person.model_json_schema(), "additionalProperties": False}),
+    ):
+        said = {} if wanted is None else {"response_format": wanted}
+        body = sent(lambda c, said=said: c.chat.completions.parse(model="m", messages=ASK, **said))  # type: ignore[misc]
+        schema = wire.chat(body).sampling.schema
+        assert (schema and json.loads(schema)) == expected

@@ -204,7 +204,12 @@ def test_a_request_for_candidates() -> None:
         {"contents": [{"parts": [{"functionResponse": {"name": "f", "response": {}}}]}]},
         {"generationConfig": {"topK": 4}},
         {"generationConfig": {"logprobs": 4}},
-        {"generationConfig": {"responseMimeType": "application/json"}},
+        {"generationConfig": {"responseMimeType": "text/x.enum"}},
+        {"generationConfig": {"responseSchema": {"type": "OBJECT"}}},
+        {
+            "generationConfig": {"responseMimeType": "application/json"},
+            "tools": [{"functionDeclarations": [{"name": "f"}]}],
+        },
     ],
 )
 def test_what_is_not_understood_is_refused(changes: dict[str, Any]) -> None:
@@ -257,3 +262,19 @@ def test_answers_and_streams() -> None:
     chunks = asked_of(lines, lambda c: list(c.models.generate_content_stream(model="m", contents="Hi")))
     assert "".join(chunk.text or "" for chunk in chunks) == "Hi!"
     assert chunks[-1].usage_metadata and chunks[-1].usage_metadata.candidates_token_count == 2
+
+
+def test_schemas_are_in_googles_words_or_in_those_of_json_schema() -> None:
+    def schema(**chosen: Any) -> Any:
+        asked = google_chat.generate("m", {"contents": [{"parts": [{"text": "Hi"}]}], "generationConfig": chosen})
+        return asked.sampling.schema and json.loads(asked.sampling.schema)
+
+    json_type = {"responseMimeType": "application/json"}
+    assert schema() is None and schema(**json_type) == {"type": "object"}
+    plain = {"type": "object", "properties": {"type": {"type": ["string", "null"]}, "n": {"type": "array", "items": {
+        "anyOf": [{"type": "integer"}, {"enum": ["A"], "type": "string"}]}}}, "required": ["type"]}  # fmt: skip
+    assert schema(**json_type, responseJsonSchema=plain) == plain
+    google = {"type": "OBJECT", "properties": {"type": {"type": "STRING", "nullable": True}, "n": {"type": "ARRAY",
+        "items": {"anyOf": [{"type": "INTEGER"}, {"enum": ["A"], "type": "STRING"}]}}}, "required": ["type"],
+        "propertyOrdering": ["type", "n"]}  # fmt: skip
+    assert schema(**json_type, responseSchema=google) == plain

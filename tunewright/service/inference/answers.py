@@ -6,7 +6,7 @@ import re
 from collections import Counter, deque
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from tokenizers.decoders import DecodeStream
@@ -94,6 +94,17 @@ class Stops:
         return said
 
 
+class Follower(Protocol):
+    """What tells which tokens may come next."""
+
+    def copy(self) -> Follower: ...
+
+    def allowed(self, count: int) -> np.ndarray:
+        """[V] of bool, for so many tokens; one at least may."""
+
+    def take(self, token: int) -> None: ...
+
+
 @dataclass
 class Answer:
     """One answer to a prompt.
@@ -101,6 +112,7 @@ class Answer:
     Attributes:
         room: tokens that it may have at the most.
         ends: the tokens that end it.
+        follower: of the schema that it has to follow.
         last: the token that was drawn last and that the model has not been fed.
     """
 
@@ -110,6 +122,7 @@ class Answer:
     room: int
     ends: frozenset[int]
     numbers: np.random.Generator
+    follower: Follower | None = None
     count: int = 0
     last: int = 0
     finish: str | None = None
@@ -126,6 +139,8 @@ class Answer:
     def take(self, token: int, told: Token | None) -> Piece:
         """A token that was drawn, with what is told of it; the piece that can be said now."""
         self.count, self.last = self.count + 1, token
+        if self.follower:
+            self.follower.take(token)
         if self.sampling.presence or self.sampling.frequency:
             self.said[token] += 1
         said = ""

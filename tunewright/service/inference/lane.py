@@ -228,11 +228,16 @@ def _changed(rows: Sequence[Row], logits_BV: Tensor) -> Tensor:
         for token, change in row.answer.changes().items()
         if token < logits_BV.shape[-1]
     ]
-    if not changes:
+    following = [(place, row.answer.follower) for place, row in enumerate(rows) if row.going and row.answer.follower]
+    if not changes and not following:
         return logits_BV
-    places, tokens, values = (list(part) for part in zip(*changes, strict=True))
     changed_BV = logits_BV.clone()
-    changed_BV[places, tokens] += torch.tensor(values, dtype=logits_BV.dtype, device=logits_BV.device)
+    if changes:
+        places, tokens, values = (list(part) for part in zip(*changes, strict=True))
+        changed_BV[places, tokens] += torch.tensor(values, dtype=logits_BV.dtype, device=logits_BV.device)
+    for place, follower in following:
+        allowed_V = torch.from_numpy(follower.allowed(logits_BV.shape[-1])).to(logits_BV.device)
+        changed_BV[place].masked_fill_(~allowed_V, -torch.inf)
     return changed_BV
 
 

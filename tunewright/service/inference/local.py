@@ -22,6 +22,7 @@ from tunewright.drawing import Drawing, draw
 from tunewright.errors import TunewrightError
 from tunewright.recipe import checked
 from tunewright.service.errors import Refused
+from tunewright.service.inference.answers import Follower
 from tunewright.service.inference.engine import Batching
 from tunewright.service.inference.lane import Limits
 from tunewright.service.inference.models import Models, Module, Ready
@@ -72,8 +73,9 @@ class LocalEngine:
         async with self._model(asked.model) as ready:
             _can(ready, "generate")
             prompt = await self._tokens(asked, ready)
+            follower = await self._follower(asked, ready)
             apart = asked.messages is not None
-            request = Request(ready, prompt, asked.sampling, asked.stream, apart, asked.tenant)
+            request = Request(ready, prompt, asked.sampling, asked.stream, apart, asked.tenant, follower)
             heard: asyncio.Queue[Piece | Usage | Refused] = asyncio.Queue()
             self._hearing[request] = heard
             try:
@@ -173,6 +175,13 @@ class LocalEngine:
     def _unwanted(self, loading: Future[Ready]) -> None:
         if not loading.cancelled() and not loading.exception():
             self.models.give_back(loading.result())
+
+    async def _follower(self, asked: Generate, ready: Ready) -> Follower | None:
+        if asked.sampling.schema is None:
+            return None
+        from tunewright.service.inference.schemas import follower_of
+
+        return await self._tokenizing.do(asked.tenant, partial(follower_of, ready, asked.sampling.schema))
 
     async def _between(self, work: Callable[[], Found]) -> Found:
         """Do something in the thread that answers, between two tokens."""

@@ -64,6 +64,7 @@ class Sampling:
         logprobs: None, or of how many of the likeliest tokens the probabilities are told beside the drawn one's.
         presence, frequency: taken from the logit of a token that the answer has: once, and for each time.
         bias: added to the logits of tokens, each named once.
+        schema: a JSON schema, as text, that an answer has to follow.
     """
 
     temperature: float = 1.0
@@ -76,6 +77,7 @@ class Sampling:
     presence: float = 0.0
     frequency: float = 0.0
     bias: tuple[tuple[int, float], ...] = ()
+    schema: str | None = None
 
     def __post_init__(self) -> None:
         rules: list[tuple[str, bool, str]] = [

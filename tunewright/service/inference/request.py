@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from tunewright.service.errors import Refused
-from tunewright.service.inference.answers import Answer, Words
+from tunewright.service.inference.answers import Answer, Follower, Words
 from tunewright.service.inference.models import Ready
 from tunewright.service.inference.prompts import room_for_answer
 from tunewright.service.inference.protocol import Piece, Sampling, Usage
@@ -28,6 +28,7 @@ class Request:
         room: tokens that an answer may have at the most.
         apart: whether the answer is to messages and its text stands for itself, or it goes on from a prompt's.
         tenant: who asks; tenants take turns.
+        follower: of the schema that its answers have to follow, at their beginning.
         left: answers that have not begun.
     """
 
@@ -37,6 +38,7 @@ class Request:
     stream: bool
     apart: bool
     tenant: str = ""
+    follower: Follower | None = None
     answers: list[Answer] = field(init=False)
     left: list[Answer] = field(init=False)
     gone: bool = False
@@ -56,7 +58,15 @@ class Request:
         seed = secrets.randbits(64) if self.sampling.seed is None else abs(self.sampling.seed)
         before = [] if self.apart else self.prompt
         self.answers = [
-            Answer(i, Words(model.processor, before), self.sampling, room, ends, np.random.default_rng([seed, i]))
+            Answer(
+                i,
+                Words(model.processor, before),
+                self.sampling,
+                room,
+                ends,
+                np.random.default_rng([seed, i]),
+                self.follower and self.follower.copy(),
+            )
             for i in range(self.sampling.n)
         ]
         self.left = list(self.answers)

@@ -152,6 +152,9 @@ class VLLM:
             "model": self._name(asked.model, known), "prompt": prompt, "n": how.n, "seed": how.seed, **PLAIN,
             "temperature": how.temperature, "top_p": how.top_p, "stop": list(how.stop),
             "presence_penalty": how.presence, "frequency_penalty": how.frequency,
+            "response_format": how.schema and {
+                "type": "json_schema", "json_schema": {"name": "answer", "schema": json.loads(how.schema)},
+            },
             "logit_bias": {str(token): value for token, value in how.bias} or None,
             "max_tokens": min(how.max_tokens or room, room),
             "stop_token_ids": known.renderer.stop_ids(), "skip_special_tokens": True, "logprobs": how.logprobs,

@@ -80,7 +80,9 @@ class Settings(Body):
     presencePenalty: float = Field(0.0, ge=-2, le=2)
     frequencyPenalty: float = Field(0.0, ge=-2, le=2)
     thinkingConfig: Annotated[None, _refusing("models that are tuned here think as they were taught")] = None
-    responseMimeType: Literal["text/plain"] = "text/plain"
+    responseMimeType: Literal["text/plain", "application/json"] = "text/plain"
+    responseSchema: dict[str, Any] | None = None
+    responseJsonSchema: dict[str, Any] | None = None
     responseModalities: list[Literal["TEXT"]] = Field([])
 
 
@@ -116,10 +118,25 @@ def generate(model: str, body: Any, stream: bool = False) -> ChatRequest:
         (chosen.logprobs or 0) if chosen.responseLogprobs else None,
         chosen.presencePenalty,
         chosen.frequencyPenalty,
+        schema=_schema(chosen),
     )
+    if sampling.schema and asked.tools:
+        raise Refused(400, "generationConfig.responseMimeType: an answer in JSON calls no tools. Leave one out.",
+                      param="generationConfig.responseMimeType")  # fmt: skip
     tools = [_tool(function) for tool in asked.tools for function in tool.functionDeclarations]
     messages = checked_messages([*_system(asked), *_messages(asked.contents)], "contents")
     return ChatRequest(name, alpha, named, messages, (), tools or None, sampling, stream, usage=True)
+
+
+def _schema(chosen: Settings) -> str | None:
+    """The JSON schema that answers have to follow, as text."""
+    given = chosen.responseJsonSchema or (_json_schema(chosen.responseSchema) if chosen.responseSchema else None)
+    if chosen.responseMimeType == "application/json":
+        return json.dumps(given or {"type": "object"})
+    if given:
+        raise Refused(400, "generationConfig: a schema needs responseMimeType application/json.",
+                      param="generationConfig.responseMimeType")  # fmt: skip
+    return None
 
 
 def _system(asked: Generate) -> list[dict[str, Any]]:
@@ -170,20 +187,22 @@ def _tool(function: Function) -> dict[str, Any]:
     return {"type": "function", "function": told}
 
 
-def _json_schema(schema: Any) -> Any:
-    """Google's schema as JSON schema: types are in capitals there, and a property may have any name."""
-    if isinstance(schema, list):
-        return [_json_schema(one) for one in schema]
-    if not isinstance(schema, dict):
-        return schema
+def _json_schema(given: Any) -> Any:
+    """A schema in Google's words (OpenAPI 3.0: types in capitals, `nullable`) in those of JSON schema."""
+    if isinstance(given, list):
+        return [_json_schema(one) for one in given]
+    if not isinstance(given, dict):
+        return given
     found: dict[str, Any] = {}
-    for key, value in schema.items():
-        if key == "type" and isinstance(value, str):
-            found[key] = value.lower()
-        elif key == "properties" and isinstance(value, dict):
+    for key, value in given.items():
+        if key == "properties" and isinstance(value, dict):  # which may be called as any of these keys
             found[key] = {name: _json_schema(one) for name, one in value.items()}
-        else:
-            found[key] = _json_schema(value) if key in ("items", "anyOf") else value
+        elif key in ("items", "anyOf"):
+            found[key] = _json_schema(value)
+        elif key not in ("nullable", "propertyOrdering"):
+            found[key] = value
+    if isinstance(kind := found.get("type"), str):
+        found["type"] = [kind.lower(), "null"] if given.get("nullable") is True else kind.lower()
     return found
 
 

@@ -6,6 +6,7 @@ import base64
 import json
 import struct
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -32,6 +33,7 @@ DONE = b"data: [DONE]\n\n"
 DEFAULT_LENGTH = 16
 """Tokens of a completion, where nothing else is said: OpenAI's own."""
 MOST_INPUTS = 2048
+ANY_OBJECT = '{"type": "object"}'
 
 Stop = Annotated[str, Field(min_length=1)]
 Ids = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
@@ -59,6 +61,31 @@ class Options(Body):
     user: str | None = None
 
 
+class Schema(Body):
+    """A JSON schema with its name. Answers follow it strictly, whether that is asked for or not."""
+
+    name: str = Field(min_length=1, max_length=64)
+    content: dict[str, Any] = Field(alias="schema")
+    description: str | None = None
+    strict: bool | None = None
+
+
+class Format(Body):
+    """What answers are."""
+
+    type: Literal["text", "json_object", "json_schema"] = "text"
+    json_schema: Schema | None = None
+
+    @property
+    def schema_text(self) -> str | None:
+        """Raises Refused where there is none."""
+        if self.type == "json_schema" and self.json_schema is None:
+            raise Refused(400, "response_format.json_schema is missing.", param="response_format.json_schema")
+        if self.type == "json_schema" and self.json_schema:
+            return json.dumps(self.json_schema.content)
+        return ANY_OBJECT if self.type == "json_object" else None
+
+
 class Chat(Options):
     """POST /chat/completions. Names of the client's own (user, metadata, …) and what it stores are passed over."""
 
@@ -69,7 +96,7 @@ class Chat(Options):
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool = False
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    response_format: dict[Literal["type"], Literal["text"]] | None = None
+    response_format: Format = Format()
     modalities: list[Literal["text"]] | None = None
     metadata: dict[str, str] | None = None
     store: bool | None = None
@@ -111,8 +138,12 @@ def chat(body: Any, deployment: str | None = None) -> ChatRequest:
     if asked.top_logprobs is not None and not asked.logprobs:
         raise Refused(400, "top_logprobs needs logprobs: true.", param="top_logprobs")
     told = (asked.top_logprobs or 0) if asked.logprobs else None
-    sampling = _sampling(asked, asked.max_completion_tokens or asked.max_tokens, told)
+    schema = asked.response_format.schema_text
+    sampling = replace(_sampling(asked, asked.max_completion_tokens or asked.max_tokens, told), schema=schema)
     tools = asked.tools if asked.tools and asked.tool_choice != "none" else None
+    if schema and tools:
+        raise Refused(400, "response_format: an answer that follows a schema calls no tools. Leave one of them out, or "
+                      'set tool_choice to "none".', param="response_format")  # fmt: skip
     return _request(asked, sampling, messages=checked_messages(asked.messages), tools=tools)
 
 
