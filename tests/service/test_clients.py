@@ -12,11 +12,12 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 import openai
 import pytest
+from pydantic import BaseModel
 
 from tests.service.clients import BASE, DRIVERS, ROWS, Curl, Driver, Google, OpenAI, make_stories, until
 from tests.service.served import CHAT, WORDS, Served, ended, jsonl, served
@@ -382,6 +383,23 @@ def test_azure(service: Served, driver: OpenAI, tuned: Any) -> None:
 
 
 @pytest.mark.parametrize("driver", ["curl"], indirect=True)
+class Ending(BaseModel):
+    """What clients let an answer be parsed as."""
+
+    what: Literal["happy", "sad"]
+    wise: bool
+
+
+def test_answers_are_parsed_as_what_was_asked_for(service: Served) -> None:
+    messages: Any = [{"role": "user", "content": "Once upon a time"}]
+    chat = service.client().chat.completions.parse(model=BASE, messages=messages, response_format=Ending)
+    assert isinstance(chat.choices[0].message.parsed, Ending) and chat.choices[0].finish_reason == "stop"
+    wanted: Any = {"response_mime_type": "application/json", "response_schema": Ending}
+    with closing(Google(service)) as google:
+        found = google.client.models.generate_content(model=BASE, contents="Once upon a time", config=wanted)
+    assert isinstance(found.parsed, Ending)
+
+
 def test_curl_finds_the_service_well(driver: Curl) -> None:
     assert driver.get("/healthz") == {"status": "ok"} and driver.get("/readyz")["database"] == "ok"
 

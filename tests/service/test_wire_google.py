@@ -277,4 +277,4 @@ def test_schemas_are_in_googles_words_or_in_those_of_json_schema() -> None:
     google = {"type": "OBJECT", "properties": {"type": {"type": "STRING", "nullable": True}, "n": {"type": "ARRAY",
         "items": {"anyOf": [{"type": "INTEGER"}, {"enum": ["A"], "type": "STRING"}]}}}, "required": ["type"],
         "propertyOrdering": ["type", "n"]}  # fmt: skip
-    assert schema(**json_type, responseSchema=google) == plain
+    assert schema(**json_type, responseSchema=google) == {**plain, "additionalProperties": False}

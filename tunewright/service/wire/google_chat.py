@@ -130,7 +130,9 @@ def generate(model: str, body: Any, stream: bool = False) -> ChatRequest:
 
 def _schema(chosen: Settings) -> str | None:
     """The JSON schema that answers have to follow, as text."""
-    given = chosen.responseJsonSchema or (_json_schema(chosen.responseSchema) if chosen.responseSchema else None)
+    given = chosen.responseJsonSchema or (
+        _json_schema(chosen.responseSchema, closed=True) if chosen.responseSchema else None
+    )
     if chosen.responseMimeType == "application/json":
         return json.dumps(given or {"type": "object"})
     if given:
@@ -187,18 +189,23 @@ def _tool(function: Function) -> dict[str, Any]:
     return {"type": "function", "function": told}
 
 
-def _json_schema(given: Any) -> Any:
-    """A schema in Google's words (OpenAPI 3.0: types in capitals, `nullable`) in those of JSON schema."""
+def _json_schema(given: Any, closed: bool = False) -> Any:
+    """A schema in Google's words (OpenAPI 3.0: types in capitals, `nullable`) in those of JSON schema.
+
+    Args:
+        closed: whether objects have no properties but those that are named, as in Google's answers.
+    """
     if isinstance(given, list):
-        return [_json_schema(one) for one in given]
+        return [_json_schema(one, closed) for one in given]
     if not isinstance(given, dict):
         return given
     found: dict[str, Any] = {}
     for key, value in given.items():
         if key == "properties" and isinstance(value, dict):  # which may be called as any of these keys
-            found[key] = {name: _json_schema(one) for name, one in value.items()}
+            found[key] = {name: _json_schema(one, closed) for name, one in value.items()}
+            found |= {"additionalProperties": False} if closed else {}
         elif key in ("items", "anyOf"):
-            found[key] = _json_schema(value)
+            found[key] = _json_schema(value, closed)
         elif key not in ("nullable", "propertyOrdering"):
             found[key] = value
     if isinstance(kind := found.get("type"), str):
