@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
-from fastapi.concurrency import run_in_threadpool
 from pydantic import Field, ValidationError
 
 from tunewright.errors import DataError
@@ -137,7 +137,7 @@ async def _score(grader: Any, sample: Sample, ask: Ask, embed: Embed | None, usa
                 400, "grader.evaluation_metric: there is no model here for cosine.", param="grader.evaluation_metric"
             )
         models["embed"] = embed
-    return await run_in_threadpool(_counted, grader, models, sample)
+    return await asyncio.to_thread(_counted, grader, models, sample)
 
 
 def _counted(grader: Any, models: Models, sample: Sample) -> float:
