@@ -16,12 +16,12 @@ from tests.runs import apart, recipe
 from tests.service.inference import METHODS, train, tuned
 from tunewright.errors import MethodError
 from tunewright.launch.apart import FORKED
-from tunewright.service.effect import Effect, Finding, _look, look_apart
+from tunewright.service.effect import _look, look_apart
 from tunewright.service.errors import Lost
 from tunewright.service.inference.adapters import Bank
 from tunewright.service.inference.effect import effect_of
 from tunewright.service.inference.models import Models
-from tunewright.service.inference.protocol import ModelRef
+from tunewright.service.inference.protocol import Effect, Finding, ModelRef
 from tunewright.service.inference.stacks import Route
 
 

@@ -25,8 +25,8 @@ from tunewright.artifacts.interpolate import load
 from tunewright.service.app import make_app
 from tunewright.service.attempt import Attempt
 from tunewright.service.bringing import Bringing
-from tunewright.service.effect import Effect, Finding
 from tunewright.service.entities import Hyperparameters, Job, JobSpec, Status, Teaching
+from tunewright.service.inference.protocol import Effect, Finding
 from tunewright.service.serve import SETTINGS, open_parts
 from tunewright.service.settings import Settings
 from tunewright.service.worker import Worker

@@ -25,10 +25,10 @@ from tunewright.launch import apart
 from tunewright.launch._supervise import Killed
 from tunewright.recipe import Recipe
 from tunewright.service.bringing import Bringing
-from tunewright.service.effect import Effect, look_apart
+from tunewright.service.effect import look_apart
 from tunewright.service.entities import Job, Note, Status
 from tunewright.service.errors import Refused, Swept, Unavailable
-from tunewright.service.inference.protocol import ModelRef
+from tunewright.service.inference.protocol import Effect, ModelRef
 from tunewright.service.lease import Lease
 from tunewright.service.patience import LONGEST_WAIT, LOST, Patience, Waited, lost_as
 from tunewright.service.recipes import decided, make_recipe_for

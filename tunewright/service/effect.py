@@ -6,35 +6,14 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any
 
 from tunewright.launch.apart import FORKED
-from tunewright.service.inference.protocol import ModelRef
+from tunewright.service.inference.protocol import Effect, Finding, ModelRef
 
 SECONDS_BETWEEN_LOOKS = 0.1
 PATIENCE = 900.0
 """Seconds after which it is not known."""
-
-
-class Effect(StrEnum):
-    """What trained weights do where models answer."""
-
-    THERE = "there"
-    NONE = "none"
-    """The training changed nothing: the run's own code sees no change either."""
-    LOST = "lost"
-    """The run's own code sees a change, and what answers does not."""
-    BROKEN = "broken"
-    """The model cannot be loaded."""
-    UNKNOWN = "unknown"
-
-
-@dataclass(frozen=True)
-class Finding:
-    effect: Effect
-    why: str = ""
 
 
 def look_apart(model: ModelRef, task: str, device: str, enough: Callable[[], bool]) -> Finding:

@@ -14,10 +14,9 @@ from torch import Tensor
 
 from tunewright.artifacts.interpolate import load as load_point
 from tunewright.errors import MethodError, TunewrightError
-from tunewright.service.effect import Effect, Finding
 from tunewright.service.errors import Refused
 from tunewright.service.inference.models import Models, Ready
-from tunewright.service.inference.protocol import ModelRef
+from tunewright.service.inference.protocol import Effect, Finding, ModelRef
 from tunewright.tasks import task_class
 from tunewright.tasks._rows import Batch, Form
 

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import AsyncIterator
 from dataclasses import asdict, dataclass
+from enum import StrEnum
 from functools import cache
 from typing import Any, Protocol, TypeVar
 
@@ -193,6 +194,25 @@ class Loaded:
     kind: str
     bytes: int
     used: int
+
+
+class Effect(StrEnum):
+    """What trained weights do where models answer."""
+
+    THERE = "there"
+    NONE = "none"
+    """The training changed nothing: the run's own code sees no change either."""
+    LOST = "lost"
+    """The run's own code sees a change, and what answers does not."""
+    BROKEN = "broken"
+    """The model cannot be loaded."""
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True)
+class Finding:
+    effect: Effect
+    why: str = ""
 
 
 class Engine(Protocol):
