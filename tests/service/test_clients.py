@@ -382,7 +382,6 @@ def test_azure(service: Served, driver: OpenAI, tuned: Any) -> None:
         assert ask(client) == ask(plain)
 
 
-@pytest.mark.parametrize("driver", ["curl"], indirect=True)
 class Ending(BaseModel):
     """What clients let an answer be parsed as."""
 
@@ -400,6 +399,7 @@ def test_answers_are_parsed_as_what_was_asked_for(service: Served) -> None:
     assert isinstance(found.parsed, Ending)
 
 
+@pytest.mark.parametrize("driver", ["curl"], indirect=True)
 def test_curl_finds_the_service_well(driver: Curl) -> None:
     assert driver.get("/healthz") == {"status": "ok"} and driver.get("/readyz")["database"] == "ok"
 

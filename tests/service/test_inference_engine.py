@@ -112,7 +112,12 @@ def test_an_answer_does_not_depend_on_who_else_asks(
     moves.clear()
     assert with_engine(lambda engine: at_once(engine, models)) == alone
     assert moves["keep"] and (kind == "mamba" or moves["put"] + moves["append"] > 3)
-    assert kind != "llama" or (moves["put"] and moves["append"] and moves["trim"])
+    if kind == "llama":
+        monkeypatch.setattr(
+            "tunewright.service.inference.lane.ENDED", 2.0
+        )  # who ended stays, and others take the place
+        assert with_engine(lambda engine: at_once(engine, models)) == alone
+        assert moves["put"] and moves["append"] and moves["trim"]
     module, tokenizer = hf.AutoModelForCausalLM.from_pretrained(models[0].base_folder), load_tokenizer(models[0])
     for (prompt, how), said in zip(asked(), alone, strict=True):
         if how["temperature"]:
@@ -391,7 +396,7 @@ def test_who_goes_away_makes_room(tiny_base: Callable[..., str]) -> None:
         assert (await engine.loaded())[0].used
         await first.aclose()  # type: ignore[attr-defined]
         assert isinstance((await other)[-1], Usage)
-        waiting = asyncio.create_task(pieces(engine, model, (7, 8), max_tokens=200))
+        waiting = asyncio.create_task(pieces(engine, model, (5, 6, 7), temperature=0, max_tokens=200))
         await asyncio.sleep(0.01)
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
