@@ -221,22 +221,27 @@ def trying(service: Hosted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     return _attempt(service, tmp_path)
 
 
+def unheard(service: Hosted, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The first that is recorded is, and its worker does not hear of it. Returns what is recorded, as it comes."""
+    progress, calls = service.store.jobs.progress, list[Any]()
+
+    def record(*arguments: Any, **options: Any) -> Any:
+        calls.append(options)
+        progress(*arguments, **options)
+        if len(calls) == 1:
+            raise Unavailable("the connection broke while it was committed")
+
+    monkeypatch.setattr(service.store.jobs, "progress", record)
+    return calls
+
+
 def test_a_state_whose_recording_was_not_heard_of_is_recorded(
     service: Hosted, trying: Attempt, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    progress, calls = service.store.jobs.progress, 0
-
-    def unheard(*arguments: Any, **options: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        progress(*arguments, **options)
-        if calls == 1:
-            raise Unavailable("the connection broke while it was committed")
-
-    monkeypatch.setattr(service.store.jobs, "progress", unheard)
+    calls = unheard(service, monkeypatch)
     trying._save()
     job = service.store.jobs.look(trying.job.id)
-    assert calls == 2 and trying.saved == 5 and job.saved and not (trying.folder / "state").exists()
+    assert len(calls) == 2 and trying.saved == 5 and job.saved and not (trying.folder / "state").exists()
     service.store.sweep(service.bringing.storage)
     assert service.bringing.storage.exists(f"{job.saved}/weights")
 
@@ -262,19 +267,10 @@ def test_a_state_that_was_swept_before_it_was_recorded_is_put_once_more(
 def test_events_that_were_written_unheard_are_not_written_twice(
     service: Hosted, trying: Attempt, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    progress, calls = service.store.jobs.progress, 0
-
-    def unheard(*arguments: Any, **options: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        progress(*arguments, **options)
-        if calls == 1:
-            raise Unavailable("the connection broke while it was committed")
-
-    monkeypatch.setattr(service.store.jobs, "progress", unheard)
+    calls = unheard(service, monkeypatch)
     trying._tell("There is no room.")
     trying._tell("There is room.")
-    assert said(service, trying.job)[-2:] == ["There is no room.", "There is room."] and calls == 2
+    assert said(service, trying.job)[-2:] == ["There is no room.", "There is room."] and len(calls) == 2
 
 
 def test_a_part_whose_answer_was_lost_may_be_sent_again(service: Hosted) -> None:

@@ -26,6 +26,7 @@ from tunewright.service.errors import Refused
 from tunewright.service.ids import random_text
 from tunewright.service.inference.protocol import Engine
 from tunewright.service.metrics import Metrics
+from tunewright.service.news import News
 from tunewright.service.routes import azure, google, keys, operations, page, reference
 from tunewright.service.settings import Settings
 from tunewright.service.wire import google as google_wire
@@ -33,6 +34,8 @@ from tunewright.service.wire import openai as openai_wire
 
 log = structlog.get_logger()
 
+MOST_REFUSALS = 10_000
+"""Refusals of keys that are remembered, so that each stands in the audit log once a minute."""
 SECONDS_BETWEEN_SWEEPS = 60.0
 USUAL_WAIT, LONGEST_WAIT = 5, 120
 """Seconds of `Retry-After`."""
@@ -70,6 +73,7 @@ def make_app(bringing: Bringing, engine: Engine, settings: Settings) -> FastAPI:
     app.state.store, app.state.storage, app.state.bringing = bringing.store, bringing.storage, bringing
     app.state.engine, app.state.settings = engine, settings
     app.state.rates = Rates(settings.limits.requests_per_minute)
+    app.state.refusals = News(MOST_REFUSALS)
     app.state.checks = Checks()
     app.state.metrics = Metrics(bringing.store)
     for room in (operations, page, reference, keys):

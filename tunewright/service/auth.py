@@ -41,19 +41,7 @@ class Rates:
     def __init__(self, per_minute: int, now: Callable[[], float] = time.monotonic) -> None:
         self.per_minute, self.now = per_minute, now
         self._left: OrderedDict[str, tuple[float, float]] = OrderedDict()
-        self._told: dict[str, float] = {}
         self._lock = threading.Lock()
-
-    def is_news(self, what: str) -> bool:
-        """Whether this was not asked in the last minute."""
-        with self._lock:
-            now = self.now()
-            if now - self._told.get(what, -60.0) < 60:
-                return False
-            if len(self._told) >= self.MOST_KEYS:
-                self._told.clear()
-            self._told[what] = now
-            return True
 
     def take(self, key: str) -> None:
         """One request more. Raises Refused (429), with the seconds until there is room for one again."""
@@ -87,7 +75,7 @@ def write_down(request: Request, refused: Refused) -> None:
     if key is None or refused.status not in (401, 403):
         return
     what = f"{request.method:.20} {getattr(request.scope.get('route'), 'path', 'none')}"
-    if request.app.state.rates.is_news(f"{key.id} {refused.code} {what}"):
+    if request.app.state.refusals.is_new((key.id, refused.code, what)):
         try:
             request.app.state.store.audit(key.tenant, key.id, f"refused.{refused.code}", what, request.state.id)
         except Refused as error:  # it is refused all the same

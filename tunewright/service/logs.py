@@ -11,8 +11,9 @@ from typing import Any
 
 import structlog
 
+from tunewright.service.news import News
+
 SECRET = re.compile(r"tw-[\w-]{40,}")
-MINUTE = 60.0
 MOST_LINES = 100
 """Lines that are remembered as said."""
 
@@ -22,19 +23,11 @@ class Seldom(logging.Filter):
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         super().__init__()
-        self.now = now
-        self._said: dict[tuple[str, str, str], float] = {}
+        self._said = News(MOST_LINES, now)
 
     def filter(self, record: logging.LogRecord) -> bool:
         error = record.exc_info[1] if record.exc_info else None
-        line = (record.name, record.getMessage().partition("\n")[0][:200], repr(error)[:200])
-        now = self.now()
-        if now - self._said.get(line, -MINUTE) < MINUTE:
-            return False
-        if len(self._said) >= MOST_LINES:
-            self._said.clear()
-        self._said[line] = now
-        return True
+        return self._said.is_new((record.name, record.getMessage().partition("\n")[0][:200], repr(error)[:200]))
 
 
 SELDOM = Seldom()

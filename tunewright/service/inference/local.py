@@ -39,7 +39,7 @@ from tunewright.service.inference.protocol import (
     Usage,
     as_refused,
 )
-from tunewright.service.inference.request import Request, refuse_too_long
+from tunewright.service.inference.request import Request, room_behind
 from tunewright.service.inference.turns import Turns
 from tunewright.tasks.base import Model
 
@@ -143,7 +143,7 @@ class LocalEngine:
             count = 0
             for piece in await self._tokenizing.do(asked.tenant, partial(pieces_of, asked, renderer, chats)):
                 count += await self._tokenizing.do(asked.tenant, partial(renderer.count, piece)) - EDGE
-                refuse_too_long(ready, count, asked.messages is not None, "more than ")
+                room_behind(ready, count, asked.messages is not None, "more than ")
         return await self._tokenizing.do(asked.tenant, partial(tokens_of, asked, renderer, chats))
 
     def _hear(self, told: list[tuple[Request, Piece | Usage | Refused]]) -> None:

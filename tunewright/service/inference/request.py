@@ -47,13 +47,13 @@ class Request:
 
     def __post_init__(self) -> None:
         model = self.ready.model
-        limit = refuse_too_long(self.ready, len(self.prompt), self.apart)
+        room = room_behind(self.ready, len(self.prompt), self.apart)
         vocabulary = model.module.get_input_embeddings().weight.shape[0]
         if not self.prompt or not 0 <= min(self.prompt) <= max(self.prompt) < vocabulary:
             raise Refused(400, f"prompt: one token id at least, and all below {vocabulary}.", param="prompt")
         if any(not 0 <= token < vocabulary for token, _ in self.sampling.bias):
             raise Refused(400, f"logit_bias: ids of tokens below {vocabulary}.", param="logit_bias")
-        room = min(limit - len(self.prompt), self.sampling.max_tokens or limit)
+        room = min(room, self.sampling.max_tokens or room)
         ends = frozenset(self.ready.renderer.stop_ids())
         seed = secrets.randbits(64) if self.sampling.seed is None else abs(self.sampling.seed)
         before = [] if self.apart else self.prompt
@@ -97,8 +97,7 @@ class Request:
         return Piece(piece.index, "".join(one.text for one in kept), tokens, piece.finish)
 
 
-def refuse_too_long(ready: Ready, count: int, chat: bool, about: str = "") -> int:
-    """The positions that a model has for prompt and answer. Raises Refused where a prompt of so many fills them."""
+def room_behind(ready: Ready, count: int, chat: bool, about: str = "") -> int:
+    """As `room_for_answer`, of a model in memory."""
     limit = ready.limit - (ready.shared.form.virtual if ready.shared.form else 0)
-    room_for_answer(ready.ref.shown, count, limit, chat, about)
-    return limit
+    return room_for_answer(ready.ref.shown, count, limit, chat, about)
