@@ -166,13 +166,8 @@ class Bank:
     def add(self, first: str, x: Tensor, y: Tensor) -> None:
         """Add LoRAs to the outputs of all layers that read the same, x [B, I], side by side in y [B, ΣO]."""
         for route in self._now:
-            if group := route.stack.groups.get(first):
-                h_GNR = route.below(group.A_GIR, x)
-                if group.joined_GRO is not None:
-                    route.add(y, h_GNR, group.joined_GRO)
-                else:
-                    for name, (ranks, outputs) in group.places.items():
-                        route.add(y[:, outputs], h_GNR[..., ranks], group.own[name])
+            if act := route.acts.get(first):
+                act(x, y)
 
     @contextmanager
     def using(self, routes: tuple[Route, ...]) -> Iterator[None]:
@@ -237,11 +232,13 @@ class Bank:
             for route in self._now:
                 if first := route.stack.first.get(name):
                     group = route.stack.groups[first]
-                    if len(group.own) == 1:
-                        h_GNR = route.below(group.A_GIR, x, table)
-                    else:
+                    if len(group.own) > 1:
                         h_GNR = self._below(route, first, group.A_GIR, x, table)[..., group.places[name][0]]
-                    route.add(y, h_GNR, group.own[name])
+                        route.add(y, h_GNR, group.own[name])
+                    elif x.ndim == 2 and not table and group.joined_GRO is not None:
+                        route.acts[first](x, y)
+                    else:
+                        route.add(y, route.below(group.A_GIR, x, table), group.own[name])
             return y
 
         return forward

@@ -6,7 +6,7 @@ layers that read the same (queries, keys and values) have them in common. A row 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -27,6 +27,9 @@ class Lora:
         """Of the layer in which it is largest."""
         return max(A_RI.shape[0] for A_RI, _ in self.factors.values())
 
+
+Act = Callable[[Tensor, Tensor], object]
+"""Adds to the second what it makes of the first."""
 
 Terms = tuple[tuple[Lora, float], ...]
 """The LoRAs that a row uses, each with its factor."""
@@ -119,7 +122,7 @@ def _group(loras: Sequence[Lora], sizes: Mapping[str, int]) -> Group:
             rank += A_GRI.shape[1]
         begin += size
     A_GIR = torch.cat(columns, -1)
-    if len(own) == 1 or rank * begin > JOINED:
+    if len(sizes) > 1 and (len(own) == 1 or rank * begin > JOINED):
         return Group(A_GIR, places, own)
     joined_GRO = A_GIR.new_zeros(len(loras), rank, begin)
     for name, (ranks, outputs) in places.items():
@@ -144,11 +147,34 @@ class Route:
     Attributes:
         factor_GM1: by what a LoRA is multiplied in each slot; None for ones.
         moves: None where the slots are the rows in their order.
+        acts: what adds to the outputs y [B, ΣO] of layers that read the same x [B, I], by the first of them.
     """
 
     stack: Stack
     factor_GM1: Tensor | None
     moves: Moves | None = None
+    acts: Mapping[str, Act] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "acts", {first: self._act(group) for first, group in self.stack.groups.items()})
+
+    def _act(self, group: Group) -> Act:
+        """It is called for each token: what can be known before is not looked up then."""
+        A_GIR, B_GRO = group.A_GIR, group.joined_GRO
+        if B_GRO is None:
+            return lambda x, y: self._add_each(group, x, y)
+        if self.moves or self.factor_GM1 is not None:
+            return lambda x, y: self.add(y, self.below(A_GIR, x), B_GRO)
+        count, size, width = len(A_GIR), A_GIR.shape[1], B_GRO.shape[2]
+        if count > 1:
+            return lambda x, y: y.view(count, -1, width).baddbmm_(torch.bmm(x.view(count, -1, size), A_GIR), B_GRO)
+        A_IR, B_RO = A_GIR[0], B_GRO[0]
+        return lambda x, y: y.addmm_(torch.mm(x, A_IR), B_RO)
+
+    def _add_each(self, group: Group, x: Tensor, y: Tensor) -> None:
+        h_GNR = self.below(group.A_GIR, x)
+        for name, (ranks, outputs) in group.places.items():
+            self.add(y[:, outputs], h_GNR[..., ranks], group.own[name])
 
     def below(self, A_GIR: Tensor, x: Tensor, table: bool = False) -> Tensor:
         """A x of all slots, [G, M · T, R], with their factors; x is [B, I] or [B, T, I], for a table without I."""
