@@ -36,7 +36,7 @@ ADAPTERS, BASE, LARGER, LONGEST = 8, "stories", "larger", 64
 TEMPLATE = "{% for message in messages %}{{ message['content'] }}\n{% endfor %}"
 GIRLS = ("Lily", "Mia", "Anna", "Lucy", "Sue", "Amy", "Sara", "Ella")
 THINGS = ("dog", "cat", "ball", "tree", "hat", "cake", "boat", "bird", "book", "star", "cup", "bed")
-TURNS = {BASE: {1: 8, 8: 8, 32: 4}, LARGER: {1: 2, 8: 2, 32: 1}}
+TURNS = {BASE: {1: 8, 8: 8, 32: 4}, LARGER: {1: 4, 8: 8, 32: 2}}
 """How many answers each client asks for, by the base and the number of clients."""
 JOB_CLIENTS, TENANTS, JOB_TURNS = 100, 10, 20
 UPLOAD = 200 * 10**6
