@@ -21,7 +21,7 @@ from tests.service.served import CHAT, Served, ended, jsonl, served
 from tests.service.test_inference_adapters import alone, assert_same, ids, in_memory
 from tests.tiny import DECODERS, ENCODERS, VISION, encoder_tokenizer, pictures, random_weights
 from tunewright.errors import BaseModelError
-from tunewright.service.bases import find_bases
+from tunewright.service.bases import find_bases, task_of
 from tunewright.service.errors import Refused
 from tunewright.service.inference.local import LocalEngine
 from tunewright.service.inference.models import Models, Ready
@@ -109,6 +109,21 @@ def test_a_base_answers_what_it_can(name: str, precision: str, a_base: Callable[
         assert len(engine.models.loaded()) == bool(BASES[name])
 
     with_engine(ask)
+
+
+TASKS = {
+    "llama": "text-generation",
+    "sd1": "text-to-image",
+    "bert with a head": "text-classification",
+    "vit with a head": "image-classification",
+    "run of a module": "image-classification",
+    "bert": None,
+}
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_base_says_what_it_answers(name: str, a_base: Callable[[str], str]) -> None:
+    assert task_of(Path(a_base(name))) == TASKS[name]
 
 
 STEPS = {"lora": ("lora", "full", "dora"), "full": ("lora", "full"), "dora": ("lora",), "adapter": ("adapter",)}

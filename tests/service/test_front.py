@@ -7,12 +7,14 @@ import json
 import logging
 import random
 import resource
+import shutil
 import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -371,3 +373,13 @@ def test_what_is_not_ready_says_when_to_ask_again(service: Hosted, monkeypatch: 
     found = service.ask("GET", "/readyz", None)
     assert found.status_code == 503 and 1 <= int(found.headers["retry-after"]) <= 120
     assert "retry-after" not in service.ask("GET", "/v1/files/none").headers
+
+
+def test_a_base_whose_folder_is_gone_is_not_listed(tmp_path: Path) -> None:
+    service = hosted(tmp_path)
+    (one,) = service.ask("GET", "/v1/models").json()["data"]
+    assert (one["id"], "task" in one) == ("tiny", False)
+    (tmp_path / "models" / "tiny" / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
+    assert service.ask("GET", "/v1/models").json()["data"][0]["task"] == "text-generation"
+    shutil.rmtree(tmp_path / "models" / "tiny")
+    assert service.ask("GET", "/v1/models").json()["data"] == []

@@ -222,7 +222,7 @@ def test_the_rest_is_what_the_client_reads() -> None:
         (PermissionCreateResponse, wire.permission(Permission("cp_1", "ftckpt_1", "proj", 1))),
         (PermissionDeleteResponse, wire.deleted("checkpoint.permission", "cp_1")),
         (Model, wire.model(TunedModel("ft:m:acme::1", "acme", "ftjob-1", "m", "text-generation", "p", 1))),
-        (Model, wire.base_model("m", 1)),
+        (Model, wire.base_model("m", 1, None)),
         (ModelDeleted, wire.deleted("model", "m")),
         (FileObject, openai_files.file(FILE)),
         (FileDeleted, wire.deleted("file", "file-a")),

@@ -6,6 +6,7 @@ A folder with weights and nothing else is enough; a run is its `model/`.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
@@ -31,6 +32,13 @@ from tunewright.tasks._vocabulary import grow_vocabulary
 from tunewright.tasks.base import Model, Task
 from tunewright.tiny_base import in_package
 
+TASKS = {
+    "ForCausalLM": "text-generation",
+    "LMHeadModel": "text-generation",
+    "ForSequenceClassification": "text-classification",
+    "ForImageClassification": "image-classification",
+}
+"""By how the names of architectures end."""
 HEADS = ("score.weight", "classifier.weight", "classifier.out_proj.weight")
 """How architectures call the last layer of a classifier."""
 
@@ -172,6 +180,11 @@ def is_adapter(folder: Path) -> bool:
     return any((folder / name).is_file() for name in named)
 
 
+def task_of_head(architectures: Sequence[str]) -> str | None:
+    """The task of the head that a model's config names; None for a trunk, and for a head of other tasks."""
+    return next((task for end, task in TASKS.items() for name in architectures if name.endswith(end)), None)
+
+
 def infer_task(base: str, by_kind: bool = False) -> str:
     """The task that a model says it was made for. Raises BaseModelError where that is none of ours.
 
@@ -190,12 +203,8 @@ def infer_task(base: str, by_kind: bool = False) -> str:
         return "text-to-image"
     config = load_config(str(folder) if folder.exists() else base)
     architectures = config.architectures or []
-    if any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in architectures):
-        return "text-generation"
-    if any(name.endswith("ForSequenceClassification") for name in architectures):
-        return "text-classification"
-    if any(name.endswith("ForImageClassification") for name in architectures):
-        return "image-classification"
+    if found := task_of_head(architectures):
+        return found
     if by_kind and (found := task_with_head(config)):
         return found
     raise BaseModelError(

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
 from tunewright.data.config import LOCAL
-from tunewright.errors import MethodError
+from tunewright.errors import MethodError, nearest
 from tunewright.methods._peft import PEFT_TASKS, PeftMethod
 from tunewright.tasks.base import Model
 
@@ -35,12 +34,12 @@ class Peft(PeftMethod):
         name = str(given.pop("peft_type", "")).upper()
         known = {kind.value: kind for kind in PeftType if kind in PEFT_TYPE_TO_CONFIG_MAPPING}
         if name not in known:
-            raise MethodError(f"peft_type {name or '(missing)'} is unknown. {_nearest(name, list(known))}")
+            raise MethodError(f"peft_type {name or '(missing)'} is unknown. {nearest(name, sorted(known))}")
         config_class = PEFT_TYPE_TO_CONFIG_MAPPING[known[name]]
         fields = list(config_class.__dataclass_fields__)
         for key in given:
             if key not in fields:
-                raise MethodError(f"{config_class.__name__} has no option {key}. {_nearest(key, fields)}")
+                raise MethodError(f"{config_class.__name__} has no option {key}. {nearest(key, sorted(fields))}")
         if name in VIRTUAL_TOKENS[1:] and "score" in model.along:
             raise MethodError(
                 f"{name} does not fit this classifier, which answers at the last token of a row: behind virtual tokens "
@@ -53,11 +52,6 @@ class Peft(PeftMethod):
             return config_class(**given)
         except (ValueError, TypeError) as error:
             raise MethodError(f"{config_class.__name__}: {error}") from error
-
-
-def _nearest(name: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=3)
-    return f"Did you mean {' or '.join(close)}?" if close else f"Known: {', '.join(sorted(known))}."
 
 
 METHOD = Peft

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from tunewright.artifacts.load import card_of_adapter, is_adapter, weights_folder
+from tunewright.artifacts.card import CARD
+from tunewright.artifacts.load import card_of_adapter, is_adapter, task_of_head, weights_folder
 from tunewright.errors import BaseModelError
 from tunewright.tasks._modules import FILE as MODULE
 from tunewright.tasks._modules import is_module_folder
+from tunewright.tasks._pipeline import is_pipeline
 from tunewright.tiny_base import NAME, tiny_base
 
 MARKS = ("config.json", "model_index.json", "run.json")
@@ -45,12 +48,20 @@ def one_that_chats(bases: Mapping[str, Path]) -> str:
     return next((name for name, folder in bases.items() if _chats(folder)), next(iter(bases)))
 
 
-def _chats(folder: Path) -> bool:
-    folder = folder / "model" if (folder / "run.json").is_file() else folder
-    if card := _read(folder / "tunewright.json"):
-        return card.get("task") == "text-generation" and bool(card.get("chats"))
+def task_of(folder: Path) -> str | None:
+    """What a base answers, by what stands beside its weights; None where that does not tell."""
+    with suppress(BaseModelError):  # a run that has lost its model
+        folder = weights_folder(folder)
+    if is_pipeline(str(folder)):
+        return "text-to-image"
     architectures = _read(folder / "config.json").get("architectures") or ()
-    speaks = any(str(one).endswith(("ForCausalLM", "LMHeadModel")) for one in architectures)
+    return _read(folder / CARD).get("task") or task_of_head([str(one) for one in architectures])
+
+
+def _chats(folder: Path) -> bool:
+    speaks, folder = task_of(folder) == "text-generation", weights_folder(folder)
+    if card := _read(folder / CARD):
+        return speaks and bool(card.get("chats"))
     template = _read(folder / "tokenizer_config.json").get("chat_template")
     return speaks and (bool(template) or (folder / "chat_template.jinja").is_file())
 

@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import APIRouter
 
 from tunewright.service.auth import Caller, caller
+from tunewright.service.bases import task_of
 from tunewright.service.errors import Refused
 from tunewright.service.routes._state import Parts, State, actor
 from tunewright.service.wire import openai
@@ -43,4 +44,5 @@ def delete_model(name: str, who: Caller = MAY, parts: State = Parts) -> dict[str
 
 
 def _bases(parts: State) -> list[dict[str, Any]]:
-    return [openai.base_model(name, int(path.stat().st_mtime)) for name, path in parts.bringing.bases.items()]
+    there = [(name, path) for name, path in parts.bringing.bases.items() if path.is_dir()]
+    return [openai.base_model(name, int(path.stat().st_mtime), task_of(path)) for name, path in there]

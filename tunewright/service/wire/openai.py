@@ -255,8 +255,9 @@ def model(kept: TunedModel) -> dict[str, Any]:
     return {"id": kept.id, "object": "model", "created": kept.created_at, "owned_by": kept.tenant, "task": kept.task}
 
 
-def base_model(name: str, created: int, owner: str = "tunewright") -> dict[str, Any]:
-    return {"id": name, "object": "model", "created": created, "owned_by": owner}
+def base_model(name: str, created: int, task: str | None) -> dict[str, Any]:
+    told = {"id": name, "object": "model", "created": created, "owned_by": "tunewright"}
+    return {**told, **({"task": task} if task else {})}
 
 
 def deleted(kind: str, name: str) -> dict[str, Any]:
