@@ -8,6 +8,7 @@ import socket
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -45,6 +46,18 @@ def _finite(given: float) -> float:
 Lease = Annotated[
     float, typer.Option(min=1, callback=_finite, help="Seconds after which a silent worker's job is another's.")
 ]
+
+
+def _installed(wandb: bool) -> bool:
+    if wandb and find_spec("wandb") is None:
+        raise MissingExtra("--wandb", "track")
+    return wandb
+
+
+Wandb = Annotated[
+    bool,
+    typer.Option("--wandb", callback=_installed, help="Let jobs whose clients ask for it send their curves to W&B."),
+]
 HOME = Path("~/.tunewright")
 
 
@@ -79,6 +92,7 @@ def serve(
     limit: Annotated[
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="What a client may ask for: see docs/deploy.md.")
     ] = None,
+    wandb: Wandb = False,
 ) -> Document:
     """Serve OpenAI's, Azure's and Google's fine-tuning API, and the page, on this machine."""
     if engine is not None and not engine.startswith("vllm=http"):
@@ -90,7 +104,8 @@ def serve(
         from tunewright.service.settings import read_limits
     refuse_absent(device)
     limits = read_limits(limit or ())
-    settings = _settings(home, database, storage, models, lease, device).model_copy(update={"limits": limits})
+    settings = _settings(home, database, storage, models, lease, device)
+    settings = settings.model_copy(update={"limits": limits, "wandb": wandb})
     set_up()
     parts = open_parts(settings)
     listener = _listener(host, port)
@@ -146,6 +161,7 @@ def worker(
     database: Database = None,
     storage: StorageUrl = None,
     lease: Lease = 30.0,
+    wandb: Wandb = False,
 ) -> Document:
     """Train the jobs of a service, from this machine: several workers share its database and its storage."""
     with _extra():
@@ -154,9 +170,9 @@ def worker(
         from tunewright.service.serve import open_parts
         from tunewright.service.worker import Worker
     set_up()
-    settings = _settings(home, database, storage, models, lease)
+    settings = _settings(home, database, storage, models, lease).model_copy(update={"wandb": wandb})
     _refuse_absent_database(settings)
-    working = Worker(open_parts(settings), settings.scratch, settings.lease)
+    working = Worker(open_parts(settings), settings.scratch, settings.lease, wandb=settings.curves)
     when_told_to_leave(working.leaving.set)
     working.work()
     return {}

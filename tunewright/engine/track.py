@@ -42,14 +42,18 @@ def _tensorboard(folder: Path, document: Mapping[str, Any]) -> Callable[[Mapping
 
 
 def _wandb(folder: Path, document: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], None]:
+    import wandb
+
+    own: Any = {"dir": str(folder), "name": folder.name, "config": dict(document), "project": "tunewright"}
+    run = wandb.init(**own, mode=wandb_mode(), reinit="create_new")
+    return lambda line: run.log(dict(_numbers(line)), step=line["step"])
+
+
+def wandb_mode() -> Any:
     """Offline where nobody is logged in: the files can be sent later with `wandb sync`."""
     import wandb
 
-    mode: Any = os.environ.get("WANDB_MODE") or ("online" if wandb.api.api_key else "offline")
-    run = wandb.init(
-        dir=str(folder), name=folder.name, config=dict(document), project="tunewright", mode=mode, reinit="create_new"
-    )
-    return lambda line: run.log(dict(_numbers(line)), step=line["step"])
+    return os.environ.get("WANDB_MODE") or ("online" if wandb.api.api_key else "offline")
 
 
 def _mlflow(folder: Path, document: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], None]:

@@ -25,6 +25,7 @@ from tunewright.launch import apart
 from tunewright.launch._supervise import Killed
 from tunewright.recipe import Recipe
 from tunewright.service.bringing import Bringing
+from tunewright.service.curves import Curves
 from tunewright.service.effect import look_apart
 from tunewright.service.entities import Job, Note, Status
 from tunewright.service.errors import Refused, Swept, Unavailable
@@ -61,10 +62,18 @@ class Attempt:
     Args:
         device: where its model will answer.
         leaving: says that this worker shuts down: the job is then saved and given back.
+        wandb: a folder for what goes to W&B; None where nothing may.
     """
 
     def __init__(
-        self, job: Job, bringing: Bringing, folder: Path, lease: Lease, device: str, leaving: Callable[[], bool]
+        self,
+        job: Job,
+        bringing: Bringing,
+        folder: Path,
+        lease: Lease,
+        device: str,
+        leaving: Callable[[], bool],
+        wandb: Path | None = None,
     ) -> None:
         self.job, self.bringing, self.folder, self.lease, self.device = job, bringing, folder, lease, device
         self.store, self.storage, self.leaving = bringing.store, bringing.storage, leaving
@@ -75,6 +84,7 @@ class Attempt:
         self.notes: list[Note] = []
         self.columns: dict[str, Any] = {}
         self.written = self.waited = 0.0
+        self.curves = Curves(job, wandb, lambda said: self.notes.append(Note(said, "warn")))
 
     def work(self) -> None:
         """Run the job to its end, or to where it is paused or given back. Raises Lost."""
@@ -85,6 +95,8 @@ class Attempt:
         except LOST as error:
             log.exception("lost", job=self.job.id)
             self._fail("server_error", f"The service has lost what the job needs: {type(error).__name__}.")
+        finally:
+            self.curves.end()
 
     def _work(self) -> None:
         job = self.job
@@ -175,16 +187,15 @@ class Attempt:
         if "started" in line:
             info = line["started"]
             notices = list(map(self._told, info["notices"]))
-            if self.job.spec.integrations:
-                notices.append("Integrations are kept with the job, and drive nothing here.")
             recipe = self.run.recipe.model_dump(mode="json")
             self.columns["resolved"] = {**decided(self.job.spec, recipe), "task": info["task"]}
             if not self.job.saved:
                 self.notes += [Note("The training has begun."), *map(Note, notices)]
+            self.curves.begin(self.columns["resolved"])
         elif "step" in line:
-            self.notes.append(
-                Note(event_message(line, line["total"]), "info", "metrics", event_data(line, line["total"]))
-            )
+            data = event_data(line, line["total"])
+            self.notes.append(Note(event_message(line, line["total"]), "info", "metrics", data))
+            self.curves.add(line["step"], data)
             if "eta" in line:
                 self.columns["estimated_finish"] = int(time.time() + line["eta"])
 

@@ -57,6 +57,7 @@ class Settings(BaseModel):
     lease: float = Field(30.0, gt=0, description="Seconds after which a silent worker's job is another's.")
     device: str = Field("auto", description="On which models answer: auto, cpu, cuda, cuda:1 or mps.")
     limits: Limits = Limits()
+    wandb: bool = Field(False, description="Whether jobs whose clients ask for it send their curves to W&B.")
 
     @property
     def place(self) -> Path:
@@ -74,6 +75,11 @@ class Settings(BaseModel):
     def scratch(self) -> Path:
         """What is being worked on. It may be lost."""
         return self.place / "scratch"
+
+    @property
+    def curves(self) -> Path | None:
+        """Where W&B keeps what it sends; None where nothing is to be sent."""
+        return self.place if self.wandb else None
 
     @property
     def cache(self) -> Path:

@@ -44,10 +44,13 @@ class Worker:
         scratch: a folder of this machine for what is worked on. It may be lost at any time.
         lease: seconds after which a job is another worker's when nothing is heard of this one.
         device: where models answer, and are looked at before their jobs succeed.
+        wandb: a folder for what goes to W&B; None where nothing may.
     """
 
-    def __init__(self, bringing: Bringing, scratch: Path, lease: float = 30.0, device: str = "auto") -> None:
-        self.bringing, self.lease, self.device = bringing, lease, device
+    def __init__(
+        self, bringing: Bringing, scratch: Path, lease: float = 30.0, device: str = "auto", wandb: Path | None = None
+    ) -> None:
+        self.bringing, self.lease, self.device, self.wandb = bringing, lease, device, wandb
         self.store: Store = bringing.store
         self.name = f"{socket.gethostname()}-{os.getpid()}-{random_text(4)}"
         self.scratch = scratch / self.name
@@ -103,7 +106,7 @@ class Worker:
         log.info("job claimed", worker=self.name, job=job.id, fence=job.fence)
         try:
             with Lease(self.store, job, self.lease, min(SECONDS_BETWEEN_BEATS, self.lease / 6)) as lease:
-                Attempt(job, self.bringing, folder, lease, self.device, self.leaving.is_set).work()
+                Attempt(job, self.bringing, folder, lease, self.device, self.leaving.is_set, self.wandb).work()
         finally:
             shutil.rmtree(folder, ignore_errors=True)
         return True
@@ -200,7 +203,7 @@ def main() -> None:
 
     set_up()
     settings = inherited_settings()
-    worker = Worker(open_parts(settings), settings.scratch, settings.lease, settings.device)
+    worker = Worker(open_parts(settings), settings.scratch, settings.lease, settings.device, settings.curves)
     when_told_to_leave(worker.leaving.set)
     worker.work()
 
