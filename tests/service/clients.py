@@ -7,7 +7,7 @@ import json
 import shutil
 import subprocess
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,14 @@ TEMPLATE = "{% for message in messages %}{{ message['content'] }}\n{% endfor %}"
 
 FAST = {"n_epochs": 1, "batch_size": 6, "learning_rate_multiplier": 5}
 FEW_SAMPLES = {"compute_multiplier": 0.25}
+
+
+def contents(message: Any) -> dict[str, Any]:
+    """A message as Google says it."""
+    role = "model" if message["role"] == "assistant" else "user"
+    return {"role": role, "parts": [{"text": message["content"]}]}
+
+
 GRADER = {"type": "text_similarity", "name": "near", "input": "{{sample.output_text}}", "reference": "{{item.answer}}",
           "evaluation_metric": "fuzzy_match"}  # fmt: skip
 PAIRS = [
@@ -42,6 +50,18 @@ PAIRS = [
 PROMPTS = [{"messages": [{"role": "user", "content": f"{a} {b}"}], "answer": a} for a in WORDS for b in WORDS[:2]]
 ROWS: dict[str, Sequence[Any]] = {"supervised": CHAT, "dpo": PAIRS, "reinforcement": PROMPTS}
 """By the method that trains on them."""
+CONTENTS = [{"contents": [contents(one) for one in row["messages"]]} for row in CHAT]
+COMPLETIONS = [
+    {
+        "contents": [contents(one) for one in row["input"]["messages"]],
+        "completions": [
+            {"score": score, "completion": contents(row[name][0])}
+            for score, name in enumerate(("non_preferred_output", "preferred_output"))
+        ],
+    }
+    for row in PAIRS
+]
+"""The same rows as Vertex AI takes them."""
 SETTINGS: dict[str, dict[str, Any]] = {
     "supervised": {"hyperparameters": FAST},
     "dpo": {"hyperparameters": {**FAST, "beta": 0.2}},
@@ -96,9 +116,9 @@ def job_of(file: str, kind: str) -> dict[str, Any]:
 
 
 class OpenAI:
-    """The client openai. `kinds` are the methods of training that a client's protocol has."""
+    """The client openai. `rows` are by the methods of training that a client's protocol has, and in its form."""
 
-    kinds: tuple[str, ...] = tuple(ROWS)
+    rows: Mapping[str, Sequence[Any]] = ROWS
 
     def __init__(self, service: Served) -> None:
         self.client = self.make(service)
@@ -201,7 +221,7 @@ class AzureV1(OpenAI):
 class Google:
     """google-genai. It has no uploads for tuning: rows come to where jobs find them by other ways."""
 
-    kinds: tuple[str, ...] = ("supervised", "dpo")
+    rows: Mapping[str, Sequence[Any]] = {"supervised": CONTENTS, "dpo": COMPLETIONS}
 
     def __init__(self, service: Served) -> None:
         self.files = OpenAI(service)
@@ -260,7 +280,7 @@ class Google:
 class Curl:
     """curl, as in the examples of API references."""
 
-    kinds: tuple[str, ...] = tuple(ROWS)
+    rows: Mapping[str, Sequence[Any]] = ROWS
 
     def __init__(self, service: Served) -> None:
         self.service = service

@@ -19,13 +19,13 @@ import openai
 import pytest
 from pydantic import BaseModel
 
-from tests.service.clients import BASE, DRIVERS, ROWS, Curl, Driver, Google, OpenAI, make_stories, until
+from tests.service.clients import BASE, DRIVERS, Curl, Driver, Google, OpenAI, make_stories, until
 from tests.service.served import CHAT, WORDS, Served, ended, jsonl, served
 
 TWICE = {"n_epochs": 2, "batch_size": 4, "learning_rate_multiplier": 5}
 GRADER = {"type": "string_check", "name": "same", "input": "{{sample.output_text}}", "reference": "{{item.answer}}",
           "operation": "like"}  # fmt: skip
-STORIES = [(name, kind) for name, made in DRIVERS.items() for kind in made.kinds]
+STORIES = [(name, kind) for name, made in DRIVERS.items() for kind in made.rows]
 KNOWN = {"validating_files", "queued", "running", "succeeded", "failed", "cancelled"}
 """The statuses that all clients know."""
 
@@ -62,7 +62,7 @@ def tuned(service: Served) -> Any:
 
 @pytest.mark.parametrize(("driver", "kind"), STORIES, indirect=["driver"])
 def test_the_whole_story(service: Served, driver: Driver, kind: str) -> None:
-    rows = jsonl(ROWS[kind])
+    rows = jsonl(driver.rows[kind])
     file = driver.upload_in_parts(rows) if kind == "dpo" else driver.upload(rows)
     assert service.client().files.content(file).read() == rows
     done = driver.wait(driver.create(file, kind))

@@ -223,20 +223,40 @@ def test_what_is_not_understood_is_refused(changes: dict[str, Any]) -> None:
     [
         ({"generationConfig": {"topK": 4}}, "generationConfig.topK: which tokens may be drawn is told by topP alone"),
         ({"generationConfig": {"thinkingConfig": {}}}, "generationConfig.thinkingConfig: models that are tuned here"),
-        ({"generationConfig": {"max_output_tokens": 4}}, "max_output_tokens. Did you mean maxOutputTokens?"),
+        ({"generationConfig": {"maxOutputToken": 4}}, "maxOutputToken. Did you mean maxOutputTokens?"),
         ({"contents": [{"parts": [{"txt": "Hi"}]}]}, "Unknown field contents.0.parts.0.txt. Did you mean text?"),
         (
             {"tools": [{"functionDeclarations": [{"name": "f", "paramters": {}}]}]},
             "paramters. Did you mean parameters?",
         ),
         ({"generationConfig": {"zzz": 4}}, "Unknown field generationConfig.zzz."),
-        ({"system_instruction": {}}, "Unknown field system_instruction. Did you mean systemInstruction?"),
+        ({"systemInstructions": {}}, "Unknown field systemInstructions. Did you mean systemInstruction?"),
+        ({"contents": [{"parts": [{"fileData": {"fileUri": "gs://a"}}]}]}, "0.fileData: images and files are not read"),
+        ({"contents": [{"parts": [{}]}]}, "contents.0.parts.0: give one of text, functionCall and functionResponse"),
+        (
+            {"contents": [{"role": "user", "parts": [{"functionCall": {"name": "f"}}]}]},
+            'contents.0.parts: a functionCall is made by the role "model" alone',
+        ),
     ],
 )
 def test_what_to_do_about_it_is_said(changes: dict[str, Any], said: str) -> None:
     with pytest.raises(Refused, match=re.escape(said)) as refused:
         google_chat.generate("m", {"contents": [{"parts": [{"text": "Hi"}]}], **changes})
     assert refused.value.status == 400 and ("Did you mean" in said) == ("Did you mean" in str(refused.value))
+
+
+def test_both_spellings_of_names_are_taken() -> None:
+    """As Google's own JSON takes them."""
+    asked = google_chat.generate("m", {
+        "contents": [{"role": "model", "parts": [{"function_call": {"name": "f", "args": {"a_b": 1}}}]},
+                     {"parts": [{"function_response": {"name": "f"}}]}],
+        "system_instruction": {"role": "system", "parts": [{"text": "Be brief."}]},
+        "tools": [{"function_declarations": [{"name": "f", "parameters_json_schema": {"type": "object"}}]}],
+        "generation_config": {"max_output_tokens": 4},
+    })  # fmt: skip
+    assert asked.sampling.max_tokens == 4 and asked.messages and asked.messages[0]["content"] == "Be brief."
+    assert asked.messages[1]["tool_calls"][0]["function"]["arguments"] == '{"a_b": 1}'
+    assert asked.tools and asked.tools[0]["function"]["parameters"] == {"type": "object"}
 
 
 def test_answers_and_streams() -> None:

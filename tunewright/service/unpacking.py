@@ -1,11 +1,14 @@
 """A client's file, of any name, as a place that rows are read from: its kind is told by its content.
 
+Rows of JSONL may be in Google's form; each is written in OpenAI's on the line where it stood.
 JSONL, CSV, TSV and Parquet, and zip archives of a folder of images, which are unpacked with care: nothing in them
 decides where it is written, and what they may hold is limited in number, size and how far it was compressed.
 """
 
 from __future__ import annotations
 
+import json
+import mmap
 import os
 import re
 import shutil
@@ -19,7 +22,11 @@ from typing import Literal
 
 from tunewright.data.image_folders import CAPTIONS, REPEATS, SPLIT, TABLES
 from tunewright.data.pictures import EXTENSIONS
+from tunewright.data.row import Fault, Row
+from tunewright.data.rows import jsonl_rows
 from tunewright.errors import DataError, counted
+from tunewright.service.errors import Refused
+from tunewright.service.wire import google_rows
 
 Role = Literal["training", "validation"]
 SPLITS: dict[Role, tuple[str, ...]] = {"training": ("train", "training"), "validation": ("validation", "valid", "val")}
@@ -27,6 +34,8 @@ KEPT = (*EXTENSIONS, *CAPTIONS, *TABLES)
 FOREIGN = ("dataset_dict.json", "dataset_info.json", "state.json")
 """What makes a folder one that `datasets` saved: it would be read from wherever these files say."""
 PIECE = 1 << 20
+MOST_FAULTS = 100
+"""Lines whose faults are kept, of which fewer are shown."""
 SMALL = 16 << 20
 """Bytes that any archive may become: a few pictures of one colour are compressed a thousandfold."""
 
@@ -61,6 +70,8 @@ def placed(path: Path, folder: Path, role: Role = "training", limits: Limits = L
         os.link(path, place)
     except OSError:  # on another disk
         shutil.copyfile(path, place)
+    if suffix == ".jsonl" and _mentions(place, google_rows.MARK):
+        _translate(place)
     return str(place)
 
 
@@ -102,6 +113,41 @@ def _check_lines(path: Path, limits: Limits) -> None:
             number += len(ends)
             if number > limits.rows + 1:
                 raise DataError(f"the file has more than {limits.rows:,} lines: train on fewer rows.")
+
+
+# Google's rows
+
+
+def _mentions(path: Path, mark: bytes) -> bool:
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return content.find(mark) >= 0
+
+
+def _translate(place: Path) -> None:
+    """Put rows of Google's there in OpenAI's form. Raises DataError that names all lines which cannot be."""
+    made, good, bad, faults, at = place.with_suffix(".made"), 0, 0, list[str](), 0
+    with made.open("w", encoding="utf-8") as file:
+        for one in jsonl_rows(place):
+            read = _translated(one) if isinstance(one, Row) else one
+            if isinstance(read, Fault):
+                bad += 1
+                faults += [str(read)] if bad <= MOST_FAULTS else []
+                continue
+            good, number = good + 1, int(read.source.rpartition(":")[2])
+            file.write("\n" * (number - at - 1) + json.dumps(read.values) + "\n")
+            at = number
+    if bad:
+        raise DataError(f"{bad:,} of {counted(bad + good, 'row')} cannot be used.", faults)
+    made.replace(place)
+
+
+def _translated(row: Row) -> Row | Fault:
+    if not google_rows.is_google(row.values):
+        return row
+    try:
+        return Row(google_rows.translated(row.values), row.source)
+    except Refused as error:
+        return Fault(row.source, str(error), row.values)
 
 
 # Archives

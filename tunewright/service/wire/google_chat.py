@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict, deque
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import AliasChoices, AliasGenerator, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic.alias_generators import to_snake
 
 from tunewright.service.errors import Refused
 from tunewright.service.inference.protocol import Piece, Sampling, Token, Usage
@@ -20,42 +22,6 @@ FINISHED = {"stop": "STOP", "length": "MAX_TOKENS", "tool_calls": "STOP"}
 MOST_CANDIDATES = 8
 
 
-class Call(Body):
-    name: str = Field(min_length=1)
-    args: dict[str, Any] = Field({})
-    id: str | None = None
-
-
-class Response(Body):
-    name: str = Field(min_length=1)
-    response: dict[str, Any] = Field({})
-    id: str | None = None
-
-
-class Part(Body):
-    """A text, a call of a function, or what it returned. Images and files are refused."""
-
-    text: str | None = None
-    functionCall: Call | None = None
-    functionResponse: Response | None = None
-
-
-class Content(Body):
-    role: Literal["user", "model", "function"] | None = None
-    parts: list[Part] = Field(min_length=1)
-
-
-class Function(Body):
-    name: str = Field(min_length=1)
-    description: str | None = None
-    parameters: dict[str, Any] | None = None
-    parametersJsonSchema: dict[str, Any] | None = None
-
-
-class Tool(Body):
-    functionDeclarations: list[Function] = Field(min_length=1)
-
-
 def _refusing(why: str) -> BeforeValidator:
     """For a field that is known, and refused with the reason."""
 
@@ -65,7 +31,76 @@ def _refusing(why: str) -> BeforeValidator:
     return BeforeValidator(refuse)
 
 
-class Settings(Body):
+Foreign = Annotated[None, _refusing("images and files are not read here, only text and functions")]
+
+
+class Fields(Body):
+    """Google's JSON takes the names of fields in either spelling: `systemInstruction`, `system_instruction`."""
+
+    model_config = ConfigDict(
+        alias_generator=AliasGenerator(validation_alias=lambda name: AliasChoices(name, to_snake(name)))
+    )
+
+
+class Call(Fields):
+    name: str = Field(min_length=1)
+    args: dict[str, Any] = Field({})
+    id: str | None = None
+
+
+class Response(Fields):
+    name: str = Field(min_length=1)
+    response: dict[str, Any] = Field({})
+    id: str | None = None
+
+
+class Part(Fields):
+    """A text, a call of a function, or what it returned."""
+
+    text: str | None = None
+    functionCall: Call | None = None
+    functionResponse: Response | None = None
+    inlineData: Foreign = None
+    fileData: Foreign = None
+
+    @model_validator(mode="after")
+    def _one(self) -> Part:
+        if sum(one is not None for one in (self.text, self.functionCall, self.functionResponse)) != 1:
+            raise ValueError("give one of text, functionCall and functionResponse")
+        return self
+
+
+class Instruction(Fields):
+    """Whose it is said to be has no meaning."""
+
+    role: str | None = None
+    parts: list[Part] = Field(min_length=1)
+
+
+class Content(Instruction):
+    role: Literal["user", "model", "function"] | None = None
+
+
+class Function(Fields):
+    name: str = Field(min_length=1)
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    parametersJsonSchema: dict[str, Any] | None = None
+
+
+class Tool(Fields):
+    functionDeclarations: list[Function] = Field(min_length=1)
+
+
+class Conversation(Fields):
+    """What is said, and what may be called."""
+
+    contents: list[Content] = Field(min_length=1)
+    systemInstruction: Instruction | None = None
+    tools: list[Tool] = Field([])
+
+
+class Settings(Fields):
     """Fields that have no effect here are taken only with the value that has none."""
 
     temperature: float = Field(1.0, ge=0, le=2)
@@ -86,12 +121,9 @@ class Settings(Body):
     responseModalities: list[Literal["TEXT"]] = Field([])
 
 
-class Generate(Body):
+class Generate(Conversation):
     """POST {model}:generateContent and :streamGenerateContent. There is no filter that safety settings could set."""
 
-    contents: list[Content] = Field(min_length=1)
-    systemInstruction: Content | None = None
-    tools: list[Tool] = Field([])
     generationConfig: Settings = Settings()
     safetySettings: list[dict[str, Any]] = Field([])
     labels: dict[str, str] = Field({})
@@ -123,9 +155,8 @@ def generate(model: str, body: Any, stream: bool = False) -> ChatRequest:
     if sampling.schema and asked.tools:
         raise Refused(400, "generationConfig.responseMimeType: an answer in JSON calls no tools. Leave one out.",
                       param="generationConfig.responseMimeType")  # fmt: skip
-    tools = [_tool(function) for tool in asked.tools for function in tool.functionDeclarations]
-    messages = checked_messages([*_system(asked), *_messages(asked.contents)], "contents")
-    return ChatRequest(name, alpha, named, messages, (), tools or None, sampling, stream, usage=True)
+    messages = checked_messages(messages_of(asked.contents, asked.systemInstruction), "contents")
+    return ChatRequest(name, alpha, named, messages, (), tools_of(asked) or None, sampling, stream, usage=True)
 
 
 def _schema(chosen: Settings) -> str | None:
@@ -141,10 +172,14 @@ def _schema(chosen: Settings) -> str | None:
     return None
 
 
-def _system(asked: Generate) -> list[dict[str, Any]]:
-    if asked.systemInstruction is None:
-        return []
-    return [{"role": "system", "content": _text(asked.systemInstruction.parts)}]
+def messages_of(contents: Sequence[Content], instruction: Instruction | None = None) -> list[dict[str, Any]]:
+    """A conversation in OpenAI's form. Raises Refused that names the content which cannot be said there."""
+    system = [{"role": "system", "content": _text(instruction.parts)}] if instruction else []
+    return [*system, *_messages(contents)]
+
+
+def tools_of(asked: Conversation) -> list[dict[str, Any]]:
+    return [_tool(function) for tool in asked.tools for function in tool.functionDeclarations]
 
 
 def _text(parts: Iterable[Part]) -> str:
@@ -154,21 +189,22 @@ def _text(parts: Iterable[Part]) -> str:
 def _messages(contents: Sequence[Content]) -> list[dict[str, Any]]:
     """Contents as messages. Calls have ids there, by which what they returned is found: here it is their order."""
     messages: list[dict[str, Any]] = []
-    waiting: list[tuple[str, str]] = []  # (name, id) of calls that nothing has returned from yet
+    waiting: dict[str, deque[str]] = defaultdict(deque)  # by name the ids of calls that nothing has returned from yet
     for number, content in enumerate(contents):
-        calls = [part.functionCall for part in content.parts if part.functionCall]
+        where = f"contents.{number}.parts"
         for returned in (part.functionResponse for part in content.parts if part.functionResponse):
-            found = next((call for call in waiting if call[0] == returned.name), None)
-            if found is None:
-                where = f"contents.{number}.parts"
+            if not waiting[returned.name]:
                 raise Refused(400, f"{where}: {returned.name:.100} returns what nobody called.", param=where)
-            waiting.remove(found)
             said = json.dumps(returned.response, ensure_ascii=False)
-            messages.append({"role": "tool", "tool_call_id": found[1], "content": said})
+            messages.append({"role": "tool", "tool_call_id": waiting[returned.name].popleft(), "content": said})
+        calls = [part.functionCall for part in content.parts if part.functionCall]
+        if calls and content.role != "model":
+            raise Refused(400, f'{where}: a functionCall is made by the role "model" alone.', param=where)
         if calls:
-            made = [(call.name, call.id or f"call_{number}_{i}") for i, call in enumerate(calls)]
-            waiting += made
-            messages.append(_calling(_text(content.parts), calls, [name for _, name in made]))
+            ids = [call.id or f"call_{number}_{i}" for i, call in enumerate(calls)]
+            for call, id in zip(calls, ids, strict=True):
+                waiting[call.name].append(id)
+            messages.append(_calling(_text(content.parts), calls, ids))
         elif any(part.text is not None for part in content.parts):
             role = "assistant" if content.role == "model" else "user"
             messages.append({"role": role, "content": _text(content.parts)})
