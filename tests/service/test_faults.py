@@ -96,7 +96,7 @@ class Route:
         path = self.path
         for name, thing in zip(self.named, chosen, strict=True):
             path = path.replace(f"{{{name}}}", thing)
-        path += ":generateContent" if path.startswith("/v1beta1/ft:") else ""
+        path += ":generateContent" if self.method == "POST" and path.startswith("/v1beta1/ft:") else ""
         options: dict[str, Any] = {}
         if self.path in FORMS:
             options = {"files": {FORMS[self.path]: ("x", b"row")}, "data": FORM if self.path == "/v1/files" else {}}

@@ -10,12 +10,13 @@ from fastapi.responses import Response
 from tunewright.service.auth import Caller
 from tunewright.service.body import JsonBody
 from tunewright.service.entities import Job
-from tunewright.service.errors import missing
+from tunewright.service.errors import Refused, missing
 from tunewright.service.inference.protocol import Piece
-from tunewright.service.routes import inference, jobs
+from tunewright.service.routes import inference, jobs, models
 from tunewright.service.routes._documents import STREAMED, body_of
 from tunewright.service.routes._state import Parts, State, actor
 from tunewright.service.wire import google, google_chat
+from tunewright.service.wire.body import split_alpha
 from tunewright.service.wire.chat import Reply
 
 router = APIRouter(prefix="/v1beta1", tags=["Google"])
@@ -55,6 +56,45 @@ def get_job(id: str, who: Caller = jobs.MAY, parts: State = Parts) -> dict[str, 
 def cancel(id: str, who: Caller = jobs.MAY, parts: State = Parts) -> dict[str, Any]:
     parts.store.jobs.cancel(who.tenant, id, actor(who))
     return {}
+
+
+@router.get("/publishers/google/models")
+def list_bases(
+    request: Request,
+    who: Caller = models.MAY,
+    parts: State = Parts,
+    pageSize: int = 20,
+    pageToken: str | None = None,
+) -> dict[str, Any]:
+    """`models.list`: what can be tuned."""
+    asked, names = google.model_query(request.query_params.multi_items()), list(models.bases_there(parts))
+    if asked.after and asked.after not in names:
+        raise Refused(400, f"pageToken: there is no {asked.after:.100} in this list.", param="pageToken")
+    rest = names[names.index(asked.after) + 1 :] if asked.after else names
+    return google.model_page([google.base_model(one) for one in rest[: asked.limit]], len(rest) > asked.limit)
+
+
+@router.get("/models")
+def list_tuned(
+    request: Request,
+    who: Caller = models.MAY,
+    parts: State = Parts,
+    pageSize: int = 20,
+    pageToken: str | None = None,
+) -> dict[str, Any]:
+    """`models.list` with `query_base` false: what the key's tenant has tuned."""
+    asked = google.model_query(request.query_params.multi_items())
+    found, more = parts.store.models.page(who.tenant, asked.after, asked.limit)
+    return google.model_page([google.tuned_model(one, one.id) for one in found], more)
+
+
+@router.get("/{model:path}")
+def get_model(model: str, who: Caller = models.MAY, parts: State = Parts) -> dict[str, Any]:
+    """A base, or a tuned model, also at a point between."""
+    name = google.model_of(model)
+    if name in models.bases_there(parts):
+        return google.base_model(name)
+    return google.tuned_model(parts.store.models.get(who.tenant, split_alpha(name)[0]), name)
 
 
 @router.post("/{model:path}", openapi_extra=body_of(google_chat.Generate), response_model=None, responses=STREAMED)

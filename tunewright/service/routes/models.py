@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter
@@ -43,6 +44,11 @@ def delete_model(name: str, who: Caller = MAY, parts: State = Parts) -> dict[str
     return openai.deleted("model", name)
 
 
+def bases_there(parts: State) -> dict[str, Path]:
+    """By their names the folders of the bases, but for those that have gone."""
+    return {name: path for name, path in parts.bringing.bases.items() if path.is_dir()}
+
+
 def _bases(parts: State) -> list[dict[str, Any]]:
-    there = [(name, path) for name, path in parts.bringing.bases.items() if path.is_dir()]
+    there = bases_there(parts).items()
     return [openai.base_model(name, int(path.stat().st_mtime), task_of(path)) for name, path in there]

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from tunewright.service.entities import Checkpoint, Job, JobSpec, Status, Teaching
+from tunewright.service.entities import Checkpoint, Job, JobSpec, Status, Teaching, TunedModel
 from tunewright.service.errors import Refused
 from tunewright.service.wire.body import Body, check_metadata, parsed, slug, split_alpha
 from tunewright.service.wire.openai import ListQuery, hyperparameters
@@ -36,6 +36,10 @@ STATES = {
 CODES = {400: "INVALID_ARGUMENT", 401: "UNAUTHENTICATED", 403: "PERMISSION_DENIED", 404: "NOT_FOUND"}
 CODES |= {409: "ABORTED", 413: "INVALID_ARGUMENT", 429: "RESOURCE_EXHAUSTED", 503: "UNAVAILABLE"}
 MOST = 100
+TUNED_ALONE = "labels.tune-type:*"
+"""The filter that google-genai adds by itself where tuned models are asked for."""
+BASE_LABEL = "google-vertex-llm-tuning-base-model-id"
+"""The label in which it looks for the base of a tuned model."""
 
 File = Annotated[str, Field(min_length=1)]
 Size = Annotated[str, Field(pattern=f"^ADAPTER_SIZE_({'|'.join(RANKS)})$")]
@@ -143,6 +147,13 @@ def list_query(query: Iterable[tuple[str, str]], size: int = 20) -> ListQuery:
     return ListQuery(found.get("pageToken") or None, min(int(number) or size, MOST))
 
 
+def model_query(query: Sequence[tuple[str, str]]) -> ListQuery:
+    """The query of a list of models. Raises Refused for filters, which would have no effect."""
+    if any(name == "filter" and value != TUNED_ALONE for name, value in query):
+        raise Refused(400, "filter: lists of models are not filtered here: leave it out.", param="filter")
+    return list_query(query)
+
+
 def model_of(path: str) -> str:
     """The name of a model as the client's library writes it: `publishers/google/models/NAME` → `NAME`."""
     parts = path.strip("/").split("/")
@@ -203,6 +214,24 @@ def _fitting(name: str, chosen: dict[str, Any]) -> dict[str, Any]:
 def tuning_page(jobs: Sequence[dict[str, Any]], after: str | None) -> dict[str, Any]:
     """A page; `after` is the id of its last job where there are more."""
     return {"tuningJobs": list(jobs), **({"nextPageToken": after} if after else {})}
+
+
+def base_model(name: str) -> dict[str, Any]:
+    return {"name": name}
+
+
+def tuned_model(kept: TunedModel, name: str) -> dict[str, Any]:
+    """A tuned model under the name that was asked for, at which it answers: that may hold an α."""
+    when = _time(kept.created_at)
+    return {
+        "name": name, "createTime": when, "updateTime": when, "labels": {BASE_LABEL: kept.base},
+        "deployedModels": [{"endpoint": name}],
+    }  # fmt: skip
+
+
+def model_page(models: Sequence[dict[str, Any]], more: bool) -> dict[str, Any]:
+    """A page; the last model's name leads to the next one."""
+    return {"models": list(models), **({"nextPageToken": models[-1]["name"]} if more else {})}
 
 
 def error(refused: Refused) -> dict[str, Any]:
