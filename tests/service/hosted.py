@@ -46,6 +46,10 @@ class Echo:
             yield Piece(index, "fox", finish="stop")
         yield Usage(1, asked.sampling.n)
 
+    async def count(self, asked: Generate) -> int:
+        write(asked)
+        return sum(len(message["content"]) for message in asked.messages or [])
+
     async def embed(self, asked: Embed) -> Embedded:
         write(asked)
         return Embedded(((0.5, 0.25),) * len(asked.inputs), len(asked.inputs))

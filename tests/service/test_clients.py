@@ -399,6 +399,19 @@ def test_answers_are_parsed_as_what_was_asked_for(service: Served) -> None:
     assert isinstance(found.parsed, Ending)
 
 
+@pytest.mark.parametrize("driver", ["google"], indirect=True)
+def test_google_finds_models_and_counts_what_they_are_fed(driver: Google, tuned: Any) -> None:
+    ask, name = driver.client.models, tuned.fine_tuned_model
+    assert [one.name for one in ask.list()] == [BASE, "tiny"]
+    assert name in [one.name for one in ask.list(config={"query_base": False})]
+    for model in (BASE, "tiny", f"{name}@0.5"):
+        config: Any = {"system_instruction": "Be brief."}
+        count = ask.count_tokens(model=model, contents=["fox", "stone"], config=config)
+        said = ask.generate_content(model=model, contents=["fox", "stone"], config={**config, "max_output_tokens": 1})
+        assert count.total_tokens and said.usage_metadata
+        assert count.total_tokens == said.usage_metadata.prompt_token_count
+
+
 @pytest.mark.parametrize("driver", ["curl"], indirect=True)
 def test_curl_finds_the_service_well(driver: Curl) -> None:
     assert driver.get("/healthz") == {"status": "ok"} and driver.get("/readyz")["database"] == "ok"

@@ -102,6 +102,7 @@ def test_a_grader_whose_client_has_gone_asks_nothing_more(service: Hosted, monke
         *((f"{tree}/uploads/upload_1/parts", "part_bytes") for tree in ("/v1", "/openai/v1", "/openai")),
         *((f"{tree}/chat/completions", "image_body_bytes") for tree in ("/v1", "/openai", "/openai/deployments/a")),
         *((path, "image_body_bytes") for path in ("/v1/predictions", "/v1beta1/models/a:streamGenerateContent")),
+        ("/v1beta1/models/a:countTokens", "image_body_bytes"),
         *((f"/v1{path}", "body_bytes") for path in ("/files/", "/x/files", "/files/x/files", "/uploads/parts")),
         *((f"/v1beta1{path}", "body_bytes") for path in ("/x/files", "/uploads/x/parts", "/predictions", "/files")),
         *((path, "body_bytes") for path in ("/files", "/v1/uploads/a/b/parts", "/v1/fine_tuning/jobs", "/v1/files\n")),

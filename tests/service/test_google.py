@@ -83,3 +83,16 @@ def test_a_model_is_told(asking: Asking) -> None:
         with pytest.raises(errors.ClientError) as refused:
             client.models.get(model=missing)
         assert (refused.value.code, refused.value.status) == (404, "NOT_FOUND")
+
+
+def test_tokens_are_counted(asking: Asking) -> None:
+    """By the engine, for the model that is named: Echo counts characters."""
+    client, name = asking.client(), asking.mine["model"]
+    config = types.CountTokensConfig(system_instruction="Be brief.")
+    for model in ("tiny", name, f"{name}@0.5"):
+        assert client.models.count_tokens(model=model, contents="Hi").total_tokens == 2
+        assert client.models.count_tokens(model=model, contents="Hi", config=config).total_tokens == 11
+    for model in ("none", asking.theirs["model"]):
+        with pytest.raises(errors.ClientError) as refused:
+            client.models.count_tokens(model=model, contents="Hi")
+        assert refused.value.code == 404

@@ -458,6 +458,28 @@ def test_caches_take_what_weights_leave_of_the_memory(shared: Path, monkeypatch:
     assert found[0] == found[1] == found[2]
 
 
+def test_a_prompt_is_counted_as_it_is_fed(tiny_base: Callable[..., str]) -> None:
+    """Also one for whose answer no room is left."""
+    tool = {"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "fox"}]
+
+    async def ask(engine: LocalEngine) -> None:
+        chats, plain = ModelRef("chats", tiny_base("qwen3")), ModelRef("plain", tiny_base("llama"))
+        counts = []
+        for model, tools in ((chats, None), (chats, [tool]), (plain, None)):
+            said = await pieces(engine, model, messages, max_tokens=1, tools=tools)
+            counts.append(await engine.count(Generate(model, messages, tools=tools)))
+            assert counts[-1] == said[-1].prompt_tokens
+        assert len(set(counts)) == 3
+        assert await engine.count(Generate(plain, prompt=(5,) * 300)) == 300
+        long = [{"role": "user", "content": "the fox " * 200}]
+        assert await engine.count(Generate(plain, long)) > 256
+        with pytest.raises(Refused, match="and plain can hold 256"):
+            await engine.count(Generate(plain, prompt="the fox " * 100_000))
+
+    with_engine(ask)
+
+
 def test_a_prompt_that_is_much_too_long_is_refused_before_it_is_read(
     tiny_base: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

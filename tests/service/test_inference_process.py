@@ -83,6 +83,7 @@ def test_the_whole_story_over_a_socket(process: str, runs: list[Path], tiny_base
             *(pieces(client, model, "the fox", temperature=0, max_tokens=8, stream=i % 2 == 0, logprobs=1)
               for i, model in enumerate(models * 3))
         )  # fmt: skip
+        assert await client.count(Generate(models[0], prompt="the fox")) == said[0][-1].prompt_tokens > 0
         ours = [texts(one)[0] for one in said]
         assert ours[:4] == ours[4:8] == ours[8:]
         for text, name in zip(ours, names, strict=False):
@@ -120,6 +121,9 @@ class Odd:
             await self._never("generate")
         yield Piece(0, ODD, (Token(ODD, tuple(ODD.encode()), -0.5),), "stop")
         yield Usage(1, 1)
+
+    async def count(self, _: Generate) -> Any:
+        await self._never("count")
 
     async def embed(self, _: Embed) -> Any:
         await self._never("embed")
@@ -181,7 +185,7 @@ def test_the_engine_hears_that_a_client_has_gone(tmp_path: Path, monkeypatch: py
             asked: list[Coroutine[Any, Any, Any]] = [
                 pieces(client, model, "never", stream=False), pieces(client, model, "never"),
                 client.embed(Embed(model, ("a",))), client.classify(Classify(model, ("a",))),
-                client.images(Draw(model, "a")),
+                client.images(Draw(model, "a")), client.count(Generate(model, prompt="a")),
             ]  # fmt: skip
             tasks = [asyncio.create_task(one) for one in asked]
             async with asyncio.timeout(20):
@@ -194,7 +198,7 @@ def test_the_engine_hears_that_a_client_has_gone(tmp_path: Path, monkeypatch: py
             await asyncio.gather(*tasks, return_exceptions=True)
 
     asyncio.run(leave())
-    assert sorted(engine.left) == ["classify", "embed", "generate", "generate", "images"]
+    assert sorted(engine.left) == ["classify", "count", "embed", "generate", "generate", "images"]
 
 
 def test_a_port_asks_for_its_token(tiny_base: Callable[..., str]) -> None:

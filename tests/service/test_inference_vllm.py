@@ -246,6 +246,28 @@ def test_what_it_cannot_serve_is_refused(runs: list[Path], tiny_base: Callable[.
     asyncio.run(story())
 
 
+def test_tokens_are_counted_as_they_are_fed(runs: list[Path], tiny_base: Callable[..., str]) -> None:
+    """By what feeds the model: the server need not even know its adapter."""
+    base = tiny_base("qwen3")
+    model = tuned(base, runs[0])
+    server = StandIn(base)
+
+    async def story() -> None:
+        async with server.running():
+            engine = engine_at(server)
+            count = await engine.count(Generate(model, MESSAGES))
+            assert not server.asked and not server.loads
+            said = await pieces(engine, model, MESSAGES, max_tokens=1)
+            assert count == len(server.asked[-1]["prompt"]) == said[-1].prompt_tokens
+            with pytest.raises(Refused, match="has one base, base"):
+                await engine.count(Generate(replace(model, base="other"), MESSAGES))
+            with pytest.raises(Refused, match="must be a list that is not empty"):
+                await engine.count(Generate(model, []))
+            await engine.close()
+
+    asyncio.run(story())
+
+
 def test_a_base_that_is_not_the_server_s_is_refused(runs: list[Path], tiny_base: Callable[..., str]) -> None:
     other = ModelRef("other", tiny_base("llama"))
     lies_on_it = replace(tuned(other.base_folder, runs[0]), base="other")

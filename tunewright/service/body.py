@@ -29,7 +29,7 @@ FILE = re.compile(f"{OPENAI}/files")
 PART = re.compile(f"{OPENAI}/uploads/[^/]+/parts")
 IMAGES = re.compile(
     f"{OPENAI}/(?:predictions|chat/completions)|/openai/deployments/.+/chat/completions"
-    "|/v1beta1/.+:(?:generateContent|streamGenerateContent)"
+    "|/v1beta1/.+:(?:generateContent|streamGenerateContent|countTokens)"
 )
 
 

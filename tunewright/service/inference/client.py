@@ -65,6 +65,9 @@ class Client:
         if not ended:
             raise Refused(503, "The process that answers has ended in the middle of an answer. Ask again.")
 
+    async def count(self, asked: Generate) -> int:
+        return int(await self._post("/count", write(asked)))
+
     async def embed(self, asked: Embed) -> Embedded:
         found = await self._post("/embed", write(asked))
         return Embedded(tuple(map(tuple, found["vectors"])), found["tokens"])

@@ -91,6 +91,11 @@ class LocalEngine:
                 request.gone = True
                 del self._hearing[request]
 
+    async def count(self, asked: Generate) -> int:
+        async with self._model(asked.model) as ready:
+            _can(ready, "generate")
+            return len(await self._tokens(asked, ready))
+
     async def embed(self, asked: Embed) -> Embedded:
         async with self._model(asked.model) as ready:
             if not hasattr(ready.model.module, "get_input_embeddings") or not hasattr(ready.model.processor, "decode"):

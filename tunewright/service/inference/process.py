@@ -71,6 +71,10 @@ def app_of(make: Callable[[], Engine], token: str | None = None) -> Starlette:
         first = await while_connected(request, anext(pieces))  # till it is known whether there is any, nothing is said
         return StreamingResponse(_lines(first, pieces), media_type=LINES)
 
+    async def count(request: Request) -> Response:
+        asked = read(Generate, await _body(request))
+        return JSONResponse(await while_connected(request, engines[0].count(asked)))
+
     async def embed(request: Request) -> Response:
         asked = read(Embed, await _body(request))
         return JSONResponse(asdict(await while_connected(request, engines[0].embed(asked))))
@@ -91,7 +95,7 @@ def app_of(make: Callable[[], Engine], token: str | None = None) -> Starlette:
         well = await engines[0].healthy()
         return JSONResponse({"ok": well}, 200 if well else 503)
 
-    asked = {"/generate": generate, "/embed": embed, "/classify": classify, "/images": images}
+    asked = {"/generate": generate, "/count": count, "/embed": embed, "/classify": classify, "/images": images}
     routes = [Route(path, _answered(do, token), methods=["POST"]) for path, do in asked.items()]
     routes += [Route(path, _answered(do, token)) for path, do in {"/loaded": loaded, "/healthz": healthz}.items()]
     return Starlette(routes=routes, lifespan=lifespan)

@@ -221,6 +221,9 @@ class Engine(Protocol):
     def generate(self, asked: Generate) -> AsyncIterator[Piece | Usage]:
         """Pieces of the answers, then the usage. To close the iterator is to go away: drawing stops."""
 
+    async def count(self, asked: Generate) -> int:
+        """How many tokens the prompt has that `generate` would feed."""
+
     async def embed(self, asked: Embed) -> Embedded: ...
 
     async def classify(self, asked: Classify) -> list[dict[str, Any]]:

@@ -88,10 +88,7 @@ class VLLM:
 
     async def generate(self, asked: Generate) -> AsyncIterator[Piece | Usage]:
         known = await self._know(asked.model)
-        try:
-            prompt = await asyncio.to_thread(tokens_of, asked, known.renderer, known.chats)
-        except TunewrightError as error:
-            raise as_refused(error) from error
+        prompt = await _prompt(asked, known)
         room = room_for_answer(asked.model.shown, len(prompt), self._length, asked.messages is not None)
         body = self._body(asked, prompt, known, room)
         async with _Asking(self, asked.model, "/v1/completions", body) as response:
@@ -107,6 +104,10 @@ class VLLM:
         if usage is None:
             raise Refused(503, "The vLLM server has ended in the middle of an answer. Ask again.")
         yield Usage(usage["prompt_tokens"], usage["completion_tokens"])
+
+    async def count(self, asked: Generate) -> int:
+        """The server is not asked, and given no adapter: what it is fed are tokens."""
+        return len(await _prompt(asked, await self._find(asked.model)))
 
     async def embed(self, asked: Embed) -> Embedded:
         known = await self._know(asked.model)
@@ -164,6 +165,15 @@ class VLLM:
 
     async def _know(self, model: ModelRef) -> _Known:
         """What feeds the model; its adapter is loaded and told from the base. Raises Refused where it cannot be."""
+        known = await self._find(model)
+        async with known.lock:
+            if not known.loaded and known.adapter:
+                await self._load(self._name(model, known), known)
+            known.loaded = True
+        return known
+
+    async def _find(self, model: ModelRef) -> _Known:
+        """What feeds the model. Raises Refused where it is none of the server's base."""
         if model.base not in self._bases:
             bases = ", ".join(self._bases)
             raise Refused(400, f"{model.shown}: the vLLM server has one base, {bases}. Ask for that, or for what was "
@@ -175,10 +185,6 @@ class VLLM:
             except TunewrightError as error:
                 raise as_refused(error) from error
             known = self._known.setdefault(model, known)
-        async with known.lock:
-            if not known.loaded and known.adapter:
-                await self._load(self._name(model, known), known)
-            known.loaded = True
         return known
 
     async def _load(self, name: str, known: _Known) -> None:
@@ -235,6 +241,13 @@ class _Asking:
             await self._response.aclose()
         if isinstance(error, httpx.HTTPError):
             raise Refused(503, "The vLLM server has ended in the middle of an answer. Ask again.") from error
+
+
+async def _prompt(asked: Generate, known: _Known) -> list[int]:
+    try:
+        return await asyncio.to_thread(tokens_of, asked, known.renderer, known.chats)
+    except TunewrightError as error:
+        raise as_refused(error) from error
 
 
 def _known_of(model: ModelRef, points: Path) -> _Known:

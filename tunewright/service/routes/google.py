@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi import APIRouter, Request
-from fastapi.responses import Response
+from fastapi.responses import JSONResponse, Response
 
 from tunewright.service.auth import Caller
 from tunewright.service.body import JsonBody
@@ -101,11 +101,13 @@ def get_model(model: str, who: Caller = models.MAY, parts: State = Parts) -> dic
 async def generate(
     request: Request, model: str, who: Caller = inference.MAY, body: Any = JsonBody, parts: State = Parts
 ) -> Response:
-    """`{model}:generateContent` and `{model}:streamGenerateContent`."""
+    """`{model}:generateContent`, `{model}:streamGenerateContent` and `{model}:countTokens`."""
     name, _, method = model.rpartition(":")
-    if method not in ("generateContent", "streamGenerateContent"):
+    if method not in ("generateContent", "streamGenerateContent", "countTokens"):
         raise missing("method", method or model)
     asked = google_chat.generate(name, body, method == "streamGenerateContent")
+    if method == "countTokens":
+        return JSONResponse(google_chat.count(await inference.count(request, parts, who, asked)))
     return await inference.answer(request, parts, who, asked, CONTENT)
 
 

@@ -109,18 +109,25 @@ async def answer(request: Request, parts: State, who: Caller, asked: ChatRequest
     return StreamingResponse(_streamed(first, said, reply, asked, form), media_type="text/event-stream")
 
 
+async def count(request: Request, parts: State, who: Caller, asked: ChatRequest) -> int:
+    """How many tokens a conversation has, with all that the template makes of it."""
+    model = await run_in_threadpool(parts.model, who, asked.model, asked.alpha)
+    return await while_connected(request, parts.engine.count(_conversation(who, model, asked)))
+
+
 def _said(parts: State, who: Caller, model: ModelRef, asked: ChatRequest) -> AsyncIterator[Piece | Usage]:
     """What the model says: to a conversation, or to several prompts at once, whose answers are numbered through."""
     if not asked.prompts:
-        conversation = Generate(
-            model, asked.messages, None, asked.tools, asked.sampling, asked.stream, tenant=who.tenant
-        )
-        return parts.engine.generate(conversation)
+        return parts.engine.generate(_conversation(who, model, asked))
     each = [
         parts.engine.generate(Generate(model, None, prompt, None, asked.sampling, asked.stream, tenant=who.tenant))
         for prompt in asked.prompts
     ]
     return each[0] if len(each) == 1 else _together(each, asked.sampling.n)
+
+
+def _conversation(who: Caller, model: ModelRef, asked: ChatRequest) -> Generate:
+    return Generate(model, asked.messages, None, asked.tools, asked.sampling, asked.stream, tenant=who.tenant)
 
 
 async def _together(each: Sequence[AsyncIterator[Piece | Usage]], n: int) -> AsyncIterator[Piece | Usage]:

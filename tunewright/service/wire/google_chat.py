@@ -122,7 +122,9 @@ class Settings(Fields):
 
 
 class Generate(Conversation):
-    """POST {model}:generateContent and :streamGenerateContent. There is no filter that safety settings could set."""
+    """POST {model}:generateContent, :streamGenerateContent and :countTokens. There is no filter that safety settings
+    could set.
+    """
 
     generationConfig: Settings = Settings()
     safetySettings: list[dict[str, Any]] = Field([])
@@ -265,6 +267,10 @@ def piece(reply: Reply, said: Piece, logprobs: bool = False) -> dict[str, Any]:
     tokens = said.tokens if logprobs else ()
     calls = said.tool_calls if isinstance(said, Said) else ()
     return {**_head(reply), "candidates": [_candidate(said.index, said.text, said.finish, calls, tokens)]}
+
+
+def count(tokens: int) -> dict[str, Any]:
+    return {"totalTokens": tokens}
 
 
 def end(reply: Reply, usage: Usage) -> dict[str, Any]:
