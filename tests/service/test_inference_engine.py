@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import threading
 import time
@@ -269,19 +270,64 @@ def test_no_broken_characters_are_said(family: str) -> None:
         assert joined.strip() == tokenizer.decode(tokens).strip()
 
 
-def test_a_nucleus_is_the_likeliest_tokens_that_reach_top_p() -> None:
+def test_tokens_are_drawn_from_the_top_k_and_of_these_from_the_nucleus() -> None:
+    """Each as often as it is likely among those that are left, and ties with the last of these too."""
     generator = np.random.default_rng(1)
-    logits_BV = torch.tensor(generator.normal(0, 2, (300, 20)), dtype=torch.float32)
-    top_p_B = torch.tensor(generator.choice([0.1, 0.5, 0.9, 1.0], 300), dtype=torch.float32)
-    temperature_B = torch.tensor(generator.choice([0.0, 0.5, 1.0], 300), dtype=torch.float32)
-    drawn = draw_each(logits_BV, temperature_B, top_p_B, torch.tensor(generator.random(300))).tolist()
-    for token, logits_V, top_p, temperature in zip(drawn, logits_BV.double(), top_p_B, temperature_B, strict=True):
-        order = logits_V.argsort(descending=True).tolist()
-        p_V = (logits_V / (temperature or 1)).softmax(-1)
-        reached = np.cumsum([float(p_V[i]) for i in order])
-        nucleus = order[: int((reached < float(top_p) - 1e-6).sum()) + 1] if temperature else order[:1]
-        assert token in nucleus
-    assert len(set(drawn)) > 10
+    logits_BV = torch.tensor(generator.normal(0, 2, (40, 12)).round(1), dtype=torch.float32)
+    top_k_B = torch.tensor(generator.choice([1, 2, 5, 12], 40))
+    top_p_B = torch.tensor(generator.choice([0.1, 0.5, 0.9, 1.0], 40), dtype=torch.float32)
+    temperature_B = torch.tensor(generator.choice([0.0, 0.5, 1.0], 40), dtype=torch.float32)
+    uniform_B = torch.linspace(0, 1 - 1e-9, 4001, dtype=torch.float64)
+    for top_k, top_p in itertools.product((None, top_k_B), (None, top_p_B)):
+        for row in range(40):
+            one = slice(row, row + 1)
+            temperature = float(temperature_B[row])
+            p_V = (logits_BV[row].double() / (temperature or 1)).softmax(-1).numpy()
+            left = plain_rule(
+                p_V, 12 if top_k is None else int(top_k[row]), 1.0 if top_p is None else float(top_p[row])
+            )
+            expected_V = np.where(left, p_V, 0) / p_V[left].sum()
+            if not temperature:
+                expected_V = np.eye(12)[p_V.argmax()]
+            drawn = draw_each(
+                logits_BV[one].expand(4001, -1), temperature_B[one].expand(4001),
+                None if top_k is None else top_k[one].expand(4001), None if top_p is None else top_p[one].expand(4001),
+                uniform_B,
+            )  # fmt: skip
+            assert np.abs(np.bincount(drawn, minlength=12) / 4001 - expected_V).max() < 1e-3
+            assert set(drawn.tolist()) <= set(np.flatnonzero(expected_V))
+
+
+def plain_rule(p_V: np.ndarray, top_k: int, top_p: float) -> np.ndarray:
+    """Which tokens may be drawn, [V] of bool."""
+    left = p_V >= np.sort(p_V)[-top_k] * (1 - 1e-6)
+    falling = np.sort(p_V[left])[::-1]
+    reached = np.cumsum(falling) / falling.sum()
+    last = falling[min(int((reached < top_p - 1e-12).sum()), len(falling) - 1)]
+    return left & (p_V >= last * (1 - 1e-6))
+
+
+def test_a_row_draws_from_the_top_k_that_it_asked_for(shared: Path) -> None:
+    """And rows beside it as they would without it."""
+    model = ModelRef("stories", str(shared / "models/stories260k"))
+
+    async def ask(engine: LocalEngine) -> None:
+        def said(**how: Any) -> Any:
+            return pieces(engine, model, "Once upon a time", max_tokens=20, **how)
+
+        alone = [await said(seed=3), await said(seed=3, top_k=2, temperature=2), await said(seed=3, top_p=0.5)]
+        together = await asyncio.gather(
+            said(seed=3), said(seed=3, top_k=2, temperature=2), said(seed=3, top_p=0.5), said(temperature=0),
+            said(seed=5, top_k=1, temperature=2), said(seed=5, top_k=10**9), said(seed=5),
+        )  # fmt: skip
+        found = [texts(one) for one in together]
+        assert found[:3] == [texts(one) for one in alone] and len({one[0] for one in found[:3]}) == 3
+        assert found[4] == found[3] and found[5] == found[6]
+        likely = await said(seed=1, top_k=2, temperature=2, logprobs=2)
+        tokens = [token for piece in likely[:-1] for token in piece.tokens]
+        assert tokens and all(token.text in [top.text for top in token.top] for token in tokens)
+
+    with_engine(ask)
 
 
 def test_penalties_and_biases_change_what_is_drawn_and_not_what_is_told(shared: Path) -> None:

@@ -328,14 +328,22 @@ def test_an_answer_has_all_the_room_that_is_left(tiny_base: Callable[..., str]) 
         async with server.running():
             engine = engine_at(server)
             await pieces(
-                engine, model, (5, 6, 7), max_tokens=2, schema='{"enum": ["a"]}', bias=((7, -1.0),), presence=1.0
+                engine,
+                model,
+                (5, 6, 7),
+                top_k=4,
+                max_tokens=2,
+                schema='{"enum": ["a"]}',
+                bias=((7, -1.0),),
+                presence=1.0,
             )
             asked = server.asked[-1]
             assert asked["response_format"]["json_schema"]["schema"] == {"enum": ["a"]}
-            assert (asked["logit_bias"], asked["presence_penalty"]) == ({"7": -1.0}, 1.0)
+            assert (asked["logit_bias"], asked["presence_penalty"], asked["top_k"]) == ({"7": -1.0}, 1.0, 4)
             for longest in (None, 10**6):
                 said = await pieces(engine, model, (5, 6, 7), temperature=0, max_tokens=longest)
                 assert server.asked[-1].items() >= PLAIN.items() and "response_format" not in server.asked[-1]
+                assert server.asked[-1]["top_k"] == -1
                 assert server.asked[-1]["max_tokens"] == LENGTH - 3 and said[-1].completion_tokens > 16
             for given, param in (
                 ((5,) * LENGTH, "prompt"),

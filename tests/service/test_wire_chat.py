@@ -69,11 +69,12 @@ def test_a_chat_of_a_client() -> None:
             logprobs=True, top_logprobs=2, stream=True, stream_options={"include_usage": True},
             user="u", metadata={"a": "b"}, store=False, presence_penalty=1, frequency_penalty=-0.5,
             logit_bias={"7": -100}, response_format={"type": "text"}, parallel_tool_calls=True,
+            extra_body={"top_k": 40},
         )
     )  # fmt: skip
     asked = wire.chat(body)
     assert (asked.model, asked.alpha, asked.named) == ("ft:m:acme::1", 0.6, "ft:m:acme::1@0.6")
-    assert asked.sampling == Sampling(0.0, 0.5, 3, 7, ("\n",), 2, 2, 1.0, -0.5, ((7, -100.0),))
+    assert asked.sampling == Sampling(0.0, 0.5, 3, 7, ("\n",), 2, 2, 1.0, -0.5, ((7, -100.0),), top_k=40)
     assert asked.tools == tools and asked.stream and asked.usage
     assert [m["role"] for m in asked.messages or []] == ["user", "assistant", "tool"]
     assert wire.chat({**body, "tool_choice": "none"}).tools is None
@@ -81,7 +82,8 @@ def test_a_chat_of_a_client() -> None:
 
 def test_a_chat_of_few_words() -> None:
     body = {"messages": ASK, "stop": None, "temperature": None}
-    assert wire.chat(body, deployment="m") == ChatRequest("m", None, "m", ASK)
+    for every in ({}, {"top_k": -1}, {"top_k": 0}):  # as other servers have them
+        assert wire.chat({**body, **every}, deployment="m") == ChatRequest("m", None, "m", ASK)
 
 
 @pytest.mark.parametrize(
@@ -99,6 +101,7 @@ def test_a_chat_of_few_words() -> None:
         ({"temperature": 2.1}, "temperature"),
         ({"temperature": math.nan}, "temperature"),
         ({"top_p": 0}, "top_p"),
+        ({"top_k": -2}, "top_k"),
         ({"stop": ["a"] * 5}, "stop"),
         ({"stop": [""]}, "stop"),
         ({"top_logprobs": 3}, "top_logprobs"),

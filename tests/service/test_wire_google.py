@@ -168,8 +168,8 @@ def test_a_request_for_candidates() -> None:
         name="weather", parameters=types.Schema(type="OBJECT", properties={"type": types.Schema(type="STRING")})
     )
     config = types.GenerateContentConfig(
-        system_instruction="Be brief.", temperature=0, top_p=0.5, candidate_count=2, max_output_tokens=5, seed=3,
-        stop_sequences=["a"], response_logprobs=True, logprobs=2,
+        system_instruction="Be brief.", temperature=0, top_p=0.5, top_k=40, candidate_count=2, max_output_tokens=5,
+        seed=3, stop_sequences=["a"], response_logprobs=True, logprobs=2,
         tools=[types.Tool(function_declarations=[function])],
     )  # fmt: skip
     contents = [
@@ -186,7 +186,7 @@ def test_a_request_for_candidates() -> None:
     )
     asked = google_chat.generate("publishers/google/models/m@0.25", body)
     assert (asked.model, asked.alpha, asked.named) == ("m", 0.25, "m@0.25")
-    assert asked.sampling == Sampling(0.0, 0.5, 3, 5, ("a",), 2, 2)
+    assert asked.sampling == Sampling(0.0, 0.5, 3, 5, ("a",), 2, 2, top_k=40)
     system, user, call, returned = asked.messages or []
     assert system == {"role": "system", "content": "Be brief."} and user == {"role": "user", "content": "Hi!"}
     assert call["tool_calls"][0]["id"] == returned["tool_call_id"] and json.loads(returned["content"]) == {"r": 2}
@@ -202,7 +202,8 @@ def test_a_request_for_candidates() -> None:
         {"contents": []},
         {"contents": [{"parts": [{"inlineData": {"mimeType": "image/png", "data": ""}}]}]},
         {"contents": [{"parts": [{"functionResponse": {"name": "f", "response": {}}}]}]},
-        {"generationConfig": {"topK": 4}},
+        {"generationConfig": {"topK": 0}},
+        {"generationConfig": {"topK": 2.5}},
         {"generationConfig": {"logprobs": 4}},
         {"generationConfig": {"responseMimeType": "text/x.enum"}},
         {"generationConfig": {"responseSchema": {"type": "OBJECT"}}},
@@ -221,7 +222,7 @@ def test_what_is_not_understood_is_refused(changes: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     "changes, said",
     [
-        ({"generationConfig": {"topK": 4}}, "generationConfig.topK: which tokens may be drawn is told by topP alone"),
+        ({"generationConfig": {"topK": 2.5}}, "generationConfig.topK: Input should be a multiple of 1"),
         ({"generationConfig": {"thinkingConfig": {}}}, "generationConfig.thinkingConfig: models that are tuned here"),
         ({"generationConfig": {"maxOutputToken": 4}}, "maxOutputToken. Did you mean maxOutputTokens?"),
         ({"contents": [{"parts": [{"txt": "Hi"}]}]}, "Unknown field contents.0.parts.0.txt. Did you mean text?"),

@@ -37,21 +37,35 @@ def draw(logits_BV: Tensor, temperature: float, uniform_B: Tensor) -> tuple[Tens
     return token_B, -p_BV.gather(-1, token_B[:, None])[:, 0].log()
 
 
-def draw_each(logits_BV: Tensor, temperature_B: Tensor, top_p_B: Tensor | None, uniform_B: Tensor) -> Tensor:
+def draw_each(
+    logits_BV: Tensor, temperature_B: Tensor, top_k_B: Tensor | None, top_p_B: Tensor | None, uniform_B: Tensor
+) -> Tensor:
     """The same with a temperature for each row, 0 among them, [B].
 
     Args:
-        top_p_B: a row draws only from the likeliest tokens whose probabilities first reach it together, and those
-            that are as likely as the last of them (nucleus sampling, arXiv 1904.09751).
+        top_k_B: a row draws only from so many of the likeliest tokens, V at the most, and those that are as likely as
+            the last of them.
+        top_p_B: of these it draws only from the likeliest whose probabilities first reach this share of theirs all
+            together, and those that are as likely as the last of them (nucleus sampling, arXiv 1904.09751).
     """
     greedy_B = temperature_B == 0
     p_BV = (logits_BV.float() / temperature_B.masked_fill(greedy_B, 1.0)[:, None]).softmax(-1)
-    if top_p_B is not None:
-        falling_BV = p_BV.sort(-1, descending=True).values
-        short_BV = falling_BV.cumsum(-1, dtype=torch.float64) < top_p_B[:, None]
-        last_B1 = short_BV.sum(-1, keepdim=True).clamp_(max=p_BV.shape[-1] - 1)
-        p_BV = p_BV.masked_fill(p_BV < falling_BV.gather(-1, last_B1), 0.0)
+    if top_k_B is not None or top_p_B is not None:
+        p_BV = p_BV.masked_fill(p_BV < _least(p_BV, top_k_B, top_p_B), 0.0)
     return torch.where(greedy_B, logits_BV.argmax(-1), inverse(p_BV, uniform_B))
+
+
+def _least(p_BV: Tensor, top_k_B: Tensor | None, top_p_B: Tensor | None) -> Tensor:
+    """The least probability of a token that may be drawn, [B, 1]."""
+    falling_BV = p_BV.sort(-1, descending=True).values
+    if top_k_B is not None:
+        least_B1 = falling_BV.gather(-1, top_k_B[:, None] - 1)
+        falling_BV = falling_BV.masked_fill(falling_BV < least_B1, 0.0)
+    if top_p_B is not None:
+        reached_BV = falling_BV.cumsum(-1, dtype=torch.float64)
+        short_BV = reached_BV < top_p_B[:, None] * reached_BV[:, -1:]
+        least_B1 = falling_BV.gather(-1, short_BV.sum(-1, keepdim=True))
+    return least_B1
 
 
 def inverse(p_BV: Tensor, uniform_B: Tensor) -> Tensor:

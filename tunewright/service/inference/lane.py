@@ -16,7 +16,7 @@ from tunewright.service.errors import Refused
 from tunewright.service.inference.answers import Answer, described
 from tunewright.service.inference.line import Line
 from tunewright.service.inference.models import Module
-from tunewright.service.inference.protocol import Piece, Token, Usage, logprob
+from tunewright.service.inference.protocol import Piece, Sampling, Token, Usage, logprob
 from tunewright.service.inference.request import Request
 from tunewright.tasks._rows import Batch, draw_each
 
@@ -203,7 +203,8 @@ def _draw(rows: Sequence[Row], logits_BV: Tensor, told: list[Any]) -> None:
         temperature_B, top_p_B = settings.to(logits_BV.device).unbind(-1)
         some = any(one.top_p < 1 for one in samplings)
         uniform_B = torch.tensor(numbers, dtype=torch.float64, device=logits_BV.device)
-        token_B = draw_each(changed_BV, temperature_B, top_p_B if some else None, uniform_B)
+        top_k_B = _top_k(samplings, logits_BV)
+        token_B = draw_each(changed_BV, temperature_B, top_k_B, top_p_B if some else None, uniform_B)
     described_B = _described(rows, logits_BV, token_B)
     for place, (row, token, peak) in enumerate(zip(rows, token_B.tolist(), peak_B.isfinite().tolist(), strict=True)):
         if not row.going:
@@ -217,6 +218,14 @@ def _draw(rows: Sequence[Row], logits_BV: Tensor, told: list[Any]) -> None:
             told.append((row.request, piece))
         if row.answer.finish and row.request.ended:
             told.append((row.request, row.request.usage))
+
+
+def _top_k(samplings: Sequence[Sampling], logits_BV: Tensor) -> Tensor | None:
+    """From how many tokens each row draws; None where all draw from all."""
+    if all(one.top_k is None for one in samplings):
+        return None
+    every = logits_BV.shape[-1]
+    return torch.tensor([min(one.top_k or every, every) for one in samplings], device=logits_BV.device)
 
 
 def _changed(rows: Sequence[Row], logits_BV: Tensor) -> Tensor:

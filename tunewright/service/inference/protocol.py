@@ -57,7 +57,7 @@ class Sampling:
 
     Attributes:
         temperature: 0 takes the likeliest token.
-        top_p: only the likeliest tokens are drawn whose probabilities first reach it together.
+        top_p: only the likeliest tokens are drawn whose probabilities first reach it together, of the top_k.
         seed: the same seed and prompt give the same answers, whatever else is asked at the time; None: any.
         max_tokens: of an answer; None, or more than fit: until the context is full.
         stop: texts before which an answer ends.
@@ -66,6 +66,7 @@ class Sampling:
         presence, frequency: taken from the logit of a token that the answer has: once, and for each time.
         bias: added to the logits of tokens, each named once.
         schema: a JSON schema, as text, that an answer has to follow.
+        top_k: only so many of the likeliest tokens are drawn, and what is as likely as the last of them; None: all.
     """
 
     temperature: float = 1.0
@@ -79,11 +80,13 @@ class Sampling:
     frequency: float = 0.0
     bias: tuple[tuple[int, float], ...] = ()
     schema: str | None = None
+    top_k: int | None = None
 
     def __post_init__(self) -> None:
         rules: list[tuple[str, bool, str]] = [
             ("temperature", 0 <= self.temperature <= 2, "between 0 and 2"),
             ("top_p", 0 < self.top_p <= 1, "above 0, and at most 1"),
+            ("top_k", self.top_k is None or self.top_k >= 1, "at least 1"),
             ("max_tokens", self.max_tokens is None or self.max_tokens >= 1, "at least 1"),
             ("n", 1 <= self.n <= 128, "between 1 and 128"),
             ("logprobs", self.logprobs is None or 0 <= self.logprobs <= LIKELIEST, f"between 0 and {LIKELIEST}"),

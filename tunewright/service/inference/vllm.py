@@ -43,8 +43,10 @@ from tunewright.service.inference.protocol import (
 from tunewright.service.inference.vllm_base import Served
 from tunewright.tasks._pretrained import load_tokenizer
 
-PLAIN = {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
+PLAIN = {"min_p": 0.0, "repetition_penalty": 1.0}
 """What changes nothing: vLLM else takes what the model's generation_config says, which this service does not."""
+ALL = -1
+"""Its top_k that draws from all tokens; it takes a default from there too."""
 PROBE = "Once upon a time there was"
 PROBED = 8
 """Tokens of the probe whose probabilities are compared."""
@@ -151,7 +153,7 @@ class VLLM:
         how = asked.sampling
         body: dict[str, Any] = {
             "model": self._name(asked.model, known), "prompt": prompt, "n": how.n, "seed": how.seed, **PLAIN,
-            "temperature": how.temperature, "top_p": how.top_p, "stop": list(how.stop),
+            "temperature": how.temperature, "top_p": how.top_p, "top_k": how.top_k or ALL, "stop": list(how.stop),
             "presence_penalty": how.presence, "frequency_penalty": how.frequency,
             "response_format": how.schema and {
                 "type": "json_schema", "json_schema": {"name": "answer", "schema": json.loads(how.schema)},

@@ -105,7 +105,7 @@ class Settings(Fields):
 
     temperature: float = Field(1.0, ge=0, le=2)
     topP: float = Field(1.0, gt=0, le=1)
-    topK: Annotated[None, _refusing("which tokens may be drawn is told by topP alone here")] = None
+    topK: Annotated[float, Field(ge=1, multiple_of=1, allow_inf_nan=False)] | None = None  # a float in Google's API
     candidateCount: int = Field(1, ge=1, le=MOST_CANDIDATES)
     maxOutputTokens: Annotated[int, Field(ge=1)] | None = None
     stopSequences: list[Annotated[str, Field(min_length=1)]] = Field([], max_length=5)
@@ -153,6 +153,7 @@ def generate(model: str, body: Any, stream: bool = False) -> ChatRequest:
         chosen.presencePenalty,
         chosen.frequencyPenalty,
         schema=_schema(chosen),
+        top_k=None if chosen.topK is None else int(chosen.topK),
     )
     if sampling.schema and asked.tools:
         raise Refused(400, "generationConfig.responseMimeType: an answer in JSON calls no tools. Leave one out.",

@@ -48,6 +48,8 @@ class Options(Body):
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     temperature: float = Field(1.0, ge=0, le=2)
     top_p: float = Field(1.0, gt=0, le=1)
+    top_k: int = Field(0, ge=-1)
+    """Not OpenAI's, but that of most servers of open models, where 0 and -1 stand for all tokens."""
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     stop: Stop | Annotated[list[Stop], Field(max_length=MOST_STOPS)] = Field([])
     stream: bool = False
@@ -195,6 +197,7 @@ def _sampling(asked: Options, longest: int | None, logprobs: int | None) -> Samp
     return Sampling(
         asked.temperature, asked.top_p, asked.seed, longest, stop, asked.n, logprobs,
         asked.presence_penalty, asked.frequency_penalty, tuple(bias.items()),
+        top_k=asked.top_k if asked.top_k > 0 else None,
     )  # fmt: skip
 
 
