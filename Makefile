@@ -42,5 +42,5 @@ $(VENV)/.installed: $(NEEDS) | $(BIN)/python
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(PIP) --editable '.[quickstart,bnb,track,quantize,onnx,gguf,diffusion,service,postgres,dev]'
+	$(PIP) --editable '.[quickstart,bnb,track,quantize,onnx,gguf,diffusion,service,postgres,s3,dev]'
 	@touch $@

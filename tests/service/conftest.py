@@ -1,4 +1,4 @@
-"""Databases for the tests: a file of SQLite, and a PostgreSQL server of this process that is thrown away."""
+"""For the tests: a file of SQLite, and a PostgreSQL server and an object store of this process that are thrown away."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 from sqlalchemy import create_engine
 
 from tests.service.postgresql import binaries, server
+from tests.service.s3 import BUCKET, S3, s3_server
 from tunewright.service.ids import random_text
 from tunewright.service.store import Store
 
@@ -74,3 +75,28 @@ def add_file(store: Store) -> Callable[..., Any]:
         )
 
     return add
+
+
+@pytest.fixture(scope="session")
+def _s3() -> Iterator[S3]:
+    for needed in ("s3fs", "moto", "flask_cors"):
+        pytest.importorskip(needed)
+    with s3_server() as running:
+        yield running
+
+
+@pytest.fixture
+def s3(_s3: S3, monkeypatch: pytest.MonkeyPatch) -> S3:
+    """An object store, which this process reaches by its environment."""
+    from s3fs import S3FileSystem
+
+    for name, value in _s3.environment.items():
+        monkeypatch.setenv(name, value)
+    S3FileSystem.clear_instance_cache()  # one may have been told other keys
+    return _s3
+
+
+@pytest.fixture
+def s3_url(s3: S3) -> str:
+    """The address of a folder in it that is new."""
+    return f"s3://{BUCKET}/{random_text(12)}"

@@ -169,12 +169,12 @@ class Hosted:
         return job.id, str(done.fine_tuned_model), made.model
 
 
-def hosted(root: Path, **limits: Any) -> Hosted:
-    """A new service below a folder."""
+def hosted(root: Path, storage_url: str | None = None, **limits: Any) -> Hosted:
+    """A new service below a folder, its storage too unless it has an address."""
     (root / "models" / "tiny").mkdir(parents=True)
     (root / "models" / "tiny" / "config.json").write_text("{}")
     limits = {"requests_per_minute": 10**6, **limits}
-    settings = Settings(home=root, models=(root / "models",), limits=Limits(**limits))
+    settings = Settings(home=root, storage=storage_url, models=(root / "models",), limits=Limits(**limits))
     store, storage = Store(settings.database_url), Storage(settings.storage_url)
     bringing = Bringing(store, storage, {"tiny": root / "models" / "tiny"}, settings.cache)
     return Hosted(root, make_app(bringing, Echo(), settings), bringing)

@@ -1,4 +1,4 @@
-"""Bytes behind an address: in a folder, and in memory in an object store's stead."""
+"""Bytes behind an address: in a folder, in memory, and in an object store."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ from tunewright.service.errors import Refused
 from tunewright.service.storage import Storage
 
 
-@pytest.fixture(params=["file", "memory"])
+@pytest.fixture(params=["file", "memory", "s3"])
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
+    if request.param == "s3":
+        return Storage(request.getfixturevalue("s3_url"))
     return Storage(f"file://{tmp_path}/bytes" if request.param == "file" else f"memory://{tmp_path.name}")
 
 

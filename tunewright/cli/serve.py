@@ -108,6 +108,7 @@ def serve(
     settings = settings.model_copy(update={"limits": limits, "wandb": wandb})
     set_up()
     parts = open_parts(settings)
+    parts.storage.refuse_unusable()
     listener = _listener(host, port)
     if host not in ("127.0.0.1", "localhost", "::1"):
         say(f"Anybody who reaches {host} can knock: put TLS in front of it (docs/deploy.md).", style="yellow")
@@ -172,7 +173,9 @@ def worker(
     set_up()
     settings = _settings(home, database, storage, models, lease).model_copy(update={"wandb": wandb})
     _refuse_absent_database(settings)
-    working = Worker(open_parts(settings), settings.scratch, settings.lease, wandb=settings.curves)
+    parts = open_parts(settings)
+    parts.storage.refuse_unusable()
+    working = Worker(parts, settings.scratch, settings.lease, wandb=settings.curves)
     when_told_to_leave(working.leaving.set)
     working.work()
     return {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -105,7 +106,9 @@ def reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "A disk of the service is full."
     if isinstance(error, OSError):
-        return f"The storage does not answer: {error.strerror or type(error).__name__}."
+        # not what a store says itself: that may name its host and bucket
+        said = os.strerror(error.errno) if error.errno else type(error).__name__
+        return f"The storage does not answer: {said}."
     return str(error)
 
 

@@ -11,19 +11,24 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-import fsspec
 from fsspec.implementations.local import LocalFileSystem
+from structlog import get_logger
 
 from tunewright.errors import OutputError, TunewrightError
 from tunewright.service.errors import Refused
+from tunewright.service.object_store import Reading, as_oserror, open_system, without_secrets, writing
+
+log = get_logger()
 
 CHUNK = 1 << 20
 LISTING = ".files.json"
+MARK = ".tunewright"
+"""Lies at the address of an object store, in which folders that are empty are not there."""
 
 
 class Storage:
@@ -35,11 +40,29 @@ class Storage:
     """
 
     def __init__(self, url: str, **options: Any) -> None:
-        try:
-            self.system, self.root = fsspec.core.url_to_fs(url, **options)
-        except (ImportError, ValueError) as error:
-            raise TunewrightError(f"The storage {url} cannot be used: {error}") from error
+        self.url = without_secrets(url)
+        self.system, self.root = open_system(url, **options)
         self.local = isinstance(self.system, LocalFileSystem)
+
+    def refuse_unusable(self) -> None:
+        """Raises TunewrightError where nothing can be written to an object store. One that is away may come back."""
+        if self.local:
+            return
+        try:
+            self.put(MARK, [b""])
+        except FileNotFoundError as error:
+            said = f"{self.url}: there is no such bucket. Make it, or give the address of one that is there."
+            raise TunewrightError(f"--storage {said}") from error
+        except PermissionError as error:
+            said = (
+                "Give keys that may read, write, list and delete there, by the environment (AWS_ACCESS_KEY_ID, "
+                "AWS_SECRET_ACCESS_KEY) or a profile."
+            )
+            raise TunewrightError(
+                f"--storage {self.url} refuses what is written to it: {str(error).rstrip('.')}. {said}"
+            ) from error
+        except OSError as error:
+            log.warning("The storage does not answer; it is waited for. Is its address right?", error=str(error))
 
     def put(self, place: str, chunks: Iterable[bytes]) -> tuple[int, str]:
         """Write as the chunks come. Returns how many bytes they were, and their SHA-256 in hex.
@@ -47,22 +70,18 @@ class Storage:
         Raises:
             Refused: the disk is full. Whatever the chunks raise goes through; the place is then empty.
         """
-        digest, size = hashlib.sha256(), 0
-        try:
-            with no_room(), self._writer(self._path(place)) as file:
-                for chunk in chunks:
-                    file.write(chunk)
-                    digest.update(chunk)
-                    size += len(chunk)
-        except BaseException:
-            with suppress(Exception):
-                self.delete(place)
-            raise
+        digest, size, path = hashlib.sha256(), 0, self._path(place)
+        with no_room(), write_here(path) if self.local else writing(self.system, path) as write:
+            for chunk in chunks:
+                write(chunk)
+                digest.update(chunk)
+                size += len(chunk)
         return size, digest.hexdigest()
 
     def open(self, place: str) -> BinaryIO:
         """The bytes, to read from any position. Raises FileNotFoundError."""
-        return cast(BinaryIO, self.system.open(self._path(place), "rb"))
+        path = self._path(place)
+        return cast(BinaryIO, self.system.open(path, "rb") if self.local else Reading(self.system, path))
 
     def read(self, place: str) -> Iterator[bytes]:
         """The bytes in pieces of at most a MiB."""
@@ -70,19 +89,22 @@ class Storage:
 
     def delete(self, place: str) -> None:
         """A file, or a folder with all that is in it; nothing where there is none."""
-        with suppress(FileNotFoundError):
+        with suppress(FileNotFoundError), as_oserror():
             self.system.rm(self._path(place), recursive=True)
 
     def is_there(self) -> bool:
         """Whether anything lies at the address: nothing does where a share is not mounted, or a bucket is gone."""
         try:
-            return bool(self.system.ls(self.root, detail=False))
+            with as_oserror():
+                return bool(self.system.ls(self.root, detail=False))
         except FileNotFoundError:
             return False
 
+    @as_oserror()
     def exists(self, place: str) -> bool:
         return bool(self.system.exists(self._path(place)))
 
+    @as_oserror()
     def size(self, place: str) -> int:
         """Of a file, in bytes. Raises FileNotFoundError."""
         return int(self.system.size(self._path(place)))
@@ -129,17 +151,20 @@ class Storage:
     def _path(self, place: str) -> str:
         return f"{self.root.rstrip('/')}/{checked(place)}"
 
-    @contextmanager
-    def _writer(self, path: str) -> Iterator[Any]:
-        if self.local:
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-            with open(path, "wb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-        else:
-            with self.system.open(path, "wb") as file:
-                yield file
+
+@contextmanager
+def write_here(path: str) -> Iterator[Callable[[bytes], object]]:
+    """Inside, what writes to a file of this machine. It is there for good at the end; what is cut off is not."""
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "wb") as file:
+            yield file.write
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(path)
+        raise
 
 
 def pieces(file: BinaryIO) -> Iterator[bytes]:

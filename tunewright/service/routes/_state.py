@@ -38,7 +38,7 @@ class State:
 
     @contextmanager
     def wanted(self, what: str) -> Iterator[None]:
-        """Inside, the storage is read. Raises Refused: 500 where it has lost what is wanted, 503 where it is away."""
+        """Inside, the storage is used. Raises Refused: 500 where it has lost what is wanted, 503 where it is away."""
         try:
             yield
         except OSError as error:

@@ -45,7 +45,8 @@ async def create_file(request: Request, who: Caller = MAY, parts: State = Parts)
 def _keep_file(parts: State, who: Caller, sent: UploadFile, purpose: str, expires_after: int | None) -> File:
     place = parts.store.places.reserve("files")
     try:
-        size, sha256 = parts.storage.put(place, _at_most(_chunks(sent.file), parts.limits.file_bytes))
+        with parts.wanted("file"):
+            size, sha256 = parts.storage.put(place, _at_most(_chunks(sent.file), parts.limits.file_bytes))
         if not size:
             raise Refused(400, "The file is empty.", "empty_file", "file")
         kept = parts.store.files.add(
@@ -114,7 +115,8 @@ def _keep_part(parts: State, who: Caller, id: str, sent: UploadFile) -> Part:
     parts.store.uploads.get(who.tenant, id)
     place = parts.store.places.reserve("parts")
     try:
-        size, sha256 = parts.storage.put(place, _at_most(_chunks(sent.file), parts.limits.part_bytes))
+        with parts.wanted("part"):
+            size, sha256 = parts.storage.put(place, _at_most(_chunks(sent.file), parts.limits.part_bytes))
         kept = parts.store.uploads.add_part(who.tenant, id, size, place, sha256, parts.is_retry)
     except BaseException:
         parts.store.places.discard(place)
@@ -127,7 +129,8 @@ def _keep_part(parts: State, who: Caller, id: str, sent: UploadFile) -> Part:
 @router.post("/uploads/{id}/complete", openapi_extra=body_of(openai_files.CompleteUpload))
 def complete_upload(id: str, who: Caller = MAY, body: Any = JsonBody, parts: State = Parts) -> dict[str, Any]:
     asked = openai_files.complete_upload(body)
-    made = parts.store.uploads.complete(who.tenant, id, asked.part_ids, parts.storage, asked.md5, actor(who))
+    with parts.wanted("bytes of a part: begin the upload again"):
+        made = parts.store.uploads.complete(who.tenant, id, asked.part_ids, parts.storage, asked.md5, actor(who))
     return openai_files.upload(made)
 
 
