@@ -88,11 +88,11 @@ def _s3() -> Iterator[S3]:
 @pytest.fixture
 def s3(_s3: S3, monkeypatch: pytest.MonkeyPatch) -> S3:
     """An object store, which this process reaches by its environment."""
-    from s3fs import S3FileSystem
+    from tunewright.service.s3 import S3Store
 
     for name, value in _s3.environment.items():
         monkeypatch.setenv(name, value)
-    S3FileSystem.clear_instance_cache()  # one may have been told other keys
+    S3Store.clear_instance_cache()  # one may have been told other keys
     return _s3
 
 

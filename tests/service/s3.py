@@ -24,14 +24,19 @@ class Relay:
     def __init__(self, to: int) -> None:
         self._to, self.port = to, 0
         self._open: set[socket.socket] = set()
+        self._is_away = True
         self.back()
 
     def back(self) -> None:
+        if not self._is_away:
+            return
+        self._is_away = False
         self._listener = socket.create_server(("127.0.0.1", self.port), backlog=100)
         self.port = self._listener.getsockname()[1]
         threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
 
     def away(self) -> None:
+        self._is_away = True
         for one in (self._listener, *self._open):
             with suppress(OSError):
                 one.shutdown(socket.SHUT_RDWR)

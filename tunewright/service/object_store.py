@@ -20,38 +20,30 @@ from tunewright.errors import MissingExtra, TunewrightError
 
 BLOCK = 16 << 20
 """Bytes that are held of a file that is written or read. S3 takes 10,000 such parts: files of up to 156 GiB."""
-S3_OPTIONS: dict[str, Any] = {
-    # parts of one size, the last excepted: some stores that speak S3 take no others
-    "fixed_upload_size": True,
-    # whoever asks tries again, and can be told to leave while it waits: a store that is away is seen to be so soon
-    "config_kwargs": {"retries": {"mode": "standard", "total_max_attempts": 3}},
-}
-S3_TRIES = 2
-"""So often s3fs tries what timed out, each time as often as above."""
 
 
 def open_system(url: str, **options: Any) -> tuple[AbstractFileSystem, str]:
     """The file system for an address, and the path in it. Raises TunewrightError where it cannot be used."""
-    s3 = split_protocol(url)[0] in ("s3", "s3a")
-    if s3 and "@" in url:
+    options = {"use_listings_cache": False, **options}  # other machines write there too
+    if split_protocol(url)[0] == "s3":
+        return _open_s3(url, **options)
+    try:
+        return cast(tuple[AbstractFileSystem, str], fsspec.core.url_to_fs(url, **options))
+    except (ImportError, ValueError) as error:
+        raise TunewrightError(f"The storage {without_secrets(url)} cannot be used: {error}") from error
+
+
+def _open_s3(url: str, **options: Any) -> tuple[AbstractFileSystem, str]:
+    if "@" in url:
         said = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile in AWS's own files"
         raise TunewrightError(
             f"--storage: an address such as s3://bucket/folder has no @ and no keys in it. Set {said}."
         )
     try:
-        # nothing is remembered of what was listed: other machines write there too
-        system, root = fsspec.core.url_to_fs(
-            url, **{"use_listings_cache": False, **(S3_OPTIONS if s3 else {}), **options}
-        )
-    except ImportError as error:
-        if s3:
-            raise MissingExtra(f"The storage {url}", "s3") from error
-        raise TunewrightError(f"The storage {without_secrets(url)} cannot be used: {error}") from error
-    except ValueError as error:
-        raise TunewrightError(f"The storage {without_secrets(url)} cannot be used: {error}") from error
-    if s3:
-        system.retries = S3_TRIES
-    return system, root
+        from tunewright.service.s3 import S3Store
+    except ModuleNotFoundError as error:
+        raise MissingExtra(f"The storage {url}", "s3") from error
+    return S3Store(**options), S3Store._strip_protocol(url)
 
 
 def without_secrets(url: str) -> str:
