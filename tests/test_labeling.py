@@ -188,7 +188,7 @@ def test_the_command(files: Path) -> None:
 
 def test_the_command_says_how_far_slow_rules_are(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Functions are asked for few rows at a time."""
-    monkeypatch.setattr("tunewright.cli.label.SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr("tunewright.cli._progress.SECONDS_BETWEEN_LINES", 0.0)
     Path("rules.py").write_text("def all(row):\n    return 'a'\n")
     Path("many.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS * 4))
     result = CliRunner().invoke(app, ["label", "rules.py", "--data", "many.jsonl"])

@@ -52,6 +52,7 @@ def interpolate(
     batch_norm: str = "interpolate",
     columns: Mapping[str, str] | None = None,
     device: str = "auto",
+    watch: Callable[[int, int], None] = lambda *_: None,
 ) -> dict[str, Any]:
     """Measure a run between its start (α = 0) and its end (α = 1), and choose α on validation rows (WiSE-FT).
 
@@ -66,6 +67,7 @@ def interpolate(
         to: a new folder for the model at the chosen α.
         batch_norm: interpolate the statistics of batch norms like weights, or recompute them between the ends.
         columns: standard column name -> name in the files of `shifts`, where these are not named as the run's rows are.
+        watch: told how many of how many points have been measured.
 
     Returns what `interpolation.json` in the run's folder then says; the picture lies beside it, the report has both.
 
@@ -89,10 +91,16 @@ def interpolate(
     asked = [record for parts in sets.values() for part in parts for record in part.rows.records]
     measure = _Measure(sets, recipe.data, Asking(opened.folder, asked, device))
     settle = _settling(opened, rows, batch_norm)
+
+    def measured() -> Iterator[dict[str, dict[str, Any]]]:
+        for count, alpha in enumerate(points, 1):
+            yield measure(_point(opened, place, alpha, settle))
+            watch(count, len(points))
+
     curve = Curve(
         alphas=points,
         reference=measure.reference,
-        points=[measure(_point(opened, place, alpha, settle)) for alpha in points],
+        points=list(measured()),
         start_is="linear probe" if recipe.training.head_first else "base",
         others={name: measure(model) for name, model in _others(opened, rows, measure, place)},
     )

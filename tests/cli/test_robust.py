@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.cli.conftest import Invoke, trained, write_jsonl
+from tunewright.cli import _progress
 from tunewright.cli.robust import _show_curve
 
 
@@ -19,6 +20,14 @@ def test_interpolate(invoke: Invoke, talker: Path, rows: Path) -> None:
     assert "oracle" in plain.stdout and "Chosen: α = " in plain.stdout
     table = plain.stdout.split("In brackets")[0]
     assert all(len(line) <= 80 for line in table.splitlines())
+
+
+def test_it_says_how_far_it_is(invoke: Invoke, talker: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_progress, "SECONDS_BETWEEN_LINES", 0.0)
+    done = invoke("interpolate", talker, "--alphas", "0,0.5,1")
+    assert [line for line in done.stderr.splitlines() if line.startswith("Measured ")] == [
+        f"Measured {count} of 3 points." for count in (1, 2, 3)
+    ]
 
 
 def test_what_stands_beside_the_curve(invoke: Invoke, classifier: Path, rows: Path, tmp_path: Path) -> None:

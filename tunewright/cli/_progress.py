@@ -30,6 +30,19 @@ def progress() -> Iterator[Callable[[Line], None]]:
         yield _Lines()
 
 
+def now_and_then(told: Callable[..., str]) -> Callable[..., None]:
+    """What says a line about how far the work is, if some seconds have passed since the last one."""
+    last = time.monotonic()
+
+    def watch(*state: Any) -> None:
+        nonlocal last
+        if time.monotonic() - last >= SECONDS_BETWEEN_LINES:
+            say(told(*state))
+            last = time.monotonic()
+
+    return watch
+
+
 class _Lines:
     """The first and last step, and one whenever some seconds have passed."""
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
 
 from tunewright.cli._app import AsJson, Device, app
 from tunewright.cli._console import one_line, out, say, show, table
-from tunewright.cli._progress import SECONDS_BETWEEN_LINES
+from tunewright.cli._progress import now_and_then
 from tunewright.errors import counted
 
 Document = dict[str, Any]
@@ -39,23 +38,11 @@ def label(
         raise typer.BadParameter("name the rows to label", param_hint="--data")
     document: Document = {}
     apply_overrides(document, options or [])
-    found = work(rules, data, to, gold=gold, device=device, watch=_watcher(), **document)
+    watch = now_and_then(lambda rows: f"The rules have voted on {counted(rows, 'row')}.")
+    found = work(rules, data, to, gold=gold, device=device, watch=watch, **document)
     if not as_json:
         _show(found)
     return found
-
-
-def _watcher() -> Callable[[int], None]:
-    """Says every so often how many rows have been voted on."""
-    last = time.monotonic()
-
-    def watch(rows: int) -> None:
-        nonlocal last
-        if time.monotonic() - last >= SECONDS_BETWEEN_LINES:
-            say(f"The rules have voted on {counted(rows, 'row')}.")
-            last = time.monotonic()
-
-    return watch
 
 
 def _show(found: Mapping[str, Any]) -> None:

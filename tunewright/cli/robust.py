@@ -10,6 +10,7 @@ import typer
 
 from tunewright.cli._app import AsJson, Device, app
 from tunewright.cli._console import out, show, table
+from tunewright.cli._progress import now_and_then
 from tunewright.cli._scores import INTERVALS, measured
 from tunewright.cli.use import pairs
 
@@ -54,6 +55,7 @@ def interpolate(
         batch_norm=batch_norm,
         columns=pairs(columns or [], "--columns"),
         device=device,
+        watch=now_and_then(lambda count, of: f"Measured {count} of {of} points."),
     )
     if not as_json:
         _show_curve(run, found)
