@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,10 +13,13 @@ from typing import Any
 import pytest
 
 from tests.service.served import CHAT, Served, ended, jsonl, served
+from tunewright.service import curves as curves_module
 from tunewright.service.curves import FORBIDDEN, Curves
 
 pytest.importorskip("wandb")
 ASKED = [{"type": "wandb", "wandb": {"project": "tea-shop", "name": "first-try", "tags": ["tea"], "entity": "acme"}}]
+SPEC = SimpleNamespace(integrations=ASKED, model="tiny", suffix=None, method=SimpleNamespace(type="supervised"))
+JOB: Any = SimpleNamespace(id="ftjob-1", spec=SPEC)
 
 
 def tuned(service: Served, **more: Any) -> Any:
@@ -67,14 +72,24 @@ def test_what_wandb_cannot_do_is_told_once(broken: str, tmp_path: Path, monkeypa
     monkeypatch.setitem(
         sys.modules, "wandb", SimpleNamespace(init=init, Settings=dict, api=SimpleNamespace(api_key=""))
     )
-    spec = SimpleNamespace(integrations=ASKED, model="tiny", suffix=None, method=SimpleNamespace(type="supervised"))
-    job: Any = SimpleNamespace(id="ftjob-1", spec=spec)
     told: list[str] = []
-    curves = Curves(job, tmp_path, told.append)
+    curves = Curves(JOB, tmp_path, told.append)
     curves.begin({"n_epochs": 1})
     curves.add(1, {"train_loss": 1.0}), curves.add(2, {"train_loss": 0.5})
     curves.end()
+    curves.add(3, {"train_loss": 0.4})
     assert told == ["W&B has no more of its curves: RuntimeError"]
+
+
+def test_a_job_does_not_wait_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    over = threading.Event()
+    library = SimpleNamespace(init=lambda **_: over.wait(60), Settings=dict, api=SimpleNamespace(api_key=""))
+    monkeypatch.setitem(sys.modules, "wandb", library)
+    monkeypatch.setattr(curves_module, "SECONDS", 0.1)
+    began, curves = time.monotonic(), Curves(JOB, tmp_path, lambda _: None)
+    curves.begin({}), curves.add(1, {"train_loss": 1.0}), curves.end()
+    assert time.monotonic() - began < 30
+    over.set()
 
 
 def test_a_missing_library_is_named_before_anything_starts(tmp_path: Path) -> None:

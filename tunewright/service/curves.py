@@ -6,6 +6,8 @@ told of the machine: neither what is printed here nor its code, its packages or 
 
 from __future__ import annotations
 
+import queue
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,11 +22,11 @@ log = get_logger()
 FORBIDDEN = "W&B was not told of it: the owner of this service has not allowed it (serve --wandb)."
 LOST = "W&B has no more of its curves: {}"
 SECONDS = 30
-"""Over which W&B is waited for when a job begins."""
+"""Over which W&B is waited for when a job begins, and when it has ended."""
 
 
 class Curves:
-    """What becomes of the integrations of a job. A job never fails for them.
+    """What becomes of the integrations of a job, in a thread of its own. A job neither fails nor waits for them.
 
     Args:
         folder: where W&B keeps what it sends, and what it could not; None where nothing is to be sent.
@@ -34,23 +36,38 @@ class Curves:
     def __init__(self, job: Job, folder: Path | None, tell: Callable[[str], None]) -> None:
         self._job, self._folder, self._tell = job, folder, tell
         self._runs: list[Any] = []
+        self._thread: threading.Thread | None = None
+        self._to_do: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
 
     def begin(self, resolved: Mapping[str, Any]) -> None:
         """Args: resolved: the hyperparameters of the training."""
         asked = [one["wandb"] for one in self._job.spec.integrations]
         if asked and self._folder is None:
             self._tell(FORBIDDEN)
-        elif asked and not self._runs:
+        elif asked and self._thread is None:
             config = {"model": self._job.spec.model, "method": self._job.spec.method.type, **resolved}
-            self._try(lambda: self._runs.extend(self._run(place, one, config) for place, one in enumerate(asked)))
+            self._to_do.put(lambda: self._runs.extend(self._run(place, one, config) for place, one in enumerate(asked)))
+            self._thread = threading.Thread(target=self._work, daemon=True)
+            self._thread.start()
 
     def add(self, step: int, values: Mapping[str, Any]) -> None:
-        for run in list(self._runs):
-            self._try(lambda: run.log({name: value for name, value in values.items() if name != "step"}, step=step))  # noqa: B023
+        told = {name: value for name, value in values.items() if name != "step"}
+        self._to_do.put(lambda: [run.log(told, step=step) for run in self._runs])
 
     def end(self) -> None:
-        for run in list(self._runs):
-            self._try(run.finish)
+        """What has not arrived then is given up."""
+        self._to_do.put(lambda: [run.finish() for run in self._runs])
+        self._to_do.put(None)
+        if self._thread:
+            self._thread.join(SECONDS)
+
+    def _work(self) -> None:
+        try:
+            while act := self._to_do.get():
+                act()
+        except Exception as error:  # of a library that speaks with a server elsewhere, anything
+            log.warning("no curves", job=self._job.id, error=f"{type(error).__name__}: {error}")
+            self._tell(LOST.format(type(error).__name__))
 
     def _run(self, place: int, asked: Mapping[str, Any], config: dict[str, Any]) -> Any:
         import wandb
@@ -74,11 +91,3 @@ class Curves:
             reinit="create_new",
             settings=alone,
         )
-
-    def _try(self, act: Callable[[], object]) -> None:
-        try:
-            act()
-        except Exception as error:  # of a library that speaks with a server elsewhere, anything
-            log.warning("no curves", job=self._job.id, error=f"{type(error).__name__}: {error}")
-            self._runs = []
-            self._tell(LOST.format(type(error).__name__))
