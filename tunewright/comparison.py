@@ -49,6 +49,7 @@ def compare(
     columns: Mapping[str, str] | None = None,
     format: str = "auto",
     overlength: str = "auto",
+    max_length: int | None = None,
     device: str = "auto",
 ) -> dict[str, Any]:
     """Is B, the candidate, better than A? Both are measured on the same rows, and compared row by row.
@@ -64,7 +65,7 @@ def compare(
         samples: rows to give that flipped, each way.
         general: text of all kinds, for what a language model has forgotten: its loss there.
         forgetting: have the base (α = 0) answer the prompts of the rows, and measure the loss of both on its answers.
-        columns, format, overlength: how `data` is read.
+        columns, format, overlength, max_length: how `data` is read.
 
     Returns:
         {"a", "b", "verdict", "worse", "sets": {name: figures}, "forgetting", "notes", "page", "require",
@@ -82,7 +83,7 @@ def compare(
     wanted = parse_slices(slices)
     sides = Side(str(a), device), Side(str(b), device)
     refuse_other_tasks(*sides)
-    reading = {"columns": columns or {}, "format": format, "overlength": overlength}
+    reading = {"columns": columns or {}, "format": format, "overlength": overlength, "max_length": max_length}
     sets, config = _sets(sides, plain(data), reading)
     for records in sets.values():
         asking(sides, records)
@@ -144,7 +145,7 @@ def _sets(sides: tuple[Side, Side], data: Any, reading: Mapping[str, Any]) -> tu
     """The rows by set, and how they are read."""
     if data is not None:
         return _given_sets(sides, data, reading)
-    idle = [name for name, value in reading.items() if value not in ("auto", {})]
+    idle = [name for name, value in reading.items() if value not in ("auto", {}, None)]
     if idle:
         raise RecipeError(f"{', '.join(idle)} says how the rows of --data are read, and there are none: leave it out.")
     return _shared_sets(*sides)

@@ -24,7 +24,7 @@ from tunewright.evaluation.paired import subset
 from tunewright.folder import INFO, Run
 from tunewright.policies import Asking
 from tunewright.tasks import task_class
-from tunewright.tasks._pretrained import max_length
+from tunewright.tasks._pretrained import longest_row
 from tunewright.tasks.base import Model, Predictions, Task
 
 SAME = ("rewards", "max_new_tokens", "temperature", "missing_end")
@@ -129,7 +129,7 @@ def answer(
 ) -> tuple[Both, list[str]]:
     """The predictions of both on one set, on the rows that neither had to drop; and a note where some were dropped."""
     if all(hasattr(side.task, "generate") for side in sides):  # windows of one length: both read the same tokens
-        limit = min(max_length(side.model, config.max_length) for side in sides)
+        limit = min(longest_row(side.model, config.max_length).tokens for side in sides)
         config = config.model_copy(update={"max_length": limit})
     ask = asking(sides, records)
     predicted = [side.predict(side.encode(records, config, ask.reserve), ask) for side in sides]

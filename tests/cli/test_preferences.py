@@ -25,8 +25,8 @@ def test_a_set_of_which_nothing_fits_is_named(decoder: str, invoke: Invoke, tmp_
     for policy, hint in (("drop", True), ("truncate_prompt", False)):
         done = invoke(*asked, f"data.overlength={policy}")
         assert done.exit_code == 2 and done.stderr.count("Error") == 1
-        assert re.search(r"validation: of 5 rows none fits into 40 tokens, the shortest has \d\d+: ", done.stderr)
-        assert ("or set data.overlength: truncate_prompt" in done.stderr) == hint
+        assert re.search(r"validation: of 5 rows none fits into 40 tokens; the shortest has \d\d+: ", done.stderr)
+        assert ("or set data.overlength to truncate_prompt" in done.stderr) == hint
 
 
 @pytest.mark.parametrize("make", [preferences, rated])

@@ -169,6 +169,26 @@ def test_what_cannot_be_evaluated(
     assert done.exit_code == 2 and words in done.stderr and "Traceback" not in done.stderr
 
 
+def test_rows_that_are_too_long(invoke: Invoke, completer: Path) -> None:
+    """What is said names the options of the command, and what its model cannot hold cannot be raised."""
+    long = write_jsonl(
+        Path("long.jsonl"), [{"prompt": "a", "completion": " b c" * 40}, {"prompt": "a", "completion": "b"}]
+    )
+    longest = api.load(completer).module.config.max_position_embeddings
+    for command in (["evaluate", completer], ["compare", completer, completer]):
+        short = invoke(*command, "--data", long, "--max-length", 16)
+        assert (
+            short.exit_code == 2
+            and "raise --max-length, or set --overlength to truncate, drop or split" in short.stderr
+        )
+        assert "data." not in short.stderr.replace("long.jsonl", "")
+        assert invoke(*command, "--data", long, "--max-length", 16, "--overlength", "drop").exit_code == 0
+    write_jsonl(long, [{"prompt": "a", "completion": " b c" * 10 * longest}])
+    for command in (["evaluate", completer], ["compare", completer, completer]):
+        whole = invoke(*command, "--data", long, "--max-length", 10 * longest)
+        assert f"{longest} tokens, all that the model can hold" in whole.stderr and "max-length" not in whole.stderr
+
+
 def test_export_merged_answers_alike(invoke: Invoke, classifier: Path) -> None:
     shown = invoke("export", classifier, "--to", "merged", "whole").stdout
     assert "Same likeliest answer" in shown and "100.0%" in shown and shown.endswith("Written to whole\n")

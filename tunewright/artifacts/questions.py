@@ -33,7 +33,7 @@ from tunewright.errors import DataError
 from tunewright.tasks._factories import code_of
 from tunewright.tasks._judged import in_words as answer_in_words
 from tunewright.tasks._modules import layout_of
-from tunewright.tasks._pretrained import max_length
+from tunewright.tasks._pretrained import longest_row
 from tunewright.tasks._zero_shot import HEAD as PROMPT_HEAD
 from tunewright.tasks._zero_shot import TOWERS
 from tunewright.tasks.base import Model
@@ -227,7 +227,7 @@ def _refuse_untrained(renderer: Renderer, record: Record, prompt: list[int]) -> 
 
 
 def _texts(model: Model, records: Sequence[Any]) -> tuple[list[dict[str, Any]], list[list[int]]]:
-    limit = max_length(model, None)
+    limit = longest_row(model, None).tokens
     asked = [{"text": r.text, "text_pair": r.text_pair, "max_length": limit} for r in records]
     fed = [model.processor(a["text"], a["text_pair"], truncation=True, max_length=limit)["input_ids"] for a in asked]
     return asked, fed

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 import traceback
-from collections.abc import Sequence
-from contextlib import nullcontext, redirect_stdout
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from typing import Annotated, Any
 
 import typer
@@ -24,6 +25,17 @@ Where = Annotated[
     typer.Argument(metavar="RUN|MODEL", help="A run, adapter or model folder, hub name, or RUN@0.5: a point at α."),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")]
+
+
+@contextmanager
+def named_as_options(*names: str) -> Iterator[None]:
+    """Errors about how rows are read name this command's options where a recipe's keys would be."""
+    try:
+        yield
+    except TunewrightError as error:
+        keys = re.compile(rf"(?<![\w./-])data\.({'|'.join(names)})\b(?!\.)")
+        error.args = (keys.sub(lambda key: f"--{key[1].replace('_', '-')}", str(error)),)
+        raise
 
 
 class Stopped(KeyboardInterrupt):

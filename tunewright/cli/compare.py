@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tunewright.cli._app import AsJson, Device, app
+from tunewright.cli._app import AsJson, Device, app, named_as_options
 from tunewright.cli._console import out, say, show, table
 from tunewright.cli.use import pairs
 from tunewright.errors import counted
@@ -43,27 +43,32 @@ def compare(
     overlength: Annotated[
         str, typer.Option(help="For rows of --data that are too long: fail, truncate, drop or split.")
     ] = "auto",
+    max_length: Annotated[
+        int | None, typer.Option(min=2, help="Longest row of --data, in tokens; none: the models' own.")
+    ] = None,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> Document:
     """Compare two models on the same rows: better, worse, or cannot tell; and where."""
     from tunewright import comparison
 
-    found = comparison.compare(
-        a,
-        b,
-        data,
-        slices=slice or [],
-        to=to,
-        require=require,
-        general=general,
-        forgetting=forgetting,
-        samples=samples,
-        columns=pairs(columns or [], "--columns"),
-        format=format,
-        overlength=overlength,
-        device=device,
-    )
+    with named_as_options("format", "overlength", "max_length"):
+        found = comparison.compare(
+            a,
+            b,
+            data,
+            slices=slice or [],
+            to=to,
+            require=require,
+            general=general,
+            forgetting=forgetting,
+            samples=samples,
+            columns=pairs(columns or [], "--columns"),
+            format=format,
+            overlength=overlength,
+            max_length=max_length,
+            device=device,
+        )
     if not as_json:
         _show(found)
     return found

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from tunewright.cli._app import AsJson, Device, Where, app
+from tunewright.cli._app import AsJson, Device, Where, app, named_as_options
 from tunewright.cli._console import out, say, show, table
 from tunewright.cli._scores import alone
 from tunewright.cli._texts import read_texts
@@ -113,17 +113,18 @@ def evaluate(
     """Measure a run or a model on labelled rows (a run of objective rl on prompts), with 95 % intervals."""
     from tunewright import api
 
-    found = api.evaluate(
-        where,
-        data,
-        evaluation={"pattern": pattern, "samples": samples, "generate": generate, "max_new_tokens": max_new_tokens},
-        columns=pairs(columns or [], "--columns"),
-        format=format,
-        overlength=overlength,
-        max_length=max_length,
-        on_bad_rows=on_bad_rows,
-        device=device,
-    )
+    with named_as_options("format", "overlength", "max_length", "on_bad_rows"):
+        found = api.evaluate(
+            where,
+            data,
+            evaluation={"pattern": pattern, "samples": samples, "generate": generate, "max_new_tokens": max_new_tokens},
+            columns=pairs(columns or [], "--columns"),
+            format=format,
+            overlength=overlength,
+            max_length=max_length,
+            on_bad_rows=on_bad_rows,
+            device=device,
+        )
     if not as_json:
         _show_evaluation(found)
     return found

@@ -19,6 +19,25 @@ class Rendered:
 
 
 @dataclass(frozen=True)
+class Limit:
+    """The tokens that a row may have, and those that the model can hold: there `data.max_length` has its end."""
+
+    tokens: int
+    context: int
+
+    def less(self, reserved: int) -> Limit:
+        """What is left beside tokens that are kept free."""
+        return Limit(self.tokens - reserved, self.context - reserved)
+
+    @property
+    def can_be_raised(self) -> bool:
+        return self.tokens < self.context
+
+    def __str__(self) -> str:
+        return f"{self.tokens} tokens" + ("" if self.can_be_raised else ", all that the model can hold")
+
+
+@dataclass(frozen=True)
 class Fitted:
     """Sequences that fit, and the sources of those that did not as they were."""
 
@@ -33,30 +52,43 @@ class Fitted:
         return [f"{len(sources)} too long: {what} ({_some(sources)})" for what, sources in done.items() if sources]
 
 
-def fit(rendered: Sequence[Rendered], max_length: int, policy: Overlength) -> Fitted:
-    """Make sequences longer than `max_length` tokens fit.
+def fit(
+    rendered: Sequence[Rendered], limit: Limit, policy: Overlength, ways: Sequence[str] = ("truncate", "drop", "split")
+) -> Fitted:
+    """Make sequences fit that are longer than the limit.
 
     Args:
         policy: "fail" names them all; "drop" leaves them out; "truncate" cuts the end off, and drops a sequence that
             has no trained token left; "split" makes windows, in which each token is trained exactly once.
+        ways: the policies that there are for these rows besides "fail".
 
     Raises:
         DataError: the policy is "fail" and a sequence is too long, or nothing is left to train on.
     """
-    too_long = [one for one in rendered if len(one.tokens) > max_length]
+    too_long = [one for one in rendered if len(one.tokens) > limit.tokens]
     if not too_long:
         return Fitted(list(rendered))
-    fitted = _POLICIES[policy](rendered, too_long, max_length)
+    if policy == "fail":
+        raise _too_long(len(rendered), too_long, limit, ways)
+    fitted = _POLICIES[policy](rendered, too_long, limit.tokens)
     if not fitted.rendered:
-        raise DataError(f"no row has a trained token within {max_length} tokens: raise data.max_length.")
+        others = [way for way in ways if way not in (policy, "drop")]
+        raise DataError(f"no row has a trained token within {limit}: {what_to_do(limit, others)}.")
     return fitted
 
 
-def _fail(rendered: Sequence[Rendered], too_long: list[Rendered], max_length: int) -> Fitted:
-    rows = counted(len(rendered), "row")
-    longer = counted(len(too_long), f"of {rows} is longer", f"of {rows} are longer")
-    raise DataError(
-        f"{longer} than {max_length} tokens: raise data.max_length, or set data.overlength to truncate, drop or split.",
+def what_to_do(limit: Limit, ways: Sequence[str]) -> str:
+    """About rows that are too long: `data.max_length` helps only below what the model can hold."""
+    others = " or ".join(part for part in (", ".join(ways[:-1]), *ways[-1:]) if part)
+    asked = [f"set data.overlength to {others}"] if others else []
+    return ", or ".join((["raise data.max_length"] if limit.can_be_raised else ["give shorter rows"]) + asked)
+
+
+def _too_long(rows: int, too_long: list[Rendered], limit: Limit, ways: Sequence[str]) -> DataError:
+    of = counted(rows, "row")
+    longer = counted(len(too_long), f"of {of} is longer", f"of {of} are longer")
+    return DataError(
+        f"{longer} than {limit}: {what_to_do(limit, ways)}.",
         [f"{one.source}: {len(one.tokens)} tokens" for one in too_long],
     )
 
@@ -78,7 +110,6 @@ def _split(rendered: Sequence[Rendered], too_long: list[Rendered], max_length: i
 
 
 _POLICIES: dict[str, Callable[[Sequence[Rendered], list[Rendered], int], Fitted]] = {
-    "fail": _fail,
     "drop": _drop,
     "truncate": _truncate,
     "split": _split,

@@ -13,7 +13,7 @@ from tunewright.data.config import Overlength
 from tunewright.data.groups import element, joined
 from tunewright.data.kinds import Completion, Conversation, Prompt, Ranking, Rated
 from tunewright.data.render import Renderer
-from tunewright.data.rendered import Fitted, Rendered, fit
+from tunewright.data.rendered import Fitted, Limit, Rendered, fit, what_to_do
 from tunewright.errors import DataError, counted, them
 from tunewright.tasks.base import Batch, Encoded, Predictions
 
@@ -31,7 +31,7 @@ def shifted(tokens: Sequence[int], weights: Sequence[float], source: str) -> Exa
 # Rows
 
 
-def encode_answers(renderer: Renderer, records: Sequence[Ranking | Rated], data: Any, limit: int) -> Encoded:
+def encode_answers(renderer: Renderer, records: Sequence[Ranking | Rated], data: Any, limit: Limit) -> Encoded:
     """Each row as an element of its answers, with what is `judged` of each.
 
     Raises DataError that names the rows which cannot be rendered, or are too long.
@@ -40,7 +40,7 @@ def encode_answers(renderer: Renderer, records: Sequence[Ranking | Rated], data:
     rows = [(record, found[record.source]) for record in records if record.source in found]
     fitted, cut = fit_answers([answers for _, answers in rows], limit, data.overlength_for("preference"))
     examples = [_element(rows[i][0], answers) for i, answers in fitted]
-    return Encoded(examples, limit, cut, faults)
+    return Encoded(examples, limit.tokens, cut, faults)
 
 
 def answer_tokens(
@@ -93,12 +93,16 @@ def _example(one: Rendered) -> Example:
     return shifted(one.tokens, one.weights, one.source)
 
 
+WAYS = ("truncate", "truncate_prompt", "drop")
+"""What can be done with answers that are too long."""
+
+
 def fit_answers(
-    rows: Sequence[list[Rendered]], limit: int, policy: Overlength
+    rows: Sequence[list[Rendered]], limit: Limit, policy: Overlength
 ) -> tuple[list[tuple[int, list[Rendered]]], Fitted]:
     """Which rows fit, with their answers; and the account of those that were too long: a row stands or falls whole."""
     longest = [max(len(one.tokens) for one in row) for row in rows]
-    over = [i for i, length in enumerate(longest) if length > limit]
+    over = [i for i, length in enumerate(longest) if length > limit.tokens]
     if over and policy == "split":
         raise DataError(
             "data.overlength: split is for plain text. For answers choose drop, truncate or truncate_prompt."
@@ -108,23 +112,24 @@ def fit_answers(
             [Rendered([0] * n, [], row[0].source.split(" (answer ")[0]) for n, row in zip(longest, rows, strict=True)],
             limit,
             policy,
+            WAYS,
         )
     kept: list[tuple[int, list[Rendered]]] = []
     truncated: list[str] = []
     dropped: list[str] = []
     for i, row in enumerate(rows):
-        if longest[i] <= limit:
+        if longest[i] <= limit.tokens:
             kept.append((i, row))
             continue
-        shorter = _shortened(row, limit, policy)
+        shorter = _shortened(row, limit.tokens, policy)
         (truncated if shorter else dropped).append(row[0].source.split(" (answer ")[0])
         if shorter:
             kept.append((i, shorter))
     if not kept:
-        otherwise = "" if policy == "truncate_prompt" else ", or set data.overlength: truncate_prompt"
+        otherwise = [] if policy == "truncate_prompt" else ["truncate_prompt"]
         raise DataError(
-            f"of {counted(len(rows), 'row')} none fits into {limit} tokens, the shortest has {min(longest)}: raise "
-            f"data.max_length where the model reads more, give shorter rows{otherwise}."
+            f"of {counted(len(rows), 'row')} none fits into {limit}; the shortest has {min(longest)}: "
+            f"{what_to_do(limit, otherwise)}."
         )
     return kept, Fitted([], truncated=truncated, dropped=dropped)
 
@@ -143,12 +148,14 @@ def _shortened(row: list[Rendered], limit: int, policy: Overlength) -> list[Rend
     ]
 
 
-def encode_prompts(renderer: Renderer, records: Sequence[Prompt], data: Any, limit: int) -> Encoded:
-    """Each row as the tokens that are fed before an answer; all of them fit into `limit`."""
+def encode_prompts(renderer: Renderer, records: Sequence[Prompt], data: Any, room: Limit) -> Encoded:
+    """Each row as the tokens that are fed before an answer; all of them fit into the `room` that is left for them."""
+    limit = room.tokens
     found = [Rendered(renderer.prompt(r.prompt, r.tools), [], r.source) for r in records]
     policy = data.overlength_for("prompt")
     if limit < 1:
-        raise DataError("objective.max_new_tokens leaves no room for a prompt: lower it, or raise data.max_length.")
+        raised = ", or raise data.max_length" if room.can_be_raised else ""
+        raise DataError(f"objective.max_new_tokens leaves no room for a prompt: lower it{raised}.")
     over = [one.source for one in found if len(one.tokens) > limit]
     if over and policy in ("split", "truncate"):
         raise DataError(f"data.overlength: {policy} is not for prompts. Choose drop or truncate_prompt.")

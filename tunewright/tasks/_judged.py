@@ -17,7 +17,7 @@ from tunewright.data.groups import element
 from tunewright.data.kinds import Completion, Conversation, Ranking
 from tunewright.data.messages import check_prompt, dialogue, text_of, untrained
 from tunewright.data.render import Renderer
-from tunewright.data.rendered import Rendered
+from tunewright.data.rendered import Limit, Rendered
 from tunewright.data.texts import HALF, is_whole
 from tunewright.errors import DataError
 from tunewright.tasks._answers import answer_tokens, answers_of, fit_answers, judged
@@ -64,7 +64,7 @@ def reads_as_generated(model: Model) -> bool:
     return model.processor.sep_token is None
 
 
-def encode_rankings(task: Any, model: Model, records: Sequence[Ranking], data: Any, limit: int) -> Encoded:
+def encode_rankings(task: Any, model: Model, records: Sequence[Ranking], data: Any, limit: Limit) -> Encoded:
     """Each row as an element of its answers. Raises DataError that names the rows which cannot be read."""
     tokens, faults = _tokens(model, records, data)
     rows = [(record, tokens[record.source]) for record in records if record.source in tokens]
@@ -77,7 +77,7 @@ def encode_rankings(task: Any, model: Model, records: Sequence[Ranking], data: A
         known = zip(parts, judged(record), lengths, strict=True)
         made = [replace(part, fixed={**fixed, "length": length}) for part, fixed, length in known]
         examples.append(element(made, record.source))
-    return Encoded(examples, limit, cut, faults)
+    return Encoded(examples, limit.tokens, cut, faults)
 
 
 def _tokens(model: Model, records: Sequence[Ranking], data: Any) -> tuple[dict[str, list[Rendered]], list[str]]:

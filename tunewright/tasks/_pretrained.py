@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tunewright.data.rendered import Limit
 from tunewright.data.texts import is_address
 from tunewright.errors import BaseModelError, MissingExtra, first_line
 from tunewright.tasks._quiet import quiet
@@ -175,10 +176,10 @@ def _missing(base: str, error: Exception) -> str:
     )
 
 
-def max_length(model: Model, wanted: int | None) -> int:
-    """The longest row: what was asked for, else what the model was trained with, within its context."""
+def longest_row(model: Model, wanted: int | None) -> Limit:
+    """How long a row may be: what was asked for, else what the model was trained with, within its context."""
     context = context_length(model)
-    return min(context, wanted or model.max_length or context)
+    return Limit(min(context, wanted or model.max_length or context), context)
 
 
 def context_length(model: Model) -> int:

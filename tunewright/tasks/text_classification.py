@@ -18,7 +18,7 @@ from tunewright.errors import DataError
 from tunewright.tasks._classification import Classification
 from tunewright.tasks._judged import REWARD, encode_rankings, rankings_of, reads_as_generated
 from tunewright.tasks._logits import in_full
-from tunewright.tasks._pretrained import load_tokenizer, max_length
+from tunewright.tasks._pretrained import load_tokenizer, longest_row
 from tunewright.tasks.base import Batch, Encoded, Model, Predictions
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class TextClassification(Classification):
         return "text is empty: there is nothing to classify" if empty else None
 
     def encode(self, model: Model, records: Sequence[Any], data: Any) -> Encoded:
-        limit = max_length(model, data.max_length)
+        limit = longest_row(model, data.max_length)
         if records and isinstance(records[0], Ranking):
             return encode_rankings(self, model, records, data, limit)
         policy = data.overlength_for("classification")
@@ -60,15 +60,15 @@ class TextClassification(Classification):
         texts = [r.text for r in records]
         pairs = [r.text_pair or "" for r in records] if any(r.text_pair for r in records) else None
         encoded = model.processor(texts, pairs, truncation=False, verbose=False)
-        over = [i for i, ids in enumerate(encoded["input_ids"]) if len(ids) > limit]
+        over = [i for i, ids in enumerate(encoded["input_ids"]) if len(ids) > limit.tokens]
         if policy == "truncate" and over:  # by the tokenizer, which knows the tokens that a text must end with
-            encoded = model.processor(texts, pairs, truncation=True, max_length=limit, verbose=False)
+            encoded = model.processor(texts, pairs, truncation=True, max_length=limit.tokens, verbose=False)
         found = [Rendered(ids, [], r.source) for ids, r in zip(encoded["input_ids"], records, strict=True)]
-        fitted = fit(found, limit, policy)
-        kept = [i for i in range(len(found)) if policy != "drop" or len(found[i].tokens) <= limit]
+        fitted = fit(found, limit, policy, ["truncate", "drop"])
+        kept = [i for i in range(len(found)) if policy != "drop" or len(found[i].tokens) <= limit.tokens]
         examples = [self._example({name: encoded[name][i] for name in encoded}, records[i]) for i in kept]
         truncated = [records[i].source for i in over] if policy == "truncate" else []
-        return Encoded(examples, limit, replace(fitted, truncated=truncated), faults)
+        return Encoded(examples, limit.tokens, replace(fitted, truncated=truncated), faults)
 
     def prepare(self, model: Model, data: Any, chats: bool) -> None:
         """A model that judges conversations reads them by its chat template, a decoder's, or in plain words."""

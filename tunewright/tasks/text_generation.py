@@ -34,7 +34,7 @@ from tunewright.tasks._pretrained import (
     load_config,
     load_tokenizer,
     load_weights,
-    max_length,
+    longest_row,
     without_weights,
 )
 from tunewright.tasks._values import values
@@ -92,11 +92,11 @@ class TextGeneration(Task):
     def encode(self, model: Model, records: Sequence[Any], data: Any) -> Encoded:
         faults: list[str] = []
         skip = data.on_bad_rows == "skip"
-        limit = max_length(model, data.max_length)
+        limit = longest_row(model, data.max_length)
         kind = KINDS[type(records[0])] if records else "text"
         renderer = Renderer(model.processor, data.loss_on)
         if kind == "prompt":
-            return encode_prompts(renderer, records, data, limit - model.reserve)
+            return encode_prompts(renderer, records, data, limit.less(model.reserve))
         if kind in ("preference", "rated"):
             return encode_answers(renderer, records, data, limit)
         rendered = renderer.render_all(records, faults if skip else None)
@@ -105,7 +105,7 @@ class TextGeneration(Task):
                 f"none of {counted(len(records), 'row')} can be rendered: mend {them(len(records))}.", faults
             )
         fitted = fit(rendered, limit, data.overlength_for(kind))
-        return Encoded([shifted(r.tokens, r.weights, r.source) for r in fitted.rendered], limit, fitted, faults)
+        return Encoded([shifted(r.tokens, r.weights, r.source) for r in fitted.rendered], limit.tokens, fitted, faults)
 
     def collate(self, examples: Sequence[Example]) -> Batch:
         import torch
