@@ -40,7 +40,7 @@ from tunewright.data import render, rendered
 from tunewright.data.batches import Example, micro_batches
 from tunewright.data.encoding import Encoder
 from tunewright.data.render import Answer, Renderer
-from tunewright.data.rendered import Fitted, Rendered
+from tunewright.data.rendered import Fitted, Limit, Rendered
 from tunewright.engine import job, loop
 from tunewright.errors import (
     BaseModelError,
@@ -1140,8 +1140,9 @@ def test_pain_12_a_long_text_is_said_to_be_cut(base: Any, tiny_base: Any, teach:
 
 
 def test_pain_12_would_be_caught_if_rows_were_cut_silently(base: Any, teach: Teach, monkeypatch: Any) -> None:
-    def cut(found: Sequence[Rendered], limit: int, policy: str) -> Fitted:
-        return Fitted([replace(one, tokens=one.tokens[:limit], weights=one.weights[:limit]) for one in found])
+    def cut(found: Sequence[Rendered], limit: Limit, policy: str) -> Fitted:
+        end = limit.tokens
+        return Fitted([replace(one, tokens=one.tokens[:end], weights=one.weights[:end]) for one in found])
 
     monkeypatch.setattr(text_generation, "fit", cut)
     with caught:

@@ -17,6 +17,14 @@ class Rendered:
     weights: list[float]
     source: str
 
+    def without_tail(self) -> Rendered:
+        """Cut behind the last token with weight, as of a template's newline after the end of a turn.
+
+        Attention is causal: nothing that is learned or measured at a token sees those after it.
+        """
+        end = max((i for i, weight in enumerate(self.weights, 1) if weight), default=len(self.tokens))
+        return Rendered(self.tokens[:end], self.weights[:end], self.source)
+
 
 @dataclass(frozen=True)
 class Limit:

@@ -104,7 +104,7 @@ class TextGeneration(Task):
             raise DataError(
                 f"none of {counted(len(records), 'row')} can be rendered: mend {them(len(records))}.", faults
             )
-        fitted = fit(rendered, limit, data.overlength_for(kind))
+        fitted = fit([one.without_tail() for one in rendered], limit, data.overlength_for(kind))
         return Encoded([shifted(r.tokens, r.weights, r.source) for r in fitted.rendered], limit.tokens, fitted, faults)
 
     def collate(self, examples: Sequence[Example]) -> Batch:
