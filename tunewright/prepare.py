@@ -95,6 +95,8 @@ def prepare(
     model = _loaded(recipe, task, start, precision, rows.train)
     if hasattr(task, "prepare"):
         task.prepare(model, data, rows.train.in_turns)
+    if hasattr(task, "template_notices"):
+        model.notices += task.template_notices(model, data)
     if hasattr(task, "refuse_steps"):
         task.refuse_steps(model, recipe.evaluation.image_steps, "evaluation.image_steps")
     recipe.method.check_rows(rows.train.records)

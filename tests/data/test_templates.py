@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from tests.fixtures import TEMPLATES, tiny_tokenizer
+from tests.contracts.steps import prepared
+from tests.fixtures import FAMILIES, TEMPLATES, tiny_tokenizer
+from tests.tiny import chats, completions
 from tunewright.data.records import Conversation
 from tunewright.data.render import Renderer, ensure_chat_template
 from tunewright.errors import DataError
@@ -86,3 +88,50 @@ def test_a_template_with_a_mistake_is_an_error_at_once(tmp_path):
     path.write_text("{% for message in messages %}")
     with pytest.raises(DataError, match="the chat template refuses"):
         ensure_chat_template(tiny_tokenizer("chatml"), str(path))
+
+
+def noticed(tokenizer, chosen=True):
+    return " ".join(Renderer(tokenizer).template_notices(chosen))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_template_of_the_tokenizers_own_tokens_is_no_matter(family):
+    assert not noticed(tiny_tokenizer(family))
+    plain = tiny_tokenizer(family, template=False)
+    ensure_chat_template(plain, "plain")
+    assert not noticed(plain)
+
+
+@pytest.mark.parametrize("chosen", [True, False])
+def test_an_end_of_turn_that_is_spelled_out_is_named_with_what_mends_it(chosen):
+    """Else inner answers learn to end with text, and the last one with EOS."""
+    tokenizer = tiny_tokenizer("llama3")
+    tokenizer.chat_template = (TEMPLATES / "chatml.jinja").read_text()
+    said = noticed(tokenizer, chosen)
+    assert r"ends an answer with '<|im_end|>\n'" in said and "only the last ends with <|end_of_text|>" in said
+    assert 'add data.special_tokens: ["<|im_start|>", "<|im_end|>"]' in said
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    assert not noticed(tokenizer, chosen)
+
+
+def test_an_answer_that_nothing_ends_is_told_how():
+    tokenizer = tiny_tokenizer("llama3")
+    tokenizer.chat_template = "{% for m in messages %}{{ m.role + ': ' + m.content + '\\n' }}{% endfor %}"
+    assert "have the template write <|end_of_text|> behind each" in noticed(tokenizer)
+
+
+def test_markers_that_are_spelled_out_are_named_for_a_chosen_template():
+    """One of the tokenizer's own is as its model learned it, as with Zephyr's <|user|>."""
+    tokenizer = tiny_tokenizer("mistral")
+    tokenizer.chat_template = "{% for m in messages %}{{ '<|' + m.role + '|>' + m.content + eos_token }}{% endfor %}"
+    assert "writes <|user|>, <|assistant|>, which the tokenizer spells in several tokens: add" in noticed(tokenizer)
+    assert not noticed(tokenizer, chosen=False)
+
+
+def test_a_run_says_it_and_only_of_conversations(tiny_base):
+    base, template = tiny_base("llama"), {"chat_template": str(TEMPLATES / "chatml.jinja")}
+    found = prepared(base, chats(4), data=template)
+    assert any("add data.special_tokens" in notice for notice in found.notices)
+    mended = {**template, "special_tokens": ["<|im_start|>", "<|im_end|>"]}
+    assert not any("add data.special_tokens" in notice for notice in prepared(base, chats(4), data=mended).notices)
+    assert not any("chat template" in notice for notice in prepared(base, completions(4)).notices)

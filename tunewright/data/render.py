@@ -9,12 +9,14 @@ Weights come from positions, never from the value of a token: EOS is learned als
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
-from tunewright.data.chat import Chat, Turn
+from tunewright.data.chat import PROBE, Chat, Turn
 from tunewright.data.encoding import Encoder
 from tunewright.data.kinds import Completion, Conversation, Document, Record
 from tunewright.data.messages import Message
@@ -26,6 +28,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 __all__ = ["Fitted", "Rendered", "Renderer", "ensure_chat_template", "fit"]
+
+MARKER = re.compile(r"<\|[^<>|\s]+\|>|<[a-z]+(?:_[a-z]+)+>")
+"""How templates mark turns: <|im_start|>, <start_of_turn>."""
 
 BATCH = 1000  # records that are tokenized in one call: enough for speed, few enough to hold their texts
 
@@ -112,6 +117,30 @@ class Renderer:
         if self.tokenizer.chat_template:
             ends.update(self._special.intersection(self._encode([self._chat.closing])[0]))
         return sorted(ends)
+
+    def template_notices(self, chosen: bool) -> list[str]:
+        """What the chat template writes and the tokenizer has no special token for.
+
+        Args:
+            chosen: whether the template is not the tokenizer's own, which may spell markers out as its model learned.
+        """
+        closing = self._chat.closing
+        ended = not self._special.isdisjoint(self._encode([closing])[0])
+        markers = dict.fromkeys(MARKER.findall(self._chat.text(PROBE, add_generation_prompt=False)))
+        lacking = [m for m in markers if len(self._encode([m])[0]) > 1 or (m in closing and not ended)]
+        add = f"add data.special_tokens: {json.dumps(lacking)}"
+        if not ended:
+            eos = self.tokenizer.eos_token
+            return [
+                f"The chat template ends an answer with {closing!r}, in which the tokenizer knows no special token: it "
+                f"is learned as text, and of a conversation's answers only the last ends with {eos}: "
+                + (f"{add}." if lacking else f"have the template write {eos} behind each.")
+            ]
+        if lacking and chosen:
+            return [
+                f"The chat template writes {', '.join(lacking)}, which the tokenizer spells in several tokens: {add}."
+            ]
+        return []
 
     @cached_property
     def _encode(self) -> Encoder:

@@ -89,6 +89,11 @@ class TextGeneration(Task):
         if data.special_tokens:
             add_tokens(model, data.special_tokens)
 
+    def template_notices(self, model: Model, data: Any) -> list[str]:
+        """What the chat template of conversations writes, and its tokenizer cannot."""
+        chosen = data.chat_template not in (None, "plain")
+        return Renderer(model.processor).template_notices(chosen) if model.chats else []
+
     def encode(self, model: Model, records: Sequence[Any], data: Any) -> Encoded:
         faults: list[str] = []
         skip = data.on_bad_rows == "skip"
