@@ -17,6 +17,7 @@ from tunewright.cli import app
 from tunewright.data.labeling.rules import read_rules
 from tunewright.errors import BaseModelError, DataError, OutputError, RecipeError
 from tunewright.labeling import poll
+from tunewright.reading import read_rows
 
 RULES = [
     {"name": "fox", "label": "animal", "keywords": ["fox"]},
@@ -184,6 +185,26 @@ def test_the_command(files: Path) -> None:
     assert max(map(len, result.output.splitlines())) <= 160
     document = CliRunner().invoke(app, ["label", "rules.jsonl", "--data", "rows.jsonl", "model=majority", "--json"])
     assert json.loads(document.stdout)["model"] == "majority"
+
+
+SLIP = {"name": "slip", "label": "anmal", "pattern": "fox"}
+
+
+def test_a_class_that_no_true_label_has_is_named(files: Path, tiny_base: Any) -> None:
+    """A slip of the pen in a rule makes a class of its own: said by the command, and by a run that has true labels."""
+    with Path("rules.jsonl").open("a") as file:
+        file.write(json.dumps(SLIP) + "\n")
+    said = "Rules vote for anmal, which is no row's true label and becomes a class of its own. Did you mean animal?"
+    command = ["label", "rules.jsonl", "--data"]
+    assert said in CliRunner().invoke(app, [*command, "rows.jsonl"]).stderr
+    bare = [{"text": text} for text in TEXTS]
+    Path("bare.jsonl").write_text("".join(json.dumps(row) + "\n" for row in bare))
+    assert "Rules vote for" not in CliRunner().invoke(app, [*command, "bare.jsonl"]).stderr
+    for data in ({"train": "rows.jsonl", "validation": 0}, {"train": "bare.jsonl"},
+                 {"train": "bare.jsonl", "validation": 0, "test": VALIDATION}):  # fmt: skip
+        assert [n for n in read_rows(weak(files, tiny_base, data=data)).notices if "Rules vote for" in n] == [said]
+    mended = read_rows(weak(files, tiny_base, data={"train": "bare.jsonl", "validation": 0.3}))
+    assert not any("Rules vote for" in notice for notice in mended.notices), "no true label is known"
 
 
 def test_the_command_says_how_far_slow_rules_are(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,10 +13,12 @@ from tunewright.data.kinds import Classified, Record
 from tunewright.data.labels import may_be_numbers
 from tunewright.data.records import Records, load_records, make_records, split_validation
 from tunewright.errors import BaseModelError, DataError, RecipeError, counted
+from tunewright.evaluation.rules import never_true
 from tunewright.labeling import weak_rows
 from tunewright.objectives import OBJECTIVES, Objective
 from tunewright.recipe import Recipe
 from tunewright.tasks import MODULES, task_class
+from tunewright.tasks._classification import label_names
 from tunewright.tasks._factories import is_factory
 from tunewright.tasks._pipeline import is_pipeline
 from tunewright.tasks.base import Task
@@ -99,9 +101,17 @@ def read_rows(recipe: Recipe) -> Rows:
             raise DataError(
                 f"{name} holds {records.kind} rows, the training set {train.kind} rows: they must be alike."
             )
+    if data.labeling:
+        measured_on = [*found.values(), *([validation] if validation and not share else [])]
+        true = {name for records in measured_on for row in records.records for name in _names(row)}
+        notices += never_true(account, true)
     if data.labeling and share and validation:
         notices.append("The validation rows have the rules' labels: give data.validation to measure on true ones.")
     return Rows(train, validation, found, notices, held_out=share, prior=prior, labeling=account or None)
+
+
+def _names(record: Record) -> list[str]:
+    return label_names(record.label) if isinstance(record, Classified) else []
 
 
 HELD_OUT = 0.1

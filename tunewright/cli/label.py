@@ -46,7 +46,7 @@ def label(
 
 
 def _show(found: Mapping[str, Any]) -> None:
-    from tunewright.evaluation.rules import right, sums
+    from tunewright.evaluation.rules import never_true, right, sums
 
     known = any("accuracy" in rule for rule in found["rules"])
     believed = any("believed" in rule for rule in found["rules"])
@@ -74,6 +74,8 @@ def _show(found: Mapping[str, Any]) -> None:
     for fight in found["fights"][:3]:
         votes = ", ".join(f"{rule}: {label}" for rule, label in fight["votes"].items())
         show(one_line(f"{fight['rows']:,} rows with votes against each other ({votes}), first {fight['first']}"))
+    for notice in never_true(found):
+        say(f"Note: {notice}")
     for name, failed in found["failed"].items():
         say(f"Note: {name} failed on {counted(failed['count'], 'row')} and abstains there: {failed['first'][0]}")
     if found["unread"]["count"]:

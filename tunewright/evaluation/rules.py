@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from tunewright.data.labeling.label_model import Ballot, Fitted, Votes
-from tunewright.errors import counted
+from tunewright.errors import counted, nearest
 from tunewright.evaluation.formats import ABSENT, percent, with_interval
 from tunewright.evaluation.scores import Metric, share_of
 
@@ -59,6 +59,7 @@ def account(
         "conflict": _share(votes, np.array([len({k for _, k in b}) > 1 for b in votes.ballots])),
         "labelled": _share(votes, decided_S),
         **_against_gold(labels, fitted, gold),
+        "true": sorted({label for _, label in gold}),
         "rules": table,
         "fights": _fights(rules, labels, votes, firsts),
     }
@@ -114,6 +115,20 @@ def _fights(
             "votes": {rules[rule]: labels[k] for rule, k in votes.ballots[s]},
         }
         for s in worst
+    ]
+
+
+def never_true(found: Mapping[str, Any], elsewhere: Iterable[str] = ()) -> list[str]:
+    """A sentence for each class that rules vote for and that is no row's true label, where some are known.
+
+    Args:
+        elsewhere: true labels of other rows, as of those that are measured on.
+    """
+    known = sorted({*found["true"], *elsewhere})
+    strange = [label for label in found["labels"] if known and label not in known]
+    return [
+        f"Rules vote for {label}, which is no row's true label and becomes a class of its own. {nearest(label, known)}"
+        for label in strange
     ]
 
 
