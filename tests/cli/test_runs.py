@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from tests.cli.conftest import Invoke
 
 
@@ -55,6 +57,21 @@ def test_show_of_a_run_that_failed_early(invoke: Invoke, classifier: Path) -> No
     Path("failed/run.json").write_text(json.dumps({**kept, "status": "failed", "error": "The disk is full."}))
     done = invoke("show", "failed")
     assert done.exit_code == 0 and "failed: " in done.stdout and "Error: The disk is full." in done.stdout
+
+
+@pytest.mark.parametrize("status", ["running", "stopped", "failed"])
+def test_show_of_a_run_that_was_broken_off(status: str, invoke: Invoke, classifier: Path) -> None:
+    """How to go on, no report that was never written, and of how many rows it learns."""
+    info = json.loads((classifier / "run.json").read_text())
+    info["data"]["train"] |= {"rows": 276, "tokens": 79612, "bad_rows": 4, "overlength": {"dropped": 33}}
+    Path("a run").mkdir()
+    Path("a run/run.json").write_text(json.dumps({**info, "status": status}))
+    done = invoke("show", "a run")
+    assert "Report" not in done.stdout and "Go on    tunewright resume 'a run'" in done.stdout
+    assert "train: 243 of 280 rows, 79,612 tokens" in done.stdout
+    assert json.loads(invoke("show", "a run", "--json").stdout)["report"] is None
+    whole = invoke("show", classifier).stdout
+    assert f"Report   {classifier / 'report.html'}" in whole.replace("\n", "") and "Go on" not in whole
 
 
 def test_show_needs_a_run(invoke: Invoke) -> None:

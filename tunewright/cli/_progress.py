@@ -154,14 +154,14 @@ def validation(line: Line, epoch: float) -> str:
 def say_started(info: Mapping[str, Any], console: Any = None) -> None:
     """What a run is about to do, in a few lines."""
     method, rows = info["method"]["type"], info["data"]
-    sizes = ", ".join(f"{name} {_used(found):,}" for name, found in rows.items())
+    sizes = ", ".join(f"{name} {rows_used(found):,}" for name, found in rows.items())
     base = (info.get("factory") or {}).get("name") or info["base"]
     say_trained(info["parameters"], f"{info['task']} with {method} on {base}", console)
     for line in (f"Rows: {sizes}", *(f"Note: {notice}" for notice in info["notices"])):
         (console or err()).print(line, soft_wrap=True)
 
 
-def _used(found: Mapping[str, Any]) -> int:
+def rows_used(found: Mapping[str, Any]) -> int:
     """How many rows of a set are learned from or measured: without those that were too long and dropped."""
     return int(found["rows"]) - int((found.get("overlength") or {}).get("dropped", 0))
 

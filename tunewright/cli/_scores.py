@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
 from tunewright.cli._console import out, say, show, table, width_of
 
+if TYPE_CHECKING:
+    from tunewright.folder import Run
+
+BROKEN_OFF = ("killed", "stopped", "failed")
 DRAWN = 3
 INTERVALS = "In brackets: 95 % intervals."
 
 
-def show_result(folder: str, info: Mapping[str, Any], report: str) -> None:
+def how_to_resume(folder: Path) -> str:
+    return f"tunewright resume {shlex.quote(str(folder))}"
+
+
+def show_result(run: Run) -> None:
     """How a run ended: what was measured before and after, and where things are."""
     from tunewright.account import NOTHING
 
+    info = run.info
     if info.get("over_seeds"):
         show()
         out().print(all_seeds(info))
@@ -30,9 +41,17 @@ def show_result(folder: str, info: Mapping[str, Any], report: str) -> None:
     for notice in info.get("notices") or ():
         if notice.startswith(NOTHING):  # which nobody could say before
             say(f"Note: {notice}")
+    show_places("Run", run.folder, run.status, run.report)
+
+
+def show_places(what: str, folder: Path, status: str, report: Path | None) -> None:
+    """Where a run or chain is, its report where one is written, and how to go on with what was broken off."""
     show()
-    show(f"Run      {folder}")
-    show(f"Report   {report}")
+    show(f"{what:<8} {folder}")
+    if report and report.is_file():
+        show(f"Report   {report}")
+    if status in BROKEN_OFF:
+        show(f"Go on    {how_to_resume(folder)}")
 
 
 def before_after(info: Mapping[str, Any], primary_only: bool = False) -> Table:

@@ -10,8 +10,8 @@ import typer
 
 from tunewright.cli._app import AsJson, app
 from tunewright.cli._console import out, show, table
-from tunewright.cli._progress import say_trained
-from tunewright.cli._scores import INTERVALS, of_stages, primary, show_result
+from tunewright.cli._progress import rows_used, say_trained
+from tunewright.cli._scores import INTERVALS, of_stages, primary, show_places, show_result
 from tunewright.errors import counted
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def show_run(
     info = opened.info
     if not as_json:
         (_show_seeds if info.get("seeds") else _show_info)(opened, info)
-    return {"run": str(opened.folder), "report": str(opened.report), "info": info}
+    return {"run": str(opened.folder), "report": _written(opened.report), "info": info}
 
 
 def _show_chain(folder: Path, as_json: bool) -> Document:
@@ -121,16 +121,18 @@ def _show_chain(folder: Path, as_json: bool) -> Document:
             show()
             out().print(of_stages({name: run.info for name, run in runs.items()}))
             show(INTERVALS, style="dim")
-        show()
-        show(f"Chain    {folder}")
-        if last:
-            show(f"Report   {last.report}")
+        show_places("Chain", folder, status, last.report if last else None)
     return {
         "run": str(folder),
         "status": status,
-        "report": str(last.report) if last else None,
+        "report": _written(last.report) if last else None,
         "stages": {name: runs[name].info if name in runs else None for name in stages},
     }
+
+
+def _written(report: Path) -> str | None:
+    """A report by its name, once it is there."""
+    return str(report) if report.is_file() else None
 
 
 def _show_seeds(run: Run, info: Mapping[str, Any]) -> None:
@@ -142,7 +144,7 @@ def _show_seeds(run: Run, info: Mapping[str, Any]) -> None:
         show(f"{one.folder}: {one.status}  {primary(one.info)}")
     if info.get("error"):
         show(f"Error: {info['error']}")
-    show_result(str(run.folder), info, str(run.report))
+    show_result(run)
 
 
 def _show_info(run: Run, info: Mapping[str, Any]) -> None:
@@ -151,7 +153,7 @@ def _show_info(run: Run, info: Mapping[str, Any]) -> None:
     say_trained(info["parameters"], f"{info['task']} with {_options(info['method'])} on {info['base']}", out())
     for name, found in info["data"].items():
         tokens = f", {counted(found['tokens'], 'token')}" if "tokens" in found else ""
-        sizes = f"{counted(found['rows'], 'row')}{tokens}"
+        sizes = f"{_rows(found)}{tokens}"
         show(f"{name}: {sizes}, from {found['location']}")
     timing = f", {duration(info['timings']['seconds'])}" if info.get("timings") else ""
     steps = f", {counted(info['steps'], 'step')}" if info.get("steps") else ""
@@ -162,7 +164,13 @@ def _show_info(run: Run, info: Mapping[str, Any]) -> None:
         show(f"Error: {info['error']}")
     for notice in info["notices"]:
         show(f"Note: {notice}")
-    show_result(str(run.folder), info, str(run.report))
+    show_result(run)
+
+
+def _rows(found: Mapping[str, Any]) -> str:
+    """How many rows of a set are used, and of how many that were read: the tokens are those of the first."""
+    read, used = found["rows"] + found.get("bad_rows", 0), rows_used(found)
+    return counted(read, "row") if used == read else f"{used:,} of {counted(read, 'row')}"
 
 
 def _options(method: Mapping[str, Any]) -> str:

@@ -13,7 +13,7 @@ import typer
 from tunewright.cli._app import AsJson, Stopped, app
 from tunewright.cli._console import out, say, show
 from tunewright.cli._progress import progress, say_trained
-from tunewright.cli._scores import of_stages, show_result
+from tunewright.cli._scores import how_to_resume, of_stages, show_result
 from tunewright.errors import Interrupted, RecipeError, counted
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ def _finish_chain(chain: Chain, folder: Path, as_json: bool) -> Document:
     stages = stage_runs(folder)
     if not as_json:
         out().print(of_stages({name: one.info for name, one in stages.items()}))
-        show_result(str(run.folder), run.info, str(run.report))
+        show_result(run)
     return {**summary(run), "stages": {name: summary(one) for name, one in stages.items()}}
 
 
@@ -195,22 +195,18 @@ def watched(folder: Path, work: Callable[[Callable[[Mapping[str, Any]], None]], 
         return work(watcher)
 
 
-def _how_to_resume(folder: Path) -> str:
-    return f"tunewright resume {shlex.quote(str(folder))}"
-
-
 @contextmanager
 def _interruptible(folder: Path) -> Iterator[None]:
     try:
         yield
     except Interrupted as error:
-        message = f"Interrupted at step {error}; a checkpoint is written. To continue: {_how_to_resume(folder)}"
+        message = f"Interrupted at step {error}; a checkpoint is written. To continue: {how_to_resume(folder)}"
         raise Stopped(message, run=str(folder)) from error
     except KeyboardInterrupt as error:
         if any((folder / "checkpoints").glob("step-*")):
-            message = f"Interrupted. To continue from the last checkpoint: {_how_to_resume(folder)}"
+            message = f"Interrupted. To continue from the last checkpoint: {how_to_resume(folder)}"
         elif (folder / "run.json").exists():
-            message = f"Interrupted before the first checkpoint. To begin again: {_how_to_resume(folder)}"
+            message = f"Interrupted before the first checkpoint. To begin again: {how_to_resume(folder)}"
         elif drawn := len(list(folder.glob("start/prior/*.png"))):
             kept = counted(drawn, "image of the class is kept", "images of the class are kept")
             again = f"output={shlex.quote(str(folder))}"
@@ -222,7 +218,7 @@ def _interruptible(folder: Path) -> Iterator[None]:
 
 def _finish(run: Run, as_json: bool) -> Document:
     if not as_json:
-        show_result(str(run.folder), run.info, str(run.report))
+        show_result(run)
     return summary(run)
 
 
