@@ -673,6 +673,8 @@ def test_pain_5_an_end_that_cannot_be_learned_is_said(endless: Any, teach: Teach
     base, quick = endless("llama3"), {"max_steps": 1}
     run, _ = teach(base, TO_LEARN["chat"], method="adapter", training=quick)
     assert any("answers may not end" in notice for notice in run.info["notices"])
+    run, _ = teach(base, TO_LEARN["chat"], method="full", training=quick)
+    assert not any("never learned" in notice for notice in run.info["notices"]), "all rows train anyway"
     monkeypatch.setattr(TextGeneration, "unlearned_ends", lambda *_: [])
     run, _ = teach(base, TO_LEARN["chat"], method={"type": "lora", "rank": 8}, training=OVERFIT)
     assert answers_ended(run, "chat") == 0.0

@@ -154,7 +154,12 @@ def _attach(recipe: Recipe, model: Model) -> None:
         raise MethodError(f"data.special_tokens do not train with method: {recipe.method.type}. Use lora or full.")
     unlearned = _teach_to_end(model, recipe.method)
     recipe.method.attach(model, recipe.training.seed)
-    if unlearned and not any(p.requires_grad for p in model.module.get_output_embeddings().parameters()):
+    if not unlearned:
+        return
+    head = [p.requires_grad for p in model.module.get_output_embeddings().parameters()]
+    if recipe.method.trains_new_tokens and not all(head):
+        model.notices.append(f"{unlearned}: that token's row trains too.")
+    elif not any(head):
         model.notices.append(f"{unlearned}: answers may not end unless its row trains, as with method: lora or full.")
 
 
@@ -225,18 +230,15 @@ def _begin_with_prompts(task: Any, base: str, templates: list[str]) -> None:
 def _teach_to_end(model: Model, method: Method) -> str:
     """Let the row of an end token train that the base never learned: no adapter could make it likely.
 
-    Where the method does not train single rows, a sentence comes back that names the token.
+    A sentence comes back that names such tokens.
     """
     ends = model.task.unlearned_ends(model) if hasattr(model.task, "unlearned_ends") else []
     unlearned = [end for end in ends if end not in model.new_tokens]
     if not unlearned:
         return ""
-    named = "The base never learned to end with " + ", ".join(model.processor.convert_ids_to_tokens(unlearned))
-    if not method.trains_new_tokens:
-        return named
-    model.new_tokens = (*model.new_tokens, *unlearned)
-    model.notices.append(f"{named}: that token's row trains too.")
-    return ""
+    if method.trains_new_tokens:
+        model.new_tokens = (*model.new_tokens, *unlearned)
+    return "The base never learned to end with " + ", ".join(model.processor.convert_ids_to_tokens(unlearned))
 
 
 def _encode(task: Task, model: Model, rows: Rows, data: DataConfig) -> dict[str, Encoded]:

@@ -283,7 +283,7 @@ def test_a_labelled_text_is_not_rendered():
 
 
 def test_a_conversation_without_a_chat_template_is_refused():
-    with pytest.raises(DataError, match=r"chat_template is not set"):
+    with pytest.raises(DataError, match=r"no chat template, so it reads no messages: give it one text"):
         renderer("chatml", template=False)(TWO_TURNS)
 
 

@@ -172,3 +172,13 @@ def test_a_block_that_is_a_convolution_is_adapted() -> None:
         laid_out("tests.networks:Gray", ModuleConfig.model_validate({"image": grey})),
     )
     assert convolutions(Model(module, None, task, "")) == ["features.0", "features.3"]
+
+
+@pytest.mark.parametrize("kind, task", [("llama", "text-generation"), ("resnet", "image-classification")])
+def test_a_rank_that_no_layer_can_use_is_named(kind: str, task: str, tiny_base: Any) -> None:
+    """The change of a layer has at most the rank of its smaller side: that of the layer where it is largest counts."""
+    highest = {"llama": 32, "resnet": 16}[kind]
+    for rank in (highest, highest + 1):
+        found = prepared(tiny_base(kind), rows_for(task), task=task, method={"type": "lora", "rank": rank})
+        said = [notice for notice in found.notices if notice.startswith("method.rank")]
+        assert len(said) == (rank > highest) and all(f"{rank} is above {highest}, the highest" in one for one in said)

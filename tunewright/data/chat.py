@@ -59,6 +59,11 @@ class Chat:
         """
         from jinja2 import TemplateError
 
+        if not self.tokenizer.chat_template:
+            raise DataError(
+                "the model has no chat template, so it reads no messages: give it one text, or train it on chat rows "
+                "first, with which it gets one"
+            )
         try:
             knows_developer = "developer" in self.tokenizer.get_chat_template(tools=tools)
             rendered = self.tokenizer.apply_chat_template(

@@ -84,6 +84,11 @@ class LoRA(PeftMethod):
         self._check_targets(model)
         super().attach(model, seed)
         self._check_experts(model.module)
+        if self.rank > (highest := highest_rank(model.module, self.rank)):
+            model.notices.append(
+                f"method.rank: {self.rank:,} is above {highest:,}, the highest rank that a change of any of these "
+                "layers can have: what is beyond costs memory and adds nothing. Lower it."
+            )
         if self.init == "pissa":
             from peft import get_peft_model_state_dict
 
@@ -169,6 +174,13 @@ class LoRA(PeftMethod):
 
     def rate_factor(self, name: str) -> float:
         return self.plus_ratio if ".lora_B." in name else 1.0
+
+
+def highest_rank(module: nn.Module, rank: int) -> int:
+    """The smaller side of the layer where it is largest, of those with a LoRA; `rank` where that cannot be said."""
+    sides = {n: p.numel() // rank for n, p in module.named_parameters() if ".lora_" in n and "experts" not in n}
+    pairs = [(side, sides[n.replace(".lora_A.", ".lora_B.")]) for n, side in sides.items() if ".lora_A." in n]
+    return max(map(min, pairs), default=rank)
 
 
 def refuse_other_layers(module: nn.Module, targets: str | list[str], names: list[str]) -> None:
