@@ -72,6 +72,15 @@ def test_an_interrupted_head_of_an_image_model_goes_on(kind: str, tiny_base: Any
     assert left_behind(tw.resume(tmp_path / "cut").folder) == left_behind(whole.folder)
 
 
+def test_the_head_warms_up_over_the_same_share_of_its_steps(tiny_base: Any, tmp_path: Path) -> None:
+    """A number of steps is one of the run's: of the head's few it could be more than all."""
+    training = {**HEAD, "head_first": 1, "max_steps": 12, "warmup": 8}
+    run = tw.train(recipe(tiny_base("bert"), tmp_path / "run", task=TASK, training=training))
+    lines = map(json.loads, (run.folder / "start" / "metrics.jsonl").read_text().splitlines())
+    rates = [line["learning_rate"] for line in lines if "learning_rate" in line]
+    assert len(rates) == 3 and rates[1] == pytest.approx(2 * rates[0]) and rates[2] == rates[1]
+
+
 def test_the_run_goes_on_from_the_trained_head(tiny_base: Any, tmp_path: Path) -> None:
     still = {**HEAD, "max_steps": 1, "learning_rate": 1e-9}
     made = [

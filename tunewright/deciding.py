@@ -94,6 +94,26 @@ def refuse_small_steps(job: Job) -> None:
         )
 
 
+def refuse_endless_warmup(job: Job) -> None:
+    """Raises RecipeError where the learning rate would still rise when the run ends."""
+    warmup, steps = job.config.warmup, len(job.plan)
+    if warmup >= 1 and warmup >= steps:
+        raise RecipeError(
+            f"training.warmup: the warm-up takes {counted(round(warmup), 'step')}, and the run has {steps:,}. Set it "
+            "lower, or to a share such as 0.05, or train longer."
+        )
+
+
+def rows_beyond_a_step(job: Job) -> list[str]:
+    """A notice where rows alone are longer than a step was to be."""
+    budget = job.config.batch_tokens
+    long = [length for length in job.lengths if budget is not None and length > budget]
+    if not long:
+        return []
+    rows = counted(len(long), "row is longer", "rows are longer")
+    return [f"training.batch_tokens: {rows} than {budget:,}, up to {max(long):,}: each is a step of its own. Raise it."]
+
+
 ENOUGH = 100
 """Steps. With fewer, images look as before: DreamBooth takes some 1,000 (Ruiz et al., arXiv 2208.12242, section 4)."""
 

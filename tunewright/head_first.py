@@ -56,9 +56,10 @@ def alone(job: Job, folder: Path) -> Job:
     """The head's own training, within `folder`; from here on nothing else of the model trains."""
     train_only(job.model.module, {name for name, _ in new_parameters(job.model)})
     rate = auto_learning_rate(Head.learning_rate, hidden_size(job.model))
+    warmup = job.config.warmup if job.config.warmup < 1 else job.config.warmup / len(job.plan)  # the share of the run
     plan = {
         "epochs": job.config.head_first, "max_steps": None, "learning_rate": rate, "ema": None, "patience": None,
-        "layer_decay": 1.0, "gradual_unfreezing": None,
+        "layer_decay": 1.0, "gradual_unfreezing": None, "warmup": warmup,
     }  # fmt: skip
     return replace(
         job,

@@ -30,7 +30,7 @@ from tunewright.artifacts.snapshots import Snapshots
 from tunewright.artifacts.start import Start, keep_adapter
 from tunewright.data.kinds import Prompt
 from tunewright.data.rows import absolute
-from tunewright.deciding import few_steps, refuse_small_steps
+from tunewright.deciding import few_steps, refuse_endless_warmup, refuse_small_steps, rows_beyond_a_step
 from tunewright.engine.device import computing
 from tunewright.engine.job import Job, Rewards, Watcher
 from tunewright.engine.learner import Learner
@@ -181,7 +181,8 @@ def make_job(prepared: Prepared, folder: Path, processes: Processes) -> Job:
     if job.config.head_first:
         refuse_idle(job)
     refuse_small_steps(job)
-    prepared.notices += [*few_steps(job), *one_sided(prepared)]
+    refuse_endless_warmup(job)
+    prepared.notices += [*few_steps(job), *rows_beyond_a_step(job), *one_sided(prepared)]
     return job
 
 

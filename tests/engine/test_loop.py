@@ -14,15 +14,17 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 import tunewright as tw
-from tests.contracts.steps import assert_same, gradient, job_of, likelihood, prepared
+from tests.contracts.steps import NOWHERE, assert_same, gradient, job_of, likelihood, prepared
 from tests.runs import CONTRARY, recipe
 from tests.tiny import DECODERS, completions, labelled
 from tunewright.data.batches import epoch_plan, micro_batches
 from tunewright.engine import checkpoint
 from tunewright.engine.device import micro_batch_tokens, pick_device, pick_precision
 from tunewright.engine.loop import Step
+from tunewright.engine.processes import Processes
 from tunewright.engine.state import TrainState
 from tunewright.errors import BaseModelError, MethodError, MissingExtra, OutputError, RecipeError, TrainingDiverged
+from tunewright.run import make_job
 
 FULL = {"type": "full"}
 PROMPT = {"type": "peft", "config": {"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 2}}
@@ -107,6 +109,28 @@ def test_batch_tokens_bounds_a_step(tiny_base: Any, tmp_path: Path) -> None:
     tokens = [line["tokens"] for line in run.metrics if "tokens" in line]
     assert len(tokens) > 2
     assert all(count <= 60 for count in tokens)
+    assert not any("batch_tokens" in notice for notice in run.info["notices"])
+
+
+def test_rows_that_are_longer_than_a_step_are_named(tiny_base: Any) -> None:
+    rows = [*completions(4), {"prompt": "How many apples " * 9, "completion": "are left?"}]
+    ready = prepared(tiny_base("llama"), rows, training={"batch_tokens": 30})
+    job = make_job(ready, NOWHERE, Processes())
+    longest = max(job.lengths)
+    assert longest > 30 > sorted(job.lengths)[-2]
+    said = f"training.batch_tokens: 1 row is longer than 30, up to {longest}: each is a step of its own. Raise it."
+    assert said in ready.notices
+
+
+@pytest.mark.parametrize(("warmup", "refused"), [(7, False), (0.99, False), (8, True), (5000, True)])
+def test_a_warm_up_ends_before_the_run(warmup: float, refused: bool, tiny_base: Any) -> None:
+    ready = prepared(tiny_base("llama"), completions(12))
+    if not refused:
+        assert len(job_of(ready, warmup=warmup, epochs=2, batch=3).plan) == 8
+        return
+    said = rf"training\.warmup: the warm-up takes {warmup:,} steps, and the run has 8\. Set it lower"
+    with pytest.raises(RecipeError, match=said):
+        job_of(ready, warmup=warmup, epochs=2, batch=3)
 
 
 # One step

@@ -55,7 +55,9 @@ class TrainingConfig(BaseModel):
         1.0, gt=0, le=1, description="Rate of a block over that of the block above it; the head has the full rate."
     )
     schedule: Literal["cosine", "linear", "constant", "wsd"] = Field("cosine", description="Shape after the warm-up.")
-    warmup: float = Field(0.05, ge=0, description="Share of the steps (below 1) or number of steps to warm up over.")
+    warmup: float = Field(
+        0.05, ge=0, allow_inf_nan=False, description="Share of the steps (below 1) or number of steps to warm up over."
+    )
     optimizer: Literal["adamw", "adafactor", "adamw8bit"] = Field(
         "adamw", description="adafactor and adamw8bit (extra [bnb]) keep less state."
     )
@@ -63,7 +65,7 @@ class TrainingConfig(BaseModel):
     gradient_clip: float | None = Field(1.0, gt=0, description="Largest norm of the gradient; null: none.")
     batch: Count | Literal["auto"] = Field("auto", description="Rows a step, over all forward passes and processes.")
     batch_tokens: int | None = Field(
-        None, ge=1, description="Make a step of at most so many positions instead of rows."
+        None, ge=1, description="Make a step of at most so many positions instead of rows; a longer row is a step."
     )
     micro_batch_tokens: Count | Literal["auto"] = Field(
         "auto",
