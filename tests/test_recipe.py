@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,18 +11,22 @@ from typing import Any
 
 import pytest
 import yaml
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 import tunewright as tw
 from tests.contracts.steps import prepared
 from tests.tiny import completions
+from tunewright.data.augmentation import Augmentation
 from tunewright.data.config import DataConfig
+from tunewright.data.labeling.config import Labeling
 from tunewright.engine.config import TrainingConfig
 from tunewright.errors import RecipeError
 from tunewright.evaluation.config import EvaluationConfig
+from tunewright.grading.config import GRADERS, Sampling
 from tunewright.methods import METHODS, LoRA
 from tunewright.objectives import OBJECTIVES
 from tunewright.recipe import Recipe, apply_overrides, make_recipe, read_recipe
+from tunewright.tasks._module_config import ModuleConfig, Preprocessing
 
 MINIMAL = {"base": "some/model", "data": "rows.jsonl"}
 MODELS: list[type[BaseModel]] = [
@@ -125,6 +130,45 @@ def test_missing_keys_are_named() -> None:
 )
 def test_values_that_mean_nothing(changes: Any, match: str) -> None:
     assert match in refusal(**changes)
+
+
+def numbers(model: type[BaseModel]) -> list[str]:
+    """The names of the options that are a number, or several."""
+    words = {name: str(field.annotation) for name, field in model.model_fields.items()}
+    return [name for name, said in words.items() if re.search(r"\b(int|float)\b", said) and "bool" not in said]
+
+
+PARTS = [*MODELS, Augmentation, Labeling, ModuleConfig, Preprocessing, Sampling, *GRADERS.values()]
+
+
+@pytest.mark.parametrize("model", PARTS, ids=lambda model: model.__name__)
+@pytest.mark.parametrize("value", [True, False, [1, True], {"a": True}], ids=str)
+def test_a_truth_value_is_no_number(value: Any, model: type[BaseModel]) -> None:
+    with pytest.raises(ValidationError) as raised:
+        model.model_validate(dict.fromkeys(model.model_fields, value))
+    assert set(numbers(model)) <= {fault["loc"][0] for fault in raised.value.errors()}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"training": {"max_steps": True}}, "training.max_steps: give a number or null; true, false, on and off are"),
+        ({"training": {"gradient_clip": False}}, "off are none (given: False)"),
+        ({"training": {"batch": True}}, "training.batch: give a number or auto; true"),
+        ({"training": {"seeds": [1, True]}}, "training.seeds.1: give a number; true"),
+        ({"objective": {"class_weights": {"a": True}}}, "objective.class_weights.a: give a number; true"),
+        ({"data": {"train": "x", "augment": {"flip": True}}}, "data.augment.flip: give a number; true"),
+        ({"module": {"image": {"mean": [True, 0, 0]}}}, "module.image.mean.0: give a number; true"),
+    ],
+)
+def test_a_truth_value_in_place_of_a_number_is_told_in_words(changes: Any, said: str) -> None:
+    assert said in refusal(**changes)
+
+
+def test_truth_values_stand_where_they_may() -> None:
+    rows = [{"text": "a", "label": True}, {"text": "b", "label": False}]
+    recipe = make_recipe({"base": "x", "data": {"train": rows, "validation": rows}, "training": {"packing": True}})
+    assert recipe.data.validation == rows and recipe.training.packing
 
 
 # Overrides and files

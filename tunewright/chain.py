@@ -19,7 +19,7 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from tunewright.data.config import DataConfig
 from tunewright.data.kinds import Classified
@@ -28,16 +28,15 @@ from tunewright.data.records import load_records
 from tunewright.errors import RecipeError
 from tunewright.grading import GraderBase, Length
 from tunewright.labeling import classifier, poll
+from tunewright.options import Options
 from tunewright.recipe import Recipe, as_yaml, checked, located, referring
 from tunewright.tasks._classification import label_names, natural_order
 
 WEAK, CLEAN, CLEAN_ONLY = "weak", "clean", "clean_only"
 
 
-class Chain(BaseModel):
+class Chain(Options):
     """Recipes by the names of their stages, in order; and the folder of all."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     stages: dict[str, Recipe] = Field(min_length=1)
     alpha: float | None = Field(None, ge=0, le=1)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from tunewright.data.config import LOCAL, DataConfig
 from tunewright.data.labeling.config import Labeling
@@ -20,6 +20,7 @@ from tunewright.evaluation.config import EvaluationConfig
 from tunewright.grading import GraderBase
 from tunewright.methods import METHODS, LoRA, Method
 from tunewright.objectives import OBJECTIVES, Objective, Supervised
+from tunewright.options import Options, TruthValue
 from tunewright.tasks import MODULES
 from tunewright.tasks._module_config import ModuleConfig
 from tunewright.tiny_base import in_package
@@ -56,10 +57,8 @@ CHANGING = (
 """Where and how a run computes, which may change on its way."""
 
 
-class Recipe(BaseModel):
+class Recipe(Options):
     """Four choices (task, method, objective, data), a base, and a few knobs."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     base: str = Field(
         min_length=1,
@@ -273,8 +272,15 @@ def _explain(fault: Any, kind: type[BaseModel]) -> str:
     if fault["type"] == "union_tag_invalid":
         known = re.findall(r"'(\w+)'", fault["ctx"]["expected_tags"])
         return f"{where}: {fault['ctx']['tag']} is unknown. {nearest(fault['ctx']['tag'], known)}"
-    message = fault["msg"].removeprefix("Value error, ")
-    return f"{where}{': ' if where else ''}{message}{_given(fault['input'])}"
+    message, given = fault["msg"].removeprefix("Value error, "), fault["input"]
+    if isinstance(given, TruthValue):
+        message = f"give {given.choices}; true, false, on and off are none"
+    return f"{where}{': ' if where else ''}{message}{_given(given)}"
+
+
+# a branch of a union that pydantic tried (training.batch.constrained-int), which is none of the user's words
+CONTAINER = re.compile(r"(dict|list|tuple|literal)\[.*\]")
+SCALAR = re.compile(r"str|int|float|bool|constrained-\w+|function-.*")
 
 
 @dataclass
@@ -291,6 +297,8 @@ def _place(parts: Sequence[str | int], kind: type[BaseModel]) -> _Place:
     """Follow pydantic's location through the models: it names the type of what was chosen too, which no user wrote."""
     place, in_mapping = _Place([], kind, "", {}), False
     for part in parts:
+        if isinstance(part, str) and CONTAINER.fullmatch(part):
+            continue
         if isinstance(part, int) or in_mapping:  # the place in a list, or a name of the user's
             place.path.append(str(part))
             in_mapping = False
@@ -303,7 +311,7 @@ def _place(parts: Sequence[str | int], kind: type[BaseModel]) -> _Place:
             in_mapping = any(get_origin(one) is dict for one in (annotation, *get_args(annotation)))
         elif part in place.kinds:
             place.model = place.kinds[part]
-        elif not re.search(r"[\[-]", part):  # else a branch of a union (training.batch.constrained-int)
+        elif not SCALAR.fullmatch(part):
             place.path.append(part)
     return place
 

@@ -10,7 +10,9 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from tunewright.options import Options
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,10 +25,8 @@ Size = tuple[int, int]
 """Width and height in pixels."""
 
 
-class Augmentation(BaseModel):
+class Augmentation(Options):
     """How training images are varied anew at each step. Images that are measured on never are."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     flip: float = Field(0.5, ge=0, le=1, description="chance that an image is mirrored left to right")
     crop: float = Field(

@@ -6,12 +6,13 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic.config import JsonDict
 
 from tunewright.data.augmentation import Augmentation
 from tunewright.data.labeling.config import Labeling
 from tunewright.data.pictures import as_text
+from tunewright.options import Options
 
 Location = str | list[dict[str, Any]]
 """A path, a hub name ("owner/name" or "owner/name:split"), or the rows themselves."""
@@ -23,10 +24,8 @@ Overlength = Literal["fail", "truncate", "truncate_prompt", "drop", "split"]
 LOCAL: JsonDict = {"local_only": True}
 
 
-class DataConfig(BaseModel):
+class DataConfig(Options):
     """Where the rows are, what they look like, and what happens to those that do not fit."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     train: Location = Field(
         min_length=1,

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
     field_validator,
     model_serializer,
     model_validator,
 )
+
+from tunewright.options import Options
 
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
@@ -22,7 +22,7 @@ PROMPT = "a photo of a {label}."
 OPTIMIZERS = ("adamw", "adafactor", "adamw8bit")
 
 
-class TrainingConfig(BaseModel):
+class TrainingConfig(Options):
     """How long, how fast, and what is kept.
 
     The two automatic rules: `learning_rate: auto` is the method's own rate (2e-5 full and freeze, 2e-4 lora and peft,
@@ -31,8 +31,6 @@ class TrainingConfig(BaseModel):
     twice the rank), 1e-4 peft, 5e-3 textual_inversion. `batch: auto` is 16 rows, or less where an epoch would then
     have fewer than 20 steps; at least 8 where batch norms train.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     epochs: float = Field(3.0, gt=0, allow_inf_nan=False, description="Passes over the training rows.")
     head_first: float = Field(

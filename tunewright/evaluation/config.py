@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
+
+from tunewright.options import Options
 
 
-class EvaluationConfig(BaseModel):
+class EvaluationConfig(Options):
     """What is measured on the test sets, before and after. Without a test set the validation rows serve."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     before: bool = Field(True, description="Measure the base too, so that the report can say what changed.")
     samples: int = Field(

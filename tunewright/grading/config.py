@@ -13,13 +13,14 @@ from functools import cached_property
 from keyword import iskeyword
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, TypeAdapter, field_validator, model_validator
+from pydantic import Field, FiniteFloat, TypeAdapter, field_validator, model_validator
 from pydantic.functional_validators import AfterValidator
 
 from tunewright.data.config import LOCAL
 from tunewright.errors import DataError, RecipeError
 from tunewright.grading import formula, functions, similarity, templates
 from tunewright.grading.base import Reward, Sample, checked, place
+from tunewright.options import Options
 
 Models = Mapping[str, Callable[..., Any]]
 """{"embed": texts → vectors, "score_model": its config → Reward, …}: only those that the graders need."""
@@ -29,10 +30,8 @@ NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
 NAMED = "what it is called in figures and curves"
 
 
-class GraderBase(BaseModel):
+class GraderBase(Options):
     """One component of a reward. Frozen."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     type: str
     name: str = Field(min_length=1)
@@ -191,19 +190,15 @@ class Asking(GraderBase):
         return reward
 
 
-class Part(BaseModel):
+class Part(Options):
     """A text of a message."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     type: Literal["input_text", "output_text"]
     text: Template
 
 
-class Message(BaseModel):
+class Message(Options):
     """A message to the model that grades. Text only."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     type: Literal["message"] = "message"
     role: Literal["system", "developer", "user", "assistant"]
@@ -215,10 +210,8 @@ class Message(BaseModel):
         return [part if isinstance(part, str) else part.text for part in parts]
 
 
-class Sampling(BaseModel):
+class Sampling(Options):
     """How the model that grades is sampled, in OpenAI's names. None: as the model's own settings say."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     temperature: float | None = Field(None, ge=0, allow_inf_nan=False)
     top_p: float | None = Field(None, gt=0, le=1)

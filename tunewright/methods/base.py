@@ -14,16 +14,15 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict
-
 from tunewright.errors import MethodError
+from tunewright.options import Options
 from tunewright.tasks.base import Model
 
 if TYPE_CHECKING:
     from torch import nn
 
 
-class Method(BaseModel):
+class Method(Options):
     """Which parameters train, and what is added.
 
     Class attributes:
@@ -34,8 +33,6 @@ class Method(BaseModel):
             `embeddings` (diffusers' textual inversion).
         trains_new_tokens: whether rows that were added to the vocabulary train and are saved.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     learning_rate: ClassVar[float]
     scaled: ClassVar[bool] = True

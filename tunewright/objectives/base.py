@@ -12,10 +12,9 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
-from pydantic import BaseModel, ConfigDict
-
 from tunewright.data.batches import Example
 from tunewright.objectives._learner import Learner, Scored
+from tunewright.options import Options
 from tunewright.tasks.base import Batch, Task
 
 if TYPE_CHECKING:
@@ -41,7 +40,7 @@ __all__ = ["Learner", "Objective", "Scored", "Sets", "Term"]
 Sets = Mapping[str, Sequence[Example]]
 
 
-class Objective(BaseModel):
+class Objective(Options):
     """What the loss says. Frozen: its fields are its hyperparameters.
 
     Class attributes:
@@ -51,8 +50,6 @@ class Objective(BaseModel):
         drops_out: whether dropout is on: not where likelihoods are compared with others that were taken without.
         packs: whether its rows may share one sequence, see `training.packing`.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     reads: ClassVar[tuple[str, ...]]
     tasks: ClassVar[tuple[str, ...]] = ()

@@ -70,7 +70,7 @@ class Preference(Objective):
     @model_validator(mode="before")
     @classmethod
     def _own_beta(cls, given: Any) -> Any:
-        loss = given.get("loss", "dpo") if isinstance(given, dict) else None
+        loss = str(given.get("loss", "dpo")) if isinstance(given, dict) else ""
         return {"beta": BETAS[loss], **given} if loss in BETAS else given
 
     @model_validator(mode="after")

@@ -105,7 +105,7 @@ class RL(Objective):
     @model_validator(mode="before")
     @classmethod
     def _own_defaults(cls, given: Any) -> Any:
-        algorithm = given.get("algorithm", "grpo") if isinstance(given, dict) else None
+        algorithm = str(given.get("algorithm", "grpo")) if isinstance(given, dict) else ""
         return {**DEFAULTS[algorithm], **given} if algorithm in DEFAULTS else given
 
     @model_validator(mode="after")

@@ -5,22 +5,21 @@ from __future__ import annotations
 import math
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from tunewright.errors import BaseModelError
+from tunewright.options import Options
 
 Channels = tuple[float, ...]
 GREY = {"mean": (0.459,), "std": (0.226,)}
 """ImageNet's channels as one, weighted as they are seen (ITU-R BT.601)."""
 
 
-class Preprocessing(BaseModel):
+class Preprocessing(Options):
     """How an image becomes numbers: (pixel · scale − mean) / std, for pixels from 0 to 255 and channels R, G, B.
 
     With one channel images are converted to grey, and mean and std are one number each.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     resize: int = Field(256, ge=1, description="The shorter edge after resizing, in pixels.")
     crop: int = Field(224, ge=1, description="Edge of the square that is cut out of the middle.")
@@ -68,10 +67,8 @@ class Preprocessing(BaseModel):
         )
 
 
-class ModuleConfig(BaseModel):
+class ModuleConfig(Options):
     """What a torch module does not say of itself."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     labels: list[str] | None = Field(
         None, description="The classes that its outputs stand for, in their order; none: its head is replaced."

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from tunewright.options import Options
 
 
-class Labeling(BaseModel):
+class Labeling(Options):
     """Rules label the training rows (weak supervision)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     rules: str = Field(
         description="the rules: a JSONL file, or a Python file of functions, which is run",
