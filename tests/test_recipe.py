@@ -105,6 +105,29 @@ def test_all_faults_come_at_once() -> None:
     assert len(said.splitlines()) >= 6
 
 
+@pytest.mark.parametrize(
+    ("changes", "faults"),
+    [
+        ({"training": {"learning_rate": "fast"}},
+         ["training.learning_rate: Input should be a valid number or 'auto' (given: 'fast')"]),
+        ({"training": {"batch": -1}},
+         ["training.batch: Input should be greater than or equal to 1 or 'auto' (given: -1)"]),
+        ({"training": {"lr2": 1, "lr3": 2}}, ["training.lr2: unknown key lr2.", "training.lr3: unknown key lr3."]),
+        ({"data": {"train": "x", "test": {"str": 3}}},
+         ["data.test.str: Input should be a valid string or a valid list (given: 3)"]),
+        ({"data": {"train": ["a b"]}}, ["data.train.0: Input should be a valid dictionary (given: 'a b')"]),
+        ({"objective": {"type": "preference", "loss": [1]}}, ["objective.loss: Input should be 'dpo', 'ipo', "]),
+        ({"method": None}, ["method: give a name (lora, full, freeze, head, adapter, peft, textual_inv"]),
+        ({"training": None}, ["training: give a mapping of keys (given: None)"]),
+        ({"method": ""}, ["method: '' is unknown. Known: lora, full, "]),
+    ],
+)  # fmt: skip
+def test_a_fault_is_one_line(changes: Any, faults: list[str]) -> None:
+    lines = refusal(**changes).splitlines()[1:]
+    assert len(lines) == len(faults)
+    assert all(line.strip().startswith(fault) for line, fault in zip(lines, faults, strict=True))
+
+
 @pytest.mark.parametrize("document", [None, [], "text", 3])
 def test_a_document_that_is_no_mapping(document: Any) -> None:
     with pytest.raises(RecipeError, match="mapping"):

@@ -42,10 +42,10 @@ class TruthValue:
 
 def _without_truth_value(value: Any, kind: Any) -> Any:
     """The value, in which what would be taken for a number is a `TruthValue`; itself where there is nothing so."""
-    branches = list(_branches(kind))
-    inner = {get_origin(branch): get_args(branch) for branch in branches}
-    if isinstance(value, bool) and bool not in branches and {int, float}.intersection(branches):
-        null = ["null"] if type(None) in branches else []
+    forms = list(branches(kind))
+    inner = {get_origin(form): get_args(form) for form in forms}
+    if isinstance(value, bool) and bool not in forms and {int, float}.intersection(forms):
+        null = ["null"] if type(None) in forms else []
         return TruthValue(value, " or ".join(["a number", *map(str, inner.get(Literal, ())), *null]))
     if isinstance(value, list | tuple) and (of := inner.get(list) or inner.get(tuple)):
         return [_without_truth_value(one, of[0]) for one in value] if _counts(of[0]) else value
@@ -55,15 +55,15 @@ def _without_truth_value(value: Any, kind: Any) -> Any:
 
 
 def _counts(kind: Any) -> bool:
-    return bool({int, float}.intersection(_branches(kind)))
+    return bool({int, float}.intersection(branches(kind)))
 
 
-def _branches(kind: Any) -> Iterator[Any]:
+def branches(kind: Any) -> Iterator[Any]:
     """What may stand where this is the annotation: the types of a union, none of which is one itself."""
     if get_origin(kind) is Annotated:
-        yield from _branches(get_args(kind)[0])
+        yield from branches(get_args(kind)[0])
     elif get_origin(kind) in (Union, UnionType):
         for one in get_args(kind):
-            yield from _branches(one)
+            yield from branches(one)
     else:
         yield kind

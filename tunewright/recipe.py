@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from tunewright.evaluation.config import EvaluationConfig
 from tunewright.grading import GraderBase
 from tunewright.methods import METHODS, LoRA, Method
 from tunewright.objectives import OBJECTIVES, Objective, Supervised
-from tunewright.options import Options, TruthValue
+from tunewright.options import Options, TruthValue, branches
 from tunewright.tasks import MODULES
 from tunewright.tasks._module_config import ModuleConfig
 from tunewright.tiny_base import in_package
@@ -166,8 +167,7 @@ def checked(kind: type[Checked], document: Mapping[str, Any]) -> Checked:
     try:
         return kind.model_validate(dict(document))
     except ValidationError as error:
-        faults = [_explain(fault, kind) for fault in error.errors()]
-        said = "\n".join(f"  {fault}" for fault in dict.fromkeys(faults))
+        said = "\n".join(f"  {fault}" for fault in _explained(error.errors(), kind))
         raise RecipeError(f"The {NAMES.get(kind.__name__, 'options')} cannot be used:\n{said}") from error
 
 
@@ -261,21 +261,52 @@ def _typed(value: Any, default: str) -> Any:
     return {"type": default, **value} if isinstance(value, dict) else value
 
 
-def _explain(fault: Any, kind: type[BaseModel]) -> str:
-    """One line a fault, with the path as a user writes it."""
+def _explained(faults: Sequence[Any], kind: type[BaseModel]) -> list[str]:
+    """One line a place and fault: where several forms may stand, pydantic finds fault with each.
+
+    Where one of them has its fault further inside, it is the one that was meant.
+    """
+    messages: dict[tuple[str, str], list[str]] = defaultdict(list)
+    paths = [tuple(_place(fault["loc"], kind).path) for fault in faults]
+    around = {path[:length] for path in paths for length in range(len(path))}
+    for fault, path in zip(faults, paths, strict=True):
+        if path in around and fault["type"].endswith("_type"):
+            continue
+        where, message, given = _explain(fault, kind)
+        messages[where, given].append(message)
+    return [f"{where}{_either(said)}{given}" for (where, given), said in messages.items()]
+
+
+def _either(messages: Sequence[str]) -> str:
+    """`Input should be a valid number` and `Input should be 'auto'` in one."""
+    first, *others = dict.fromkeys(messages)
+    return " or ".join([first, *(other.removeprefix("Input should be ") for other in others)])
+
+
+def _explain(fault: Any, kind: type[BaseModel]) -> tuple[str, str, str]:
+    """Where a fault is, as a user writes it, what it is, and what was given; or all of it in the first."""
     if fault["type"] == "extra_forbidden":
         *above, key = fault["loc"]
-        return _unknown_key(str(key), _place(above, kind))
-    where = ".".join(_place(fault["loc"], kind).path)
+        return _unknown_key(str(key), _place(above, kind)), "", ""
+    place, given = _place(fault["loc"], kind), fault["input"]
+    where = ".".join(place.path)
     if fault["type"] == "missing":
-        return f"{where} is missing."
+        return f"{where} is missing.", "", ""
     if fault["type"] == "union_tag_invalid":
         known = re.findall(r"'(\w+)'", fault["ctx"]["expected_tags"])
-        return f"{where}: {fault['ctx']['tag']} is unknown. {nearest(fault['ctx']['tag'], known)}"
-    message, given = fault["msg"].removeprefix("Value error, "), fault["input"]
+        tag = fault["ctx"]["tag"]
+        return f"{where}: {tag or repr(tag)} is unknown. {nearest(tag, known)}", "", ""
+    return (f"{where}: " if where else ""), _reason(fault, place), _given(given)
+
+
+def _reason(fault: Any, place: _Place) -> str:
+    given = fault["input"]
     if isinstance(given, TruthValue):
-        message = f"give {given.choices}; true, false, on and off are none"
-    return f"{where}{': ' if where else ''}{message}{_given(given)}"
+        return f"give {given.choices}; true, false, on and off are none"
+    if fault["type"] in ("model_type", "model_attributes_type"):
+        names = f"a name ({', '.join(place.kinds)}) or " if place.kinds else ""
+        return f"give {names}a mapping of keys"
+    return str(fault["msg"]).removeprefix("Value error, ").partition(", unable to parse string")[0]
 
 
 # a branch of a union that pydantic tried (training.batch.constrained-int), which is none of the user's words
@@ -298,8 +329,8 @@ def _place(parts: Sequence[str | int], kind: type[BaseModel]) -> _Place:
     place, in_mapping = _Place([], kind, "", {}), False
     for part in parts:
         if isinstance(part, str) and CONTAINER.fullmatch(part):
-            continue
-        if isinstance(part, int) or in_mapping:  # the place in a list, or a name of the user's
+            in_mapping = part.startswith("dict")
+        elif isinstance(part, int) or in_mapping:  # the place in a list, or a name of the user's
             place.path.append(str(part))
             in_mapping = False
         elif part in place.model.model_fields:
@@ -308,7 +339,8 @@ def _place(parts: Sequence[str | int], kind: type[BaseModel]) -> _Place:
             kinds = {m.model_fields["type"].default: m for m in models if "type" in m.model_fields}
             model = models[0] if models else place.model
             place = _Place([*place.path, part], model, part, kinds if len(models) > 1 else {})
-            in_mapping = any(get_origin(one) is dict for one in (annotation, *get_args(annotation)))
+            forms = [one for one in branches(annotation) if one is not type(None)]
+            in_mapping = [get_origin(one) for one in forms] == [dict]
         elif part in place.kinds:
             place.model = place.kinds[part]
         elif not SCALAR.fullmatch(part):
