@@ -16,16 +16,19 @@ from pydantic import BaseModel, ValidationError
 import tunewright as tw
 from tests.contracts.steps import prepared
 from tests.tiny import completions
+from tunewright.chain import make_chain
 from tunewright.data.augmentation import Augmentation
 from tunewright.data.config import DataConfig
 from tunewright.data.labeling.config import Labeling
 from tunewright.engine.config import TrainingConfig
 from tunewright.errors import RecipeError
 from tunewright.evaluation.config import EvaluationConfig
+from tunewright.faults import option_paths
 from tunewright.grading.config import GRADERS, Sampling
 from tunewright.methods import METHODS, LoRA
 from tunewright.objectives import OBJECTIVES
 from tunewright.recipe import Recipe, apply_overrides, make_recipe, read_recipe
+from tunewright.synonyms import KEYS, NAMES
 from tunewright.tasks._module_config import ModuleConfig, Preprocessing
 
 MINIMAL = {"base": "some/model", "data": "rows.jsonl"}
@@ -88,6 +91,45 @@ def test_lora_is_the_method_of_a_mapping_without_a_type() -> None:
 )  # fmt: skip
 def test_what_is_unknown_gets_the_nearest_that_is_known(changes: Any, said: str) -> None:
     assert said in refusal(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"epochs": 3}, "epochs: unknown key epochs. It is training.epochs: Passes over the training rows."),
+        ({"lr": 3}, "lr: unknown key lr. It is training.learning_rate: Peak"),
+        ({"training": {"lr": 1}}, "training.lr: unknown key lr. It is training.learning_rate"),
+        ({"training": {"gradient_accumulation_steps": 2}}, "It is training.batch: Rows a step, over all"),
+        ({"training": {"max_length": 2}}, "training.max_length: unknown key max_length. It is data.max_length"),
+        ({"method": {"r": 8}}, "method.r: unknown key r. It is method.rank"),
+        ({"samples": 8}, "samples: unknown key samples. It is objective.samples or evaluation.samples."),
+        ({"flip": 1}, "It is data.augment.flip"),
+        ({"model": "x"}, "model: unknown key model. It is base or data.labeling.model."),
+        ({"epoch": 3}, "epoch: unknown key epoch. Did you mean training.epochs?"),
+        ({"evaluation": {"sample": 3}}, "Did you mean samples?"),
+        ({"objective": "dpo"}, "dpo is unknown. Give objective.type: preference and objective.loss: dpo."),
+        ({"objective": "GRPO"}, "Give objective.type: rl and objective.algorithm: grpo."),
+        ({"objective": "sft"}, "Give objective.type: supervised."),
+        ({"method": "dora"}, "dora is unknown. Give method.type: lora and method.dora: true."),
+        ({"method": "qlora"}, "qlora is unknown. There are no 4-bit bases yet: take method.type: lora"),
+        ({"method": "prefix-tuning"}, "Give method.type: peft and method.config.peft_type: PREFIX_TUNING."),
+    ],
+)
+def test_words_of_the_field_are_known(changes: Any, said: str) -> None:
+    assert said in refusal(**changes)
+
+
+def test_words_of_the_field_lead_to_what_there_is() -> None:
+    paths, words = option_paths(Recipe), [word for names in KEYS.values() for word in names]
+    assert not KEYS.keys() - paths.keys()
+    assert len(set(words)) == len(words)
+    for section, known in {"method": METHODS, "objective": OBJECTIVES}.items():
+        assert {name.partition(" ")[0] for name in NAMES[section]} <= known.keys()
+
+
+def test_keys_of_stages_are_told_as_those_of_a_recipe() -> None:
+    with pytest.raises(RecipeError, match=r"stages\.a\.lr: unknown key lr\. It is training\.learning_rate"):
+        make_chain({"stages": {"a": {**MINIMAL, "lr": 1}}})
 
 
 def test_an_option_of_another_method_says_whose_it_is() -> None:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import re
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator
@@ -16,12 +13,13 @@ from tunewright.data.config import LOCAL, DataConfig
 from tunewright.data.labeling.config import Labeling
 from tunewright.data.rows import absolute
 from tunewright.engine.config import TrainingConfig
-from tunewright.errors import RecipeError, nearest
+from tunewright.errors import RecipeError
 from tunewright.evaluation.config import EvaluationConfig
+from tunewright.faults import explained
 from tunewright.grading import GraderBase
 from tunewright.methods import METHODS, LoRA, Method
 from tunewright.objectives import OBJECTIVES, Objective, Supervised
-from tunewright.options import Options, TruthValue, branches
+from tunewright.options import Options
 from tunewright.tasks import MODULES
 from tunewright.tasks._module_config import ModuleConfig
 from tunewright.tiny_base import in_package
@@ -39,8 +37,6 @@ else:
 # a recipe may hold its rows; libyaml, where PyYAML was built with it, reads and writes them ten times faster
 LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 DUMPER: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
-
-LONGEST_VALUE = 100  # characters that an error repeats
 
 Checked = TypeVar("Checked", bound=BaseModel)
 
@@ -167,7 +163,7 @@ def checked(kind: type[Checked], document: Mapping[str, Any]) -> Checked:
     try:
         return kind.model_validate(dict(document))
     except ValidationError as error:
-        said = "\n".join(f"  {fault}" for fault in _explained(error.errors(), kind))
+        said = "\n".join(f"  {fault}" for fault in explained(error.errors(), kind))
         raise RecipeError(f"The {NAMES.get(kind.__name__, 'options')} cannot be used:\n{said}") from error
 
 
@@ -259,118 +255,3 @@ def _typed(value: Any, default: str) -> Any:
     if isinstance(value, str):
         return {"type": value}
     return {"type": default, **value} if isinstance(value, dict) else value
-
-
-def _explained(faults: Sequence[Any], kind: type[BaseModel]) -> list[str]:
-    """One line a place and fault: where several forms may stand, pydantic finds fault with each.
-
-    Where one of them has its fault further inside, it is the one that was meant.
-    """
-    messages: dict[tuple[str, str], list[str]] = defaultdict(list)
-    paths = [tuple(_place(fault["loc"], kind).path) for fault in faults]
-    around = {path[:length] for path in paths for length in range(len(path))}
-    for fault, path in zip(faults, paths, strict=True):
-        if path in around and fault["type"].endswith("_type"):
-            continue
-        where, message, given = _explain(fault, kind)
-        messages[where, given].append(message)
-    return [f"{where}{_either(said)}{given}" for (where, given), said in messages.items()]
-
-
-def _either(messages: Sequence[str]) -> str:
-    """`Input should be a valid number` and `Input should be 'auto'` in one."""
-    first, *others = dict.fromkeys(messages)
-    return " or ".join([first, *(other.removeprefix("Input should be ") for other in others)])
-
-
-def _explain(fault: Any, kind: type[BaseModel]) -> tuple[str, str, str]:
-    """Where a fault is, as a user writes it, what it is, and what was given; or all of it in the first."""
-    if fault["type"] == "extra_forbidden":
-        *above, key = fault["loc"]
-        return _unknown_key(str(key), _place(above, kind)), "", ""
-    place, given = _place(fault["loc"], kind), fault["input"]
-    where = ".".join(place.path)
-    if fault["type"] == "missing":
-        return f"{where} is missing.", "", ""
-    if fault["type"] == "union_tag_invalid":
-        known = re.findall(r"'(\w+)'", fault["ctx"]["expected_tags"])
-        tag = fault["ctx"]["tag"]
-        return f"{where}: {tag or repr(tag)} is unknown. {nearest(tag, known)}", "", ""
-    return (f"{where}: " if where else ""), _reason(fault, place), _given(given)
-
-
-def _reason(fault: Any, place: _Place) -> str:
-    given = fault["input"]
-    if isinstance(given, TruthValue):
-        return f"give {given.choices}; true, false, on and off are none"
-    if fault["type"] in ("model_type", "model_attributes_type"):
-        names = f"a name ({', '.join(place.kinds)}) or " if place.kinds else ""
-        return f"give {names}a mapping of keys"
-    return str(fault["msg"]).removeprefix("Value error, ").partition(", unable to parse string")[0]
-
-
-# a branch of a union that pydantic tried (training.batch.constrained-int), which is none of the user's words
-CONTAINER = re.compile(r"(dict|list|tuple|literal)\[.*\]")
-SCALAR = re.compile(r"str|int|float|bool|constrained-\w+|function-.*")
-
-
-@dataclass
-class _Place:
-    """Where a fault is: the path as a user writes it, the model there, and those of `key` to choose from, by type."""
-
-    path: list[str]
-    model: type[BaseModel]
-    key: str
-    kinds: Mapping[str, type[BaseModel]]
-
-
-def _place(parts: Sequence[str | int], kind: type[BaseModel]) -> _Place:
-    """Follow pydantic's location through the models: it names the type of what was chosen too, which no user wrote."""
-    place, in_mapping = _Place([], kind, "", {}), False
-    for part in parts:
-        if isinstance(part, str) and CONTAINER.fullmatch(part):
-            in_mapping = part.startswith("dict")
-        elif isinstance(part, int) or in_mapping:  # the place in a list, or a name of the user's
-            place.path.append(str(part))
-            in_mapping = False
-        elif part in place.model.model_fields:
-            annotation = place.model.model_fields[part].annotation
-            models = _models_in(annotation)
-            kinds = {m.model_fields["type"].default: m for m in models if "type" in m.model_fields}
-            model = models[0] if models else place.model
-            place = _Place([*place.path, part], model, part, kinds if len(models) > 1 else {})
-            forms = [one for one in branches(annotation) if one is not type(None)]
-            in_mapping = [get_origin(one) for one in forms] == [dict]
-        elif part in place.kinds:
-            place.model = place.kinds[part]
-        elif not SCALAR.fullmatch(part):
-            place.path.append(part)
-    return place
-
-
-def _models_in(annotation: Any) -> list[type[BaseModel]]:
-    """The models that may stand where this is the type, in lists and mappings too."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [model for inner in get_args(annotation) for model in _models_in(inner)]
-
-
-def _given(value: Any) -> str:
-    """What a user gave, as long as it is short; of anything else its type, and its shape if it has one."""
-    if isinstance(value, dict):
-        return ""
-    said = repr(value)
-    if len(said) > LONGEST_VALUE or "\n" in said:
-        shape = getattr(value, "shape", None)
-        said = f"a {type(value).__name__}{f' of shape {tuple(shape)}' if shape else ''}"
-    return f" (given: {said})"
-
-
-def _unknown_key(key: str, place: _Place) -> str:
-    where, fields = ".".join([*place.path, key]), list(place.model.model_fields)
-    owners = [name for name, one in place.kinds.items() if key in one.model_fields]
-    if owners:
-        options, chosen = f"Options: {', '.join(fields)}.", place.model.model_fields["type"].default
-        what = place.key.removesuffix("s")  # rewards: a list of them
-        return f"{where}: {what} {chosen} has no option {key}; it is one of {', '.join(owners)}. {options}"
-    return f"{where}: unknown key {key}. {nearest(key, fields)}"

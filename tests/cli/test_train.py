@@ -195,3 +195,11 @@ def test_resume_takes_paths_as_they_were_given(invoke: Invoke, encoder: str, tmp
     given = ["--base", "base", "--data", "rows.jsonl", "training.max_steps=2", "data.validation=0.25"]
     done = invoke("train", *given, "--output", "run", "--resume")
     assert done.exit_code == 0, done.output
+
+
+@pytest.mark.parametrize("option", ["--epochs=3", "--num-train-epochs=3", "--training.epochs=3"])
+def test_a_key_that_is_given_as_an_option_is_pointed_to(option: str, invoke: Invoke) -> None:
+    found = invoke("train", "--base", "x", "--data", "y", option, "--json")
+    said = json.loads(found.stdout)["error"]["message"]
+    assert found.exit_code == 2 and f"No such option: {option.partition('=')[0]}. It is training.epochs: " in said
+    assert "It is" not in json.loads(invoke("chat", "x", option, "--json").stdout)["error"]["message"]

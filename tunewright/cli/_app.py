@@ -81,6 +81,7 @@ class Commands(TyperGroup):
         except KeyboardInterrupt as error:
             self._fail(error, INTERRUPTED, type="Interrupted", message="Interrupted.")
         except Exception as error:
+            _point_to_key(error)
             if isinstance(error, (typer.Exit, typer.Abort, BrokenPipeError)) or hasattr(error, "format_message"):
                 raise
             traceback.print_exc()
@@ -99,6 +100,20 @@ class Commands(TyperGroup):
         else:
             complain(found["message"])
         raise typer.Exit(code)
+
+
+def _point_to_key(error: Any) -> None:
+    """Of an unknown option of a command that takes a recipe, say in place which key of the recipe it is."""
+    name, context = getattr(error, "option_name", ""), getattr(error, "ctx", None)
+    if not name or context is None or all(parameter.name != "arguments" for parameter in context.command.params):
+        return
+    from tunewright.faults import known_elsewhere, option_paths
+    from tunewright.recipe import Recipe
+
+    key = name.lstrip("-").replace("-", "_").rpartition(".")[2]
+    if said := known_elsewhere(key, option_paths(Recipe)):
+        error.message = f"No such option: {name}. {said} Keys of a recipe have no dashes: KEY.PATH=VALUE."
+        error.possibilities = None
 
 
 app = typer.Typer(
