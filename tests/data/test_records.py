@@ -139,9 +139,36 @@ def test_a_format_can_be_forced():
 
 
 def test_unknown_columns_are_listed_with_the_formats_and_the_remedy():
-    (message,) = faults([{"sentence": "a", "stars": 1}])
-    assert "the columns found are sentence, stars" in message
+    (message,) = faults([{"colour": "a", "size": 1}])
+    assert "the columns found are colour, size" in message
     assert "prompt_completion (prompt + completion)" in message and "data.columns" in message
+    assert len(message) < 400, "a few formats, not all"
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"question": "a", "answer": "b"}, "{prompt: question, completion: answer}"),
+        ({"id": 3, "Question": "a", "completion": "b"}, "{prompt: Question}"),
+        ({"sentence": "a", "stars": 1}, "{text: sentence, label: stars}"),
+        ({"text": "a", "category": "b"}, None),  # plain text, whatever else there is
+        ({"body": "a"}, "{text: body}"),
+        ({"body": "a", "colour": "b"}, "e.g. {text: review, label: stars}"),
+        ({"conversation": []}, "{messages: conversation}"),
+    ],
+)
+def test_columns_that_are_often_called_so_are_told_by_name(row, said):
+    if said is None:
+        assert load([row]).kind == "text"
+        return
+    (message,) = faults([row])
+    assert said in message and ("fit no format: say which is which" in message) == ("e.g." not in said)
+
+
+def test_a_guess_is_a_renaming_that_works():
+    rows = [{"question": "a", "answer": "b"}]
+    assert load(rows, columns={"prompt": "question", "completion": "answer"}).kind == "prompt_completion"
+    assert "{text: review}" in faults([{"review": "a", "label": "b"}], format="classification")[0]
 
 
 def test_a_forced_format_that_no_row_has_is_one_error():
@@ -151,15 +178,27 @@ def test_a_forced_format_that_no_row_has_is_one_error():
 
 @pytest.mark.parametrize(
     ("columns", "message"),
-    [({"text": "reviw"}, "names reviw; the columns found are text, label"), ({"texts": "text"}, "fit no format")],
+    [
+        ({"text": "reviw"}, "names reviw; the columns found are text, label"),
+        ({"texts": "text"}, "data.columns gives texts, which no format reads. Did you mean text?"),
+        ({"label": "label", "txet": "text"}, "gives txet, which no format reads. Did you mean text?"),
+        ({"a": "b"}, "gives a, which no format reads. Known: messages, tools, "),
+        ({"text_": "nothing"}, "which no format reads. Did you mean text?"),
+    ],
 )
 def test_a_renaming_that_names_nothing_is_an_error(columns, message):
     assert message in faults([{"text": "a", "label": "b"}], columns=columns)[0]
 
 
+def test_a_renaming_that_is_the_wrong_way_round_is_named():
+    rows = [{"question": "a", "answer": "b"}]
+    said = faults(rows, columns={"question": "prompt", "answer": "completion"})[0]
+    assert "gives question, which no format reads. Turn it round: {prompt: question}." in said
+
+
 def test_a_renaming_that_the_format_does_not_read_is_an_error():
     rows = [{"text": "a", "label": "b", "c": "d"}]
-    assert "gives pair, which the format classification does not read" in faults(rows, columns={"pair": "c"})[0]
+    assert "gives tools, which the format classification does not read" in faults(rows, columns={"tools": "c"})[0]
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from tunewright.data.columns import columns_of, unfit_columns, with_standard_columns
 from tunewright.data.config import DataConfig, Location, Reading
 from tunewright.data.formats import FORMATS, detect
 from tunewright.data.kinds import (
@@ -29,7 +30,7 @@ from tunewright.data.kinds import (
 from tunewright.data.labels import check_number, form_of, settle
 from tunewright.data.messages import weight_of
 from tunewright.data.pictures import located
-from tunewright.data.row import Fault, Row, Rows, renamed
+from tunewright.data.row import Fault, Row, Rows
 from tunewright.data.rows import canonical_json, content_hash, folder_of, read_rows
 from tunewright.errors import DataError, counted, them
 
@@ -98,7 +99,7 @@ def make_records(
 ) -> Records:
     """The records of rows that were read at a location. Raises DataError, see `load_records`."""
     name = location if isinstance(location, str) else "rows"
-    rows = _with_pictures(_renamed(read.rows, config.columns), location)
+    rows = _with_pictures(with_standard_columns(read.rows, config.columns), location)
     format = _format_of(rows, config, require_label, kinds)
     records, faults = _build_all(rows, format, config, require_label, kinds)
     faults = read.faults + faults
@@ -157,25 +158,10 @@ def _verdict(bad: int, total: int, name: str) -> str:
 # Columns and format
 
 
-def _renamed(rows: list[Row], columns: dict[str, str]) -> list[Row]:
-    """Rows with standard column names. A column that no row has is an error, not an option without effect."""
-    if not columns:
-        return rows
-    found = _columns(rows)
-    if missing := [column for column in columns.values() if column not in found]:
-        raise DataError(f"data.columns names {', '.join(missing)}; the columns found are {', '.join(found)}.")
-    standard = {column: name for name, column in columns.items()}
-    return [renamed(row, standard) for row in rows]
-
-
 def _with_pictures(rows: list[Row], location: Location) -> list[Row]:
     """Rows with their images; a path is relative to the folder of the file that names it."""
     folder = folder_of(location)
     return [Row(located(row.values, folder), row.source) for row in rows]
-
-
-def _columns(rows: Iterable[Row]) -> list[str]:
-    return list(dict.fromkeys(key for row in rows for key in row.values))
 
 
 def _format_of(rows: list[Row], config: DataConfig, require_label: bool, kinds: Sequence[str]) -> str:
@@ -184,7 +170,7 @@ def _format_of(rows: list[Row], config: DataConfig, require_label: bool, kinds: 
     if format == "text" and config.format == "auto" and not require_label:
         format = "classification"
     if rows and (format is None or not any(_has_columns(row, format) for row in rows)):
-        raise DataError(_unknown_columns(_columns(rows), config.format))
+        raise DataError(unfit_columns(columns_of(rows), config.format))
     unused = [name for name in config.columns if name not in FORMATS[format].columns] if format else []
     if unused:
         raise DataError(f"data.columns gives {', '.join(unused)}, which the format {format} does not read: remove it.")
@@ -202,14 +188,6 @@ def _has_columns(row: Row, format: str) -> bool:
 def _missing(row: Row, format: str) -> list[str]:
     """The columns that the row lacks; whether a label may be lacking is decided later, row by row."""
     return [column for column in FORMATS[format].needs if column not in row.values and column != "label"]
-
-
-def _unknown_columns(found: list[str], wanted: str) -> str:
-    formats = [f"{name} ({' + '.join(format.needs)})" for name, format in FORMATS.items() if wanted in ("auto", name)]
-    return (
-        f"the columns found are {', '.join(found) or 'none'}, which fit no format: {', '.join(formats)}. "
-        "Name them with data.columns, e.g. {text: review, label: stars}."
-    )
 
 
 # Records
