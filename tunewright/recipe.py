@@ -189,6 +189,12 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     return [f"{name}: {now.get(name)}, but the run began with {before.get(name)}" for name in names]
 
 
+def goes_on_as_it_began(remedy: str, folder: str | Path, changed: Sequence[str]) -> RecipeError:
+    """What is raised where a run is to go on with something else than it began with, and what to do for that."""
+    longer = f"To train it longer, let it end and start a new run with base: {folder}."
+    return RecipeError("\n  ".join([f"A run goes on as it began. {longer} {remedy}, or start a new run:", *changed]))
+
+
 def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """A recipe from a YAML file, with `key.path=value` on top; values are read as YAML."""
     document = read_document(path)

@@ -39,7 +39,7 @@ from tunewright.engine.loop import Outcome, Step, ready
 from tunewright.engine.loop import train as run_loop
 from tunewright.engine.processes import Processes, join
 from tunewright.engine.track import tracker
-from tunewright.errors import OutputError, RecipeError
+from tunewright.errors import OutputError
 from tunewright.evaluation.evaluate import described, rewarded
 from tunewright.evaluation.gallery import PICTURES, gallery
 from tunewright.evaluation.pairing import BEFORE, changes, keep, kept
@@ -48,7 +48,7 @@ from tunewright.evaluation.scores import Scores
 from tunewright.folder import INFO, LOCK, RECIPE, Record, Run, occupied, refuse_used
 from tunewright.head_first import refuse_idle, train_head
 from tunewright.prepare import Prepared, prepare
-from tunewright.recipe import PLACES, Recipe, differences, lasting, located
+from tunewright.recipe import PLACES, Recipe, differences, goes_on_as_it_began, lasting, located
 from tunewright.rewards import critic_of, placed, rewards_of, try_out, untold_rules
 
 
@@ -359,5 +359,4 @@ def refuse_other_recipe(recipe: Recipe, record: Record) -> None:
     """A run goes on with the recipe that it began with. Raises RecipeError that names what differs."""
     begun = {path: absolute(value) if path in PLACES else value for path, value in record.info["recipe"].items()}
     if changed := differences(begun, lasting(located(recipe))):
-        lines = "\n  ".join([f"Put these back in {record.folder / RECIPE}, or start a new run:", *changed])
-        raise RecipeError(f"A run goes on as it began. {lines}")
+        raise goes_on_as_it_began(f"Put these back in {record.folder / RECIPE}", record.folder, changed)

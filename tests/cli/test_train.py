@@ -148,6 +148,7 @@ def test_resume_refuses_a_changed_recipe(invoke: Invoke, classifier: Path) -> No
     done = invoke("train", "--resume", "--output", classifier, "training.epochs=9", "--method", "head")
     assert done.exit_code == 2
     assert "training.epochs: 9.0, but the run began with 3.0" in done.stderr and "method.type: head" in done.stderr
+    assert f"start a new run with base: {classifier}." in " ".join(done.stderr.split())
 
 
 @pytest.mark.parametrize("checkpoint", [True, False])

@@ -261,7 +261,7 @@ def test_another_recipe_is_refused(old: str, new: str, said: str, base: Any, tmp
     before = tw.open_run(tmp_path / "cut").info
     written = document.read_text()
     document.write_text(written.replace(old, new))
-    with pytest.raises(RecipeError, match="as it began") as raised:
+    with pytest.raises(RecipeError, match=rf"as it began.* base: {tmp_path / 'cut'}\. Put these back in ") as raised:
         tw.resume(tmp_path / "cut")
     assert [line.strip() for line in str(raised.value).splitlines()[1:]] == [said]
     assert tw.open_run(tmp_path / "cut").info == before, "a refusal changes nothing"

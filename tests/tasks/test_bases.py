@@ -38,6 +38,17 @@ def test_a_missing_folder(where: str, task: str) -> None:
 
 
 @pytest.mark.parametrize("task", MODULES)
+def test_a_point_of_a_run_is_no_base(task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "run").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for name in ("run@0.5", f"{tmp_path}/run@0.5"):
+        with pytest.raises(BaseModelError, match=rf"{name} is a point of a run\..*tunewright export {name} DIR"):
+            task_class(task)().load(name)
+    with pytest.raises(BaseModelError, match="neither a folder here"):
+        task_class(task)().load("none@0.5")
+
+
+@pytest.mark.parametrize("task", MODULES)
 def test_an_address(task: str) -> None:
     with pytest.raises(BaseModelError, match=r"https://example\.com/model is an address"):
         task_class(task)().load("https://example.com/model")

@@ -173,20 +173,19 @@ def _go_on(document: Document) -> Run:
     if not output:
         raise RecipeError("--resume needs the run's folder: give --output, or output in the recipe.")
     run = open_run(output)
-    _refuse_changes(run.recipe, document)
+    _refuse_changes(run, document)
     return _resume(run.folder)
 
 
-def _refuse_changes(begun: Recipe, document: Document) -> None:
-    from tunewright.recipe import differences, leaves, located, make_recipe
+def _refuse_changes(run: Run, document: Document) -> None:
+    from tunewright.recipe import differences, goes_on_as_it_began, leaves, located, make_recipe
 
-    before = located(begun).model_dump(mode="json")
+    before = located(run.recipe).model_dump(mode="json")
     wanted = located(make_recipe({**before, **document})).model_dump(mode="json", exclude_unset=True)
     given = {path: v for path, v in leaves({key: wanted[key] for key in document}).items() if v != "auto"}
     known = leaves(before)
     if changed := differences({path: known.get(path) for path in given}, given):
-        lines = "\n  ".join(["Leave these out, or start a new run:", *changed])
-        raise RecipeError(f"A run goes on as it began. {lines}")
+        raise goes_on_as_it_began("Leave these out", run.folder, changed)
 
 
 def watched(folder: Path, work: Callable[[Callable[[Mapping[str, Any]], None]], Run]) -> Run:

@@ -48,7 +48,7 @@ def unfit_columns(found: Sequence[str], wanted: str) -> str:
     """What is said of columns that fit no format, or not the one that is wanted."""
     names = COMMON if wanted == "auto" else (wanted,)
     said = f"the columns found are {', '.join(found) or 'none'}, which fit no format: "
-    if guess := next((guess for name in names if (guess := _guess(found, FORMATS[name].needs))), None):
+    if guess := next(filter(None, (_guess(found, FORMATS[name].needs) for name in names)), {}):
         return f"{said}say which is which with data.columns: {{{', '.join(f'{k}: {v}' for k, v in guess.items())}}}."
     formats = ", ".join(f"{name} ({' + '.join(FORMATS[name].needs)})" for name in names)
     others = f", or another that data.format can name ({len(FORMATS) - len(COMMON)} more)" if wanted == "auto" else ""

@@ -150,10 +150,16 @@ def check_folder(base: str) -> None:
 
 
 def refuse_missing(base: str) -> None:
-    """Raises BaseModelError for an address, and for the path of a folder that is not there."""
+    """Raises BaseModelError for an address, a point of a run, and the path of a folder that is not there."""
     if is_address(base):
         raise BaseModelError(
             f"{base} is an address. Name a model on the hub as owner/name, or download it and give its folder."
+        )
+    run, found, _ = base.rpartition("@")
+    if found and not Path(base).exists() and Path(run).exists():
+        raise BaseModelError(
+            f"{base} is a point of a run. Write it as a model, and name that folder instead: "
+            f"tunewright export {base} DIR --to merged"
         )
     if not Path(base).exists() and (base.startswith((".", "/", "~")) or base.count("/") > 1):
         raise BaseModelError(
