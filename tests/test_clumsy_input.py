@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 import tunewright as tw
@@ -81,24 +80,6 @@ def test_paths_may_be_paths(tiny_base: TinyBase, tmp_path: Path) -> None:
     run = tw.train(base=Path(tiny_base("bert")), data=rows, output=tmp_path / "run", **SHORT)
     assert tw.predict(run.folder, "one text")[0]["text"] == "one text"
     assert tw.predict(run.folder, []) == []
-
-
-def test_a_data_frame_is_its_rows(tiny_base: TinyBase, tmp_path: Path) -> None:
-    pandas = pytest.importorskip("pandas")
-    frame = pandas.DataFrame(labelled(12))
-    data = {"train": frame, "validation": 0, "test": {"other": frame[:4]}}
-    run = tw.train(base=tiny_base("bert"), data=data, output=tmp_path / "run", **SHORT)
-    assert (run.info["data"]["train"]["rows"], run.info["data"]["other"]["rows"]) == (12, 4)
-    assert run.recipe.data.train == labelled(12)
-    assert tw.evaluate(run.folder, frame)["rows"] == 12
-    with pytest.raises(DataError, match=r"rows\[1\]"):
-        tw.train(base=tiny_base("bert"), data=pandas.DataFrame({"text": ["a", None], "label": ["b", "c"]}))
-
-
-def test_what_is_no_data_is_named_and_not_printed() -> None:
-    for value, said in ((np.zeros((300, 4)), r"a ndarray of shape \(300, 4\)"), (("word " * 99,), "a tuple")):
-        with pytest.raises(RecipeError, match=rf"data: .*\(given: {said}\)$"):
-            tw.train(base="b", data=value)
 
 
 @pytest.mark.parametrize(

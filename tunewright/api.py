@@ -16,8 +16,10 @@ from tunewright.artifacts.interpolate import load
 from tunewright.artifacts.load import use_module
 from tunewright.artifacts.questions import HeldOut
 from tunewright.artifacts.start import parse_point
-from tunewright.composing import as_chain, composed, plain
+from tunewright.chain import Chain
+from tunewright.composing import composed
 from tunewright.data.config import DataConfig, Location
+from tunewright.data.given import as_location
 from tunewright.data.kinds import Conversation
 from tunewright.data.messages import check_prompt
 from tunewright.data.records import load_records
@@ -34,7 +36,7 @@ from tunewright.launch import launch
 from tunewright.launch.stages import execute, is_chain, read_chain
 from tunewright.policies import Asking, kinds_of, run_of
 from tunewright.reading import read_rows
-from tunewright.recipe import Recipe, checked, read_document
+from tunewright.recipe import Recipe, checked
 from tunewright.tasks.base import Model
 
 if TYPE_CHECKING:
@@ -70,12 +72,9 @@ def train(
         TunewrightError: bad input; says what to do.
         Interrupted: Ctrl-C; a checkpoint is written.
     """
-    if isinstance(recipe, str | Path):
-        recipe = read_document(Path(recipe))
-    document = recipe if isinstance(recipe, Recipe) else plain({**(recipe or {}), **fields})
-    if chain := as_chain(document):
-        return execute(chain, Path(chain.output or new_folder(chain.last)).expanduser().absolute(), watchers)
-    chosen = composed(document, {})
+    chosen = composed(recipe, fields)
+    if isinstance(chosen, Chain):
+        return execute(chosen, Path(chosen.output or new_folder(chosen.last)).expanduser().absolute(), watchers)
     return launch(chosen, Path(chosen.output).expanduser() if chosen.output else new_folder(chosen), watchers)
 
 
@@ -241,7 +240,7 @@ def evaluate(
         max_length: the longest row in tokens; by default that of the run's recipe, else the model's context.
         on_bad_rows: `fail` where some cannot be used, or `skip` them; a notice then says how many they are.
     """
-    data = plain(data)
+    data = as_location(data, "data")
     model = replace(loaded(where, device))  # a copy: what these rows decide is not to stay with the caller's model
     reading = {"format": format, "overlength": overlength, "max_length": max_length, "on_bad_rows": on_bad_rows}
     config = checked(DataConfig, {"train": data, "columns": columns or {}, **reading})
@@ -304,7 +303,7 @@ def _held_out(where: str | PathLike[str], rows: Location | None) -> HeldOut | No
         recipe = None
     if rows is not None:
         config = recipe.data if recipe else DataConfig(train="-")
-        found = load_records(rows, config, require_label=False)
+        found = load_records(as_location(rows, "rows"), config, require_label=False)
         return HeldOut(found.records, found.location)
     if recipe is None:
         return None

@@ -11,8 +11,8 @@ from typing import Any
 
 from tunewright.account import refuse_changed
 from tunewright.artifacts.save import refuse_file
-from tunewright.composing import plain
 from tunewright.data.config import DataConfig, Location
+from tunewright.data.given import as_location
 from tunewright.data.kinds import LabelledImage
 from tunewright.data.pictures import thumbnail
 from tunewright.data.records import Records, load_records
@@ -84,12 +84,12 @@ def compare(
     sides = Side(str(a), device), Side(str(b), device)
     refuse_other_tasks(*sides)
     reading = {"columns": columns or {}, "format": format, "overlength": overlength, "max_length": max_length}
-    sets, config = _sets(sides, plain(data), reading)
+    sets, config = _sets(sides, data, reading)
     for records in sets.values():
         asking(sides, records)
     cut = {name: _slices(wanted, records, config.test_sets()[name]) for name, records in sets.items()}
     _refuse_empty(wanted, cut)
-    elsewhere = None if general is None else _general(plain(general))
+    elsewhere = None if general is None else _general(general)
     if elsewhere or forgetting:
         refuse_idle(sides, forgetting)
     for records in [*sets.values(), *([elsewhere] if elsewhere else [])]:
@@ -178,16 +178,15 @@ def _given_sets(
 ) -> tuple[dict[str, Records], DataConfig]:
     config = checked(DataConfig, {"train": "-", "test": data, **reading})
     sets = config.test_sets()
-    if not sets or not all(sets.values()):
+    if not sets:
         raise DataError("data is empty: name the rows to compare on, or leave it out where the runs share a test set.")
     runs = [side.run for side in sides[::-1] if side.run]
     kinds = min((kinds_of(run, sides[0].task) for run in (*runs, None)), key=len)  # prompts, where one wants them
     return {name: load_records(location, config, kinds=kinds) for name, location in sets.items()}, config
 
 
-def _general(location: Any) -> Records:
-    if not isinstance(location, str | list) or not location:
-        raise RecipeError("general: give one file, folder, hub name, or list of rows.")
+def _general(given: Any) -> Records:
+    location = as_location(given, "general")
     return load_records(location, DataConfig(train=location))
 
 

@@ -1,4 +1,4 @@
-"""Recipes out of what Python code has in hand: keyword arguments, configurations, modules, DataFrames."""
+"""Recipes out of what Python code has in hand: keyword arguments, configurations, modules, rows."""
 
 from __future__ import annotations
 
@@ -14,32 +14,30 @@ from tunewright.recipe import Recipe, located, make_recipe, read_document
 from tunewright.tasks._factories import is_given, name_of
 
 
-def composed(recipe: Recipe | Mapping[str, Any] | str | Path | None, fields: Mapping[str, Any]) -> Recipe:
-    """A recipe as it is, or made of a document or the file of one, with further keys on top; with absolute paths."""
+def composed(recipe: Recipe | Mapping[str, Any] | str | Path | None, fields: Mapping[str, Any]) -> Recipe | Chain:
+    """A recipe as it is, or made of a document or the file of one, with further keys on top; with absolute paths.
+
+    The chain that it is, where the document has `stages`, or where rules are followed by clean rows.
+    """
     if isinstance(recipe, str | Path):
         recipe = read_document(Path(recipe))
-    chosen = located(recipe if isinstance(recipe, Recipe) else make_recipe(plain({**(recipe or {}), **fields})))
+    document = recipe if isinstance(recipe, Recipe) else plain({**(recipe or {}), **fields})
+    if not isinstance(document, Recipe) and "stages" in document:
+        return make_chain(document)
+    chosen = located(document if isinstance(document, Recipe) else make_recipe(document))
     if chosen.training.processes > 1 and is_given(chosen.base):
         raise RecipeError(
             "training.processes: a module that is given as an object is in this process alone. Name a function that "
             'makes it: base="package.module:factory".'
         )
-    return chosen
-
-
-def as_chain(document: Recipe | Mapping[str, Any]) -> Chain | None:
-    """The chain that a document with `stages` is, or a recipe whose rules are followed by clean rows; else None."""
-    if not isinstance(document, Recipe) and "stages" in document:
-        return make_chain(document)
-    recipe = document if isinstance(document, Recipe) else make_recipe(document)
-    followed = recipe.data.labeling is not None and recipe.data.labeling.then_clean is not None
-    return then_clean(located(recipe)) if followed else None
+    followed = chosen.data.labeling is not None and chosen.data.labeling.then_clean is not None
+    return then_clean(chosen) if followed else chosen
 
 
 def plain(value: Any) -> Any:
-    """Configuration objects, paths, modules and DataFrames as a document, so that one parser sees all recipes.
+    """Configuration objects, paths and modules as a document, so that one parser sees all recipes.
 
-    Of a configuration only what was set, of a torch module a name by which it is known, of a DataFrame its rows.
+    Of a configuration only what was set, of a torch module a name by which it is known.
     """
     if hasattr(value, "model_dump"):
         typed = {"type": value.type} if hasattr(value, "type") else {}
@@ -49,9 +47,4 @@ def plain(value: Any) -> Any:
     torch = sys.modules.get("torch")  # whoever has a module has imported it
     if torch and isinstance(value, torch.nn.Module):
         return name_of(value)
-    pandas = sys.modules.get("pandas")  # whoever has a DataFrame has imported it
-    if pandas and isinstance(value, pandas.DataFrame):
-        import pyarrow
-
-        return pyarrow.Table.from_pandas(value, preserve_index=False).to_pylist()  # lists as lists, no NaN for nothing
     return fspath(value) if isinstance(value, PathLike) else value

@@ -21,6 +21,7 @@ import numpy as np
 from tunewright.artifacts.load import load
 from tunewright.data.config import Location
 from tunewright.data.formats import row_weight
+from tunewright.data.given import as_location
 from tunewright.data.labeling.config import Labeling
 from tunewright.data.labeling.label_model import Ballot, Fitted, Votes, em, majority
 from tunewright.data.labeling.rules import Classifier, Functions, Voter, names_of, read_rules
@@ -258,6 +259,7 @@ def label(
     target = Path(to).expanduser() if to is not None else None
     if target is not None and target.exists():
         raise OutputError(f"{target} is there already. Name another file.")
+    data = as_location(data, "data")
     voters = read_rules(config.rules, lambda where: classifier(where, device), config.ignore_case)
     found = poll(data, voters, gold, watch=watch)
     fitted = fit(config, found)

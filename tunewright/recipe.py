@@ -98,8 +98,8 @@ class Recipe(Options):
     @field_validator("data", mode="before")
     @classmethod
     def _data_by_location(cls, value: Any) -> Any:
-        """`data: FILE` is short for `data: {train: FILE}`."""
-        return {"train": value} if isinstance(value, (str, list)) else value
+        """`data: FILE` is short for `data: {train: FILE}`, and so are rows."""
+        return value if isinstance(value, Mapping | DataConfig) else {"train": value}
 
     def to_yaml(self) -> str:
         return as_yaml(self.model_dump(mode="json"))

@@ -10,7 +10,7 @@ from typing import Any
 from tunewright import shapes
 from tunewright.account import describe_data, describe_parameters, preview
 from tunewright.chain import Chain, named, supposed
-from tunewright.composing import as_chain, composed, plain
+from tunewright.composing import composed
 from tunewright.data.repeats import find_repeats
 from tunewright.engine.device import pick_device
 from tunewright.errors import TunewrightError
@@ -20,7 +20,7 @@ from tunewright.forecast.meter import available
 from tunewright.launch.stages import naming
 from tunewright.prepare import Prepared
 from tunewright.reading import read_rows
-from tunewright.recipe import Recipe, read_document
+from tunewright.recipe import Recipe
 from tunewright.run import rehearsed
 
 KEPT = "What it takes to fill data.cache_latents and data.cache_captions before the first step is not foreseen."
@@ -44,18 +44,16 @@ def check(recipe: Recipe | Mapping[str, Any] | str | Path | None = None, **field
     Raises:
         TunewrightError: what `train` would refuse, with the same words.
     """
-    if isinstance(recipe, str | Path):
-        recipe = read_document(Path(recipe))
-    document = recipe if isinstance(recipe, Recipe) else plain({**(recipe or {}), **fields})
-    if chain := as_chain(document):
-        return {"stages": dict(_of_stages(chain, _check))}
-    return _check(composed(document, {}))
+    return _of(composed(recipe, fields), _check)
 
 
 def dry_run(recipe: Recipe | dict[str, Any]) -> dict[str, Any]:
     """What a recipe would train, from shapes alone; of a chain `stages`: what each of them would."""
-    chain = as_chain(recipe if isinstance(recipe, Recipe) else plain(recipe))
-    return {"stages": dict(_of_stages(chain, shapes.dry_run))} if chain else shapes.dry_run(recipe)
+    return _of(composed(recipe, {}), shapes.dry_run)
+
+
+def _of(chosen: Recipe | Chain, what: Callable[[Recipe], dict[str, Any]]) -> dict[str, Any]:
+    return {"stages": dict(_of_stages(chosen, what))} if isinstance(chosen, Chain) else what(chosen)
 
 
 def _of_stages(chain: Chain, what: Callable[[Recipe], dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -21,6 +21,7 @@ from tunewright.artifacts.targets.base import merge
 from tunewright.artifacts.unaveraged import load_unaveraged
 from tunewright.data.batches import Example
 from tunewright.data.config import DataConfig, Location
+from tunewright.data.given import as_location
 from tunewright.data.records import Records, load_records
 from tunewright.engine.device import pick_device
 from tunewright.errors import DataError, RecipeError, counted
@@ -179,7 +180,7 @@ def _sets(rows: Rows, data: DataConfig, shifts: Mapping[str, Location]) -> dict[
     for name, location in shifts.items():
         if name in own:
             raise RecipeError(f"--shift {name}: the run's own sets are {', '.join(own)}. Name the shift otherwise.")
-        tests[name] = load_records(location, data, kinds=[rows.train.kind])
+        tests[name] = load_records(as_location(location, name), data, kinds=[rows.train.kind])
         if tests[name].kind != rows.train.kind:
             raise DataError(f"{name} holds {tests[name].kind} rows, the run was trained on {rows.train.kind} rows.")
     if not tests and rows.validation is None:

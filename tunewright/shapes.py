@@ -6,10 +6,9 @@ from typing import Any
 
 from tunewright.account import describe_parameters
 from tunewright.artifacts.load import infer_task, shape_of
-from tunewright.composing import plain
 from tunewright.data.glance import glance
 from tunewright.reading import task_of_rows, wanted_kinds
-from tunewright.recipe import Recipe, make_recipe
+from tunewright.recipe import Recipe
 from tunewright.tasks import task_class
 from tunewright.tasks._factories import is_factory
 from tunewright.tasks._module_config import ModuleConfig
@@ -17,19 +16,18 @@ from tunewright.tasks._modules import laid_out, layout_of
 from tunewright.tasks.base import Model
 
 
-def dry_run(recipe: Recipe | dict[str, Any]) -> dict[str, Any]:
+def dry_run(recipe: Recipe) -> dict[str, Any]:
     """What a recipe would train, from the shapes of its base alone: no weights are loaded.
 
     Of the rows no more than the first are looked at, where they are here: they tell the task that is not given. Else
     the base tells it, by what it was made for or by the head that transformers has for its kind.
     """
-    chosen = recipe if isinstance(recipe, Recipe) else make_recipe(plain(recipe))
-    task, notices = _shape_of_task(chosen)
-    model = _module_shape(chosen, task) if is_factory(chosen.base) else task.load(shape_of(chosen.base), weights=False)
-    chosen.method.extend(model)
-    chosen.method.attach(model)
+    task, notices = _shape_of_task(recipe)
+    model = _module_shape(recipe, task) if is_factory(recipe.base) else task.load(shape_of(recipe.base), weights=False)
+    recipe.method.extend(model)
+    recipe.method.attach(model)
     counts = describe_parameters(model.module)
-    return {"task": task.name, "method": chosen.method.type, "base": chosen.base, **counts, "notices": notices}
+    return {"task": task.name, "method": recipe.method.type, "base": recipe.base, **counts, "notices": notices}
 
 
 def _shape_of_task(recipe: Recipe) -> tuple[Any, list[str]]:

@@ -58,11 +58,14 @@ def train(
         return _finish(_go_on(document), as_json)
     if dry_run:
         return _rehearse(document, as_json)
-    if chain := _chain(document):
-        return _finish_chain(*chain, as_json)
-    from tunewright.recipe import make_recipe
+    from tunewright.chain import Chain
+    from tunewright.composing import composed
+    from tunewright.folder import new_folder
 
-    return _finish(_start(make_recipe(document)), as_json)
+    chosen = composed(document, {})
+    if isinstance(chosen, Chain):
+        return _finish_chain(chosen, Path(chosen.output or new_folder(chosen.last)), as_json)
+    return _finish(_start(chosen), as_json)
 
 
 @app.command("resume")
@@ -133,15 +136,6 @@ def _start(recipe: Recipe) -> Run:
     folder = Path(recipe.output or new_folder(recipe))
     placed = recipe.model_copy(update={"output": str(folder)})
     return watched(folder, lambda watcher: api.train(placed, watchers=[watcher]))
-
-
-def _chain(document: Document) -> tuple[Chain, Path] | None:
-    """The chain that a document is, and its folder; None where it is one recipe."""
-    from tunewright.composing import as_chain
-    from tunewright.folder import new_folder
-
-    chain = as_chain(document)
-    return (chain, Path(chain.output or new_folder(chain.last))) if chain else None
 
 
 def _finish_chain(chain: Chain, folder: Path, as_json: bool) -> Document:

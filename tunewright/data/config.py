@@ -6,13 +6,14 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 from pydantic.config import JsonDict
 
 from tunewright.data.augmentation import Augmentation
+from tunewright.data.given import as_location
 from tunewright.data.labeling.config import Labeling
 from tunewright.data.pictures import as_text
-from tunewright.options import Options
+from tunewright.options import Options, TruthValue
 
 Location = str | list[dict[str, Any]]
 """A path, a hub name ("owner/name" or "owner/name:split"), or the rows themselves."""
@@ -130,12 +131,12 @@ class DataConfig(Options):
 
     @field_validator("train", "validation", "test", "prior", mode="before")
     @classmethod
-    def _can_be_written_down(cls, value: Any) -> Any:
-        if isinstance(value, dict):
-            return {name: cls._can_be_written_down(rows) for name, rows in value.items()}
-        if isinstance(value, Path):
-            return str(value)
-        return [as_text(row) if isinstance(row, dict) else row for row in value] if isinstance(value, list) else value
+    def _can_be_written_down(cls, value: Any, info: ValidationInfo) -> Any:
+        if info.field_name == "test" and isinstance(value, dict):
+            return {name: _written_down(rows, name) for name, rows in value.items()}
+        none = value is None and info.field_name != "train"
+        share = isinstance(value, int | float | TruthValue) and info.field_name == "validation"
+        return value if none or share else _written_down(value)
 
     @model_validator(mode="after")
     def _one_prior(self) -> DataConfig:
@@ -191,3 +192,8 @@ class DataConfig(Options):
         if self.overlength != "auto":
             return self.overlength
         return "split" if kind == "text" else "fail"
+
+
+def _written_down(given: Any, name: str = "") -> Location:
+    location = as_location(given, name)
+    return location if isinstance(location, str) else [as_text(row) for row in location]

@@ -197,6 +197,10 @@ def _content(value: Any) -> bytes | None:
 
 def as_text(row: dict[str, Any]) -> dict[str, Any]:
     """A row that Python gave, as a recipe can be written down: bytes and Pillow's images as {"base64": …}."""
-    given = {name: _content(value) for name, value in row.items() if not isinstance(value, str | dict)}
+    given = {name: _content(value) for name, value in row.items() if not _is_written(value)}
     images = {name: {BASE64: base64.b64encode(content).decode()} for name, content in given.items() if content}
     return {**row, **images} if images else row
+
+
+def _is_written(value: Any) -> bool:
+    return isinstance(value, str) or (isinstance(value, dict) and BASE64 in value)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tunewright.data.config import Location
+from tunewright.data.features import dataset_rows, with_class_names
 from tunewright.data.image_folders import SPLIT, read_images, split_folder, walk
 from tunewright.data.pictures import Picture
 from tunewright.data.row import Fault, Row, Rows
@@ -230,33 +231,9 @@ def parquet_rows(path: Path) -> Iterator[Row | Fault]:
         written = json.loads((file.schema_arrow.metadata or {}).get(b"huggingface", b"{}"))
         features = written.get("info", {}).get("features") or {}
         values = (row for group in file.iter_batches(GROUP) for row in group.to_pylist())
-        yield from _sorted_out(_with_class_names(values, features), lambda index: f"{path}:row {index + 1}")
+        yield from _sorted_out(with_class_names(values, features), lambda index: f"{path}:row {index + 1}")
     except pyarrow.ArrowInvalid as error:
         raise DataError(f"{path} is not a Parquet file ({error}): check how it was written.") from error
-
-
-def _with_class_names(rows: Iterable[dict[str, Any]], features: dict[str, Any]) -> Iterable[dict[str, Any]]:
-    """Rows that `datasets` wrote, with the names of classes in place of their numbers.
-
-    Args:
-        features: what `datasets` says of each column, as JSON.
-    """
-    names = {column: found for column, feature in features.items() if (found := _class_names(feature))}
-    for row in rows:
-        yield {column: _class_name(value, names[column]) if column in names else value for column, value in row.items()}
-
-
-def _class_names(feature: Any) -> list[str]:
-    """The names of the classes that a column holds, one a row or a list of them."""
-    one = feature[0] if isinstance(feature, list) else feature.get("feature", feature)
-    return one["names"] if isinstance(one, dict) and one.get("_type") == "ClassLabel" else []
-
-
-def _class_name(value: Any, names: list[str]) -> Any:
-    """The names of a class or of several; nothing for -1, which stands for an unknown class."""
-    if isinstance(value, list):
-        return [_class_name(one, names) for one in value]
-    return names[value] if value in range(len(names)) else None
 
 
 def _read_text(path: Path) -> Rows:
@@ -346,17 +323,7 @@ def _dataset_rows(dataset: Any, name: str, split: str | None) -> Rows:
         if split not in dataset:
             raise DataError(f"{name} has the splits {', '.join(dataset)}: name one, e.g. {name}:{next(iter(dataset))}.")
         dataset, name = dataset[split], f"{name}:{split}"
-    rows = _with_class_names(_undecoded(dataset), dataset.features.to_dict())
-    return _sort_out(rows, lambda index: f"{name}:row {index + 1}")
-
-
-def _undecoded(dataset: Any) -> Any:
-    """Images as the bytes of their files: they are decoded, and checked, as those of any other source."""
-    from datasets import Image
-
-    for name in [name for name, feature in dataset.features.items() if isinstance(feature, Image)]:
-        dataset = dataset.cast_column(name, Image(decode=False))
-    return dataset
+    return _sort_out(dataset_rows(dataset), lambda index: f"{name}:row {index + 1}")
 
 
 # The hub
