@@ -330,7 +330,7 @@ def llama_8b(tmp_path: Path) -> str:
 )
 def test_a_dry_run_counts_without_weights(method: Any, trained: int, llama_8b: str) -> None:
     began = time.perf_counter()
-    found = tw.dry_run({"base": llama_8b, "data": "nothing.jsonl", "method": method})
+    found = tw.dry_run({"base": llama_8b, "data": "owner/name", "method": method})
     assert found["total"] == 8_030_261_248 + (trained if method["type"] == "lora" else 0)
     assert found["trained"] == trained
     assert found["task"] == "text-generation"
@@ -350,9 +350,9 @@ def test_a_dry_run_of_every_method_counts_as_the_run_does(tiny_base: Any, tmp_pa
 
 def test_a_dry_run_refuses_like_a_run(llama_8b: str) -> None:
     with pytest.raises(TunewrightError, match="matches no layer"):
-        tw.dry_run({"base": llama_8b, "data": "x", "method": {"type": "lora", "targets": ["nothing"]}})
+        tw.dry_run({"base": llama_8b, "data": "owner/name", "method": {"type": "lora", "targets": ["nothing"]}})
     with pytest.raises(TunewrightError, match="32 blocks"):
-        tw.dry_run({"base": llama_8b, "data": "x", "method": {"type": "freeze", "last": 33}})
+        tw.dry_run({"base": llama_8b, "data": "owner/name", "method": {"type": "freeze", "last": 33}})
 
 
 def test_a_run_that_moved_house_still_loads(tmp_path: Path) -> None:

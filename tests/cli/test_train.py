@@ -107,14 +107,18 @@ def test_a_used_folder_is_refused_with_how_to_go_on(invoke: Invoke, encoder: str
     assert again.exit_code == 2 and f"tunewright resume {stopped}" in again.stderr
 
 
-def test_dry_run_needs_neither_weights_nor_rows(invoke: Invoke, encoder: str) -> None:
+def test_dry_run_needs_no_weights(invoke: Invoke, encoder: str, rows: Path) -> None:
     Path("shapes").mkdir()
     shutil.copy(Path(encoder) / "config.json", "shapes")
-    arguments = ["train", "--base", "./shapes", "--data", "missing.jsonl", "--method", "freeze", "--dry-run"]
+    tickets = str(rows / "tickets.jsonl")
+    arguments = ["train", "--base", "./shapes", "--data", tickets, "--method", "freeze", "--dry-run"]
     plain, document = invoke(*arguments), json.loads(invoke(*arguments, "--json").stdout)
     assert plain.exit_code == 0 and f"Trains {document['trained']:,} of {document['total']:,}" in plain.stdout
     assert document["task"] == "text-classification" and any("layer.*" in name for name in document["names"])
+    assert "Note: The rows are not checked in a dry run: `tunewright check` does that." in plain.stderr
     assert not Path("runs").exists()
+    missing = invoke("train", "--base", "./shapes", "--data", "missing.jsonl", "--dry-run")
+    assert missing.exit_code == 2 and "missing.jsonl does not exist" in missing.stderr
 
 
 def test_resume_ends_where_the_run_would_have(invoke: Invoke, encoder: str, rows: Path, tmp_path: Path) -> None:

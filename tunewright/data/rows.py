@@ -86,7 +86,7 @@ def _read(location: Location, captioned: bool | None) -> Rows:
         return _read_folder(path, split, captioned)
     if path.exists():
         return _read_file(path)
-    if _is_hub_name(location):
+    if on_the_hub(location):
         return _read_hub(*_partition(location))
     if is_address(location):
         raise DataError(f"{location} is an address, and rows are read from files: download it, and give its path.")
@@ -354,10 +354,11 @@ def folder_of(location: Location) -> Path:
     return next((place for place in places if place.is_dir()), Path())
 
 
-def _is_hub_name(location: str) -> bool:
-    """Like owner/name, and neither a file's name nor a path under a folder that exists here."""
-    path = Path(location)
-    return bool(HUB_NAME.fullmatch(location)) and path.suffix.lower() not in READERS and not path.parent.is_dir()
+def on_the_hub(location: str) -> bool:
+    """Whether it is like owner/name, and neither anything here, nor a file's name or a path under a folder of here."""
+    path, (here, _) = Path(location), _split_of(location)
+    hub_name = HUB_NAME.fullmatch(location) and path.suffix.lower() not in READERS and not path.parent.is_dir()
+    return bool(hub_name) and not here.exists()
 
 
 def _read_hub(name: str, split: str | None) -> Rows:
