@@ -26,7 +26,7 @@ _HOMES = {
     "compare": "comparison",
     "label": "labeling",
     **dict.fromkeys(("check", "dry_run"), "rehearsal"),
-    "Supervised": "objectives",
+    **dict.fromkeys(("Supervised", "Preference", "Reward", "RL"), "objectives"),
     "Data": "data.config:DataConfig",
     "Training": "engine.config:TrainingConfig",
     "Evaluation": "evaluation.config:EvaluationConfig",

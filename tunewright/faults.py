@@ -9,13 +9,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
-from tunewright.errors import nearest
-from tunewright.options import TruthValue, branches
+from tunewright.errors import RecipeError, nearest
 from tunewright.synonyms import ABSENT, KEYS, NAMES
+from tunewright.truth_values import TruthValue, branches
 
 LONGEST_VALUE = 100  # characters that an error repeats
+
+WHOLE = {"Recipe": "recipe", "Chain": "chain"}
+
+
+def refusal(error: ValidationError, kind: type[BaseModel]) -> RecipeError:
+    """Every fault at once."""
+    said = "\n".join(f"  {fault}" for fault in explained(error.errors(), kind))
+    return RecipeError(f"The {WHOLE.get(kind.__name__, 'options')} cannot be used:\n{said}")
 
 
 def explained(faults: Sequence[Any], kind: type[BaseModel]) -> list[str]:

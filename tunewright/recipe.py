@@ -15,7 +15,7 @@ from tunewright.data.rows import absolute
 from tunewright.engine.config import TrainingConfig
 from tunewright.errors import RecipeError
 from tunewright.evaluation.config import EvaluationConfig
-from tunewright.faults import explained
+from tunewright.faults import refusal
 from tunewright.grading import GraderBase
 from tunewright.methods import METHODS, LoRA, Method
 from tunewright.objectives import OBJECTIVES, Objective, Supervised
@@ -155,16 +155,12 @@ def _labeling_located(labeling: Labeling) -> Labeling:
     return labeling.model_copy(update=places)
 
 
-NAMES = {"Recipe": "recipe", "Chain": "chain"}
-
-
 def checked(kind: type[Checked], document: Mapping[str, Any]) -> Checked:
     """A document as a configuration. Raises RecipeError with every fault at once."""
     try:
         return kind.model_validate(dict(document))
     except ValidationError as error:
-        said = "\n".join(f"  {fault}" for fault in explained(error.errors(), kind))
-        raise RecipeError(f"The {NAMES.get(kind.__name__, 'options')} cannot be used:\n{said}") from error
+        raise refusal(error, kind) from error
 
 
 def leaves(document: Any, path: str = "") -> dict[str, Any]:

@@ -6,9 +6,9 @@ import subprocess
 import sys
 
 import pytest
-from pydantic import ValidationError
 
 from tunewright.data.config import DataConfig
+from tunewright.errors import RecipeError
 
 
 def test_importing_the_readers_loads_nothing_heavy():
@@ -52,7 +52,7 @@ def test_validation_is_a_place_or_a_fraction(validation):
     [{"validation": 1.0}, {"validation": -0.1}, {"max_length": 1}, {"trian": "x"}, {"train": ""}, {"train": []}],
 )
 def test_what_cannot_be_meant_is_refused(wrong):
-    with pytest.raises(ValidationError):
+    with pytest.raises(RecipeError):
         DataConfig(**{"train": "a.jsonl", **wrong})
 
 

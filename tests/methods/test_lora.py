@@ -7,13 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from pydantic import ValidationError
 
 from tests.contracts.journeys import journey
 from tests.contracts.steps import prepared
 from tests.tiny import completions, labelled, rows_for
 from tunewright.account import describe_parameters
-from tunewright.errors import MethodError
+from tunewright.errors import MethodError, RecipeError
 from tunewright.methods import LoRA
 from tunewright.methods._lora_file import lora_scale, stackable
 from tunewright.methods.base import trained_parameters
@@ -84,7 +83,7 @@ def test_a_target_that_matches_nothing_is_refused(options: Any, match: str, tiny
     ],
 )  # fmt: skip
 def test_what_cannot_go_together_is_refused_when_read(options: Any) -> None:
-    with pytest.raises(ValidationError):
+    with pytest.raises(RecipeError):
         LoRA(**options)
 
 

@@ -13,7 +13,8 @@ from tunewright.data.augmentation import Augmentation
 from tunewright.data.given import as_location
 from tunewright.data.labeling.config import Labeling
 from tunewright.data.pictures import as_text
-from tunewright.options import Options, TruthValue
+from tunewright.options import Options
+from tunewright.truth_values import TruthValue
 
 Location = str | list[dict[str, Any]]
 """A path, a hub name ("owner/name" or "owner/name:split"), or the rows themselves."""
