@@ -24,6 +24,7 @@ _HOMES = {
     "catalogue": "choices",
     **dict.fromkeys(("interpolate", "soup"), "robust"),
     "compare": "comparison",
+    "relocate": "relocation",
     "label": "labeling",
     **dict.fromkeys(("check", "dry_run"), "rehearsal"),
     **dict.fromkeys(("Supervised", "Preference", "Reward", "RL"), "objectives"),

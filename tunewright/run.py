@@ -21,7 +21,7 @@ from tunewright.account import (
     write_bad_rows,
     write_labeling,
 )
-from tunewright.artifacts.fingerprint import refuse_other_weights
+from tunewright.artifacts.fingerprint import refuse_lost, refuse_other_weights
 from tunewright.artifacts.load import allow_code
 from tunewright.artifacts.prior import drawn_prior, stand_in
 from tunewright.artifacts.samples import Sampler
@@ -141,6 +141,8 @@ def _loaded(
     if resume:
         allow_code(record.folder)
         refuse_other_recipe(recipe, record)
+        for base in (recipe.base, record.info["base"]):
+            refuse_lost(base, record.folder)
         refuse_other_weights(record.info["base"], record.info.get("base_sha256"), record.folder / INFO)
     prepared = prepare(recipe, record.folder / "start" / "base", processes.rank, draw=partial(drawn_prior, tell=tell))
     if resume:

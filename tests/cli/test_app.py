@@ -16,7 +16,7 @@ from tunewright.cli._console import one_line, printable, table
 from tunewright.errors import DataError
 
 COMMANDS = [
-    "train", "resume", "quickstart", "predict", "evaluate", "export", "chat", "compare", "runs", "show",
+    "train", "resume", "quickstart", "predict", "evaluate", "export", "chat", "compare", "runs", "show", "relocate",
     "tasks", "methods", "objectives", "schema",
 ]  # fmt: skip
 HEAVY = ("torch", "transformers", "pydantic", "numpy", "datasets", "peft", "yaml")

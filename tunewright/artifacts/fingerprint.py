@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,15 @@ def fingerprint(base: str) -> str | None:
                 file.seek(place)
                 digest.update(file.read(BLOCK))
     return digest.hexdigest() if files else None
+
+
+def refuse_lost(base: str, run: str | Path) -> None:
+    """Raise BaseModelError where the folder of the base that a run or an adapter was trained on is not there."""
+    if Path(base).is_absolute() and not Path(base).exists():
+        raise BaseModelError(
+            f"{run} was trained on {base}, which is not there. Put it back, or say where it is now: "
+            f"tunewright relocate {shlex.quote(str(run))} --base FOLDER"
+        )
 
 
 def refuse_other_weights(base: str, known: str | None, record: Path) -> None:

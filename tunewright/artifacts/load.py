@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tunewright.artifacts.card import CARD, Card, read_card
-from tunewright.artifacts.fingerprint import refuse_other_weights
+from tunewright.artifacts.fingerprint import refuse_lost, refuse_other_weights
 from tunewright.artifacts.save import save
 from tunewright.errors import BaseModelError, MethodError
 from tunewright.methods import Full, LoRA, Method
@@ -163,7 +163,10 @@ def use_module(where: str | PathLike[str], module: Any) -> None:
         places.append(Path(card_of_adapter(folder).base) / FILE)
     found = next((path for path in places if path.is_file()), None)
     if found is None:
-        raise BaseModelError(f"base=…: {where} is not made of a torch module. Leave it out.")
+        raise BaseModelError(
+            f"base=…: {where} is not made of a torch module. Leave it out; if its base has moved, say so "
+            f"once: tunewright relocate {where} --base FOLDER, or tw.relocate(RUN, base=FOLDER)."
+        )
     give(json.loads(found.read_text(encoding="utf-8"))["factory"], module)
 
 
@@ -171,8 +174,15 @@ def shape_of(base: str) -> str:
     """The folder or name whose configuration has the base's shapes: for an adapter, the one below it."""
     folder = weights_folder(base)
     if is_adapter(folder):
-        return card_of_adapter(folder).base
+        below = card_of_adapter(folder).base
+        refuse_lost(below, run_of_weights(folder))
+        return below
     return str(folder) if folder.exists() else base
+
+
+def run_of_weights(folder: Path) -> Path:
+    """The run whose `model/` a folder is, else the folder itself."""
+    return folder.parent if (folder.parent / "run.json").is_file() else folder
 
 
 def is_adapter(folder: Path) -> bool:
@@ -222,6 +232,7 @@ def load_adapter(folder: Path) -> Model:
 def below_adapter(folder: Path) -> Model:
     """The base of an adapter, fed as the adapter's run was, with a head that is not the adapter's yet."""
     card = card_of_adapter(folder)
+    refuse_lost(card.base, run_of_weights(folder))
     refuse_other_weights(card.base, card.base_sha256, folder / CARD)
     model = card.make_task().load(card.base)
     model.chats, model.max_length, model.pairs = card.chats, card.max_length, card.pairs

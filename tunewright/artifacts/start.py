@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunewright.artifacts.card import read_card
-from tunewright.artifacts.fingerprint import files_of, refuse_other_weights
+from tunewright.artifacts.fingerprint import files_of, refuse_lost, refuse_other_weights
 from tunewright.artifacts.load import below_adapter, card_of_adapter, is_adapter, load_adapter, weights_folder
 from tunewright.errors import BaseModelError, MethodError
 from tunewright.methods.base import plain_name
@@ -75,6 +75,7 @@ class Start:
         else:
             card = read_card(self.weights)
             assert card is not None, "a run's model has a card"
+            refuse_lost(self.base, self.folder.parent)
             found = card.make_task().load(self.base)
             found.chats, found.max_length, found.pairs = card.chats, card.max_length, card.pairs
         self.overlay(found)

@@ -1,4 +1,4 @@
-"""`runs` and `show`."""
+"""`runs`, `show` and `relocate`."""
 
 from __future__ import annotations
 
@@ -178,3 +178,18 @@ def _options(method: Mapping[str, Any]) -> str:
         f"{key} {value}" for key, value in method.items() if key in ("rank", "alpha", "last", "first", "width")
     )
     return f"{method['type']} ({shown})" if shown else str(method["type"])
+
+
+@app.command()
+def relocate(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Folder of the run, or of an adapter.")],
+    base: Annotated[str, typer.Option(help="Where its base is now: a folder, or the run that it began from.")],
+    as_json: AsJson = False,
+) -> Document:
+    """Say where the base of a run is now. Its weights must be those that the run began with."""
+    from tunewright.relocation import relocate as work
+
+    folder = work(run, base)
+    if not as_json:
+        show(f"{folder} names {base} as its base from now on.")
+    return {"run": str(folder), "base": base}
