@@ -25,8 +25,9 @@ def each_kind(kind: type[Options] = Options) -> list[type[Options]]:
 
 @pytest.mark.parametrize("kind", each_kind(), ids=lambda kind: kind.__name__)
 def test_a_wrong_call_is_told_in_the_words_of_recipes(kind: type[Options]) -> None:
+    wrong: dict[str, Any] = {"nonsense": 1}
     with pytest.raises(RecipeError, match=r"cannot be used:\n(.*\n)*  nonsense: unknown key nonsense") as raised:
-        kind(nonsense=1)
+        kind(**wrong)
     assert "pydantic.dev" not in str(raised.value)
 
 

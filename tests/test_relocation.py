@@ -107,13 +107,13 @@ def test_an_adapter_and_runs_that_went_on(tmp_path: Path) -> None:
         (tmp_path / old).rename(tmp_path / new)
     with pytest.raises(BaseModelError, match="was trained on"):  # the run that it began from is relocated first
         tw.relocate(second, tmp_path / "new first")
-    for run, base in (
+    for name, base in (
         ("new first", "new base"),
         ("second", "new first"),
         ("third", "new whole"),
         ("adapter", "new base"),
     ):
-        tw.relocate(tmp_path / run, tmp_path / base)
+        tw.relocate(tmp_path / name, tmp_path / base)
     assert all(torch.equal(answers(run), logits) for run, logits in before.items())
     assert tw.open_run(second).recipe.base == str(tmp_path / "new first")
     for run in (second, third):

@@ -42,9 +42,9 @@ def dry_run(recipe: Recipe) -> dict[str, Any]:
 def _kind_of_rows(recipe: Recipe) -> str | None:
     """What the first training rows are. Raises DataError where any rows are missing, or are none."""
     data, kinds = recipe.data, wanted_kinds(recipe)
-    shared = data.validation if isinstance(data.validation, str | list) else None
-    for location in filter(None, (*data.test_sets().values(), shared, data.prior)):
-        first_rows(location, data, kinds)
+    for location in (*data.test_sets().values(), data.validation, data.prior):
+        if isinstance(location, str | list):
+            first_rows(location, data, kinds)
     return glance(first_rows(data.train, data, kinds), data)
 
 

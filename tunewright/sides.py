@@ -30,6 +30,11 @@ from tunewright.tasks.base import Model, Predictions, Task
 SAME = ("rewards", "max_new_tokens", "temperature", "missing_end")
 """What two policies must share, so that what their answers get can be compared."""
 
+HEADLESS = (
+    "Without a head for a task it answers nothing, and cannot be compared: name a model that was trained for the task. "
+    "A run is compared with its start as RUN@0 (a new head needs training.head_first for that)."
+)
+
 
 class Side:
     """One of the two: its run if it has one, and its model, which is on the device only while it answers.
@@ -43,7 +48,7 @@ class Side:
         folder = Path(self.where).expanduser()
         check_alpha(self.alpha)
         self.run = Run(folder) if (folder / INFO).is_file() else None
-        self.task: type[Task] = task_class(infer_task(self.where))
+        self.task: type[Task] = task_class(infer_task(self.where, advice=HEADLESS))
 
     @cached_property
     def model(self) -> Model:

@@ -244,12 +244,18 @@ def test_windows_are_those_of_the_shorter_model(tiny_base: Any, tmp_path: Path) 
         ({"b": "{base}", "data": completions(4), "a": "{base}", "forgetting": True}, BaseModelError, "is a run"),
         ({"b": "{classes}", "data": completions(4)}, BaseModelError, "the task of the first"),
         ({"b": "{run}@2"}, RecipeError, "not between 0"),
+        ({"a": "{classes}", "b": "{trunk}"}, BaseModelError, r"BertForMaskedLM.*Without a head for a task.*RUN@0"),
     ],
 )
 def test_what_can_be_refused_is_refused_before_the_models_are_loaded(
     asked: dict[str, Any], error: type[Exception], said: str, ran: Any, tiny_base: Any, monkeypatch: Any
 ) -> None:
-    places = {"run": ran("completions"), "classes": ran("classes"), "base": tiny_base("llama")}
+    places = {
+        "run": ran("completions"),
+        "classes": ran("classes"),
+        "base": tiny_base("llama"),
+        "trunk": tiny_base("bert"),
+    }
     a, b = (asked.pop(side, "{run}").format(**places) for side in "ab")
     monkeypatch.setattr("tunewright.sides.load", lambda *_, **__: pytest.fail("a model is loaded"))
     with pytest.raises(error, match=said):

@@ -195,11 +195,12 @@ def task_of_head(architectures: Sequence[str]) -> str | None:
     return next((task for end, task in TASKS.items() for name in architectures if name.endswith(end)), None)
 
 
-def infer_task(base: str, by_kind: bool = False) -> str:
+def infer_task(base: str, by_kind: bool = False, advice: str = "Give the task.") -> str:
     """The task that a model says it was made for. Raises BaseModelError where that is none of ours.
 
     Args:
         by_kind: for a trunk that was made for none, the task that transformers has a head for on models of its kind.
+        advice: what to do where it does not say.
     """
     folder = weights_folder(base)
     if is_adapter(folder):
@@ -218,7 +219,7 @@ def infer_task(base: str, by_kind: bool = False) -> str:
     if by_kind and (found := task_with_head(config)):
         return found
     raise BaseModelError(
-        f"{base} does not tell what it is for ({', '.join(architectures) or 'no architecture'}). Give the task."
+        f"{base} does not tell what it is for ({', '.join(architectures) or 'no architecture'}). {advice}"
     )
 
 
