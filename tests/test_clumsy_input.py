@@ -94,7 +94,7 @@ def test_how_an_answer_is_drawn_is_checked_first(options: dict[str, Any]) -> Non
 
 def test_a_run_can_be_counted_before_it_is_a_base(tiny_base: TinyBase, tmp_path: Path) -> None:
     run = tw.train(base=tiny_base("bert"), data=labelled(12), output=tmp_path / "run", **SHORT)
-    recipe = {"base": str(run.folder), "data": "nowhere.jsonl"}
+    recipe = {"base": str(run.folder), "data": labelled(4)}
     assert tw.dry_run(recipe)["trained"] > 0
 
 
