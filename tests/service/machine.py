@@ -29,7 +29,7 @@ ROWS = [
     for a in WORDS
     for b in WORDS[:2]
 ]
-LONG, MANY = 12, ROWS * 10
+LONG, MANY = 24, ROWS * 10
 """Epochs of a run that does not end before it is seen to run, on a crowded machine too."""
 
 
