@@ -28,8 +28,15 @@ def machine(tiny_base: Callable[..., str], tmp_path: Path) -> Machine:
 
 
 def test_what_was_killed_paused_or_given_back_ends_with_the_same_weights_on_another_machine(
-    machine: Machine, tiny_base: Callable[..., str], tmp_path: Path
+    machine: Machine, tiny_base: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    hear = Attempt._hear
+
+    def leave(attempt: Attempt, line: Any) -> None:
+        """The worker leaves as soon as the run has begun."""
+        worker.leaving.set()
+        hear(attempt, line)
+
     other = Machine(tmp_path, "there", tiny_base("llama"))
     undisturbed, killed = machine.job(epochs=LONG, rows=MANY), machine.job(epochs=LONG, rows=MANY)
     with machine.work():
@@ -37,7 +44,7 @@ def test_what_was_killed_paused_or_given_back_ends_with_the_same_weights_on_anot
     with machine.worker() as process:
         machine.until(killed, lambda job: job.saved and job.status is Status.RUNNING)
         process.kill()
-    with other.work():
+    with other.work() as worker:
         done = other.ended(killed)
         assert done.fence > 1 and other.weights(done) == expected
         paused = machine.job(epochs=LONG, rows=MANY)
@@ -45,8 +52,10 @@ def test_what_was_killed_paused_or_given_back_ends_with_the_same_weights_on_anot
         other.parts.store.jobs.pause("acme", paused.id)
         held = other.until(paused, lambda job: job.status is Status.PAUSED)
         assert held.saved
+        monkeypatch.setattr(Attempt, "_hear", leave)
         other.parts.store.jobs.resume("acme", paused.id)
-        other.until(paused, lambda job: job.status is Status.RUNNING)
+        other.until(paused, lambda job: worker.leaving.is_set() and job.status is not Status.RUNNING)
+    monkeypatch.undo()
     assert other.parts.store.jobs.look(paused.id).status is Status.QUEUED, "a worker that leaves gives back"
     with machine.work():
         assert machine.weights(machine.ended(paused)) == expected
