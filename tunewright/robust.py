@@ -92,16 +92,14 @@ def interpolate(
     asked = [record for parts in sets.values() for part in parts for record in part.rows.records]
     measure = _Measure(sets, recipe.data, Asking(opened.folder, asked, device))
     settle = _settling(opened, rows, batch_norm)
-
-    def measured() -> Iterator[dict[str, dict[str, Any]]]:
-        for count, alpha in enumerate(points, 1):
-            yield measure(_point(opened, place, alpha, settle))
-            watch(count, len(points))
-
+    measured = []
+    for alpha in points:
+        measured.append(measure(_point(opened, place, alpha, settle)))
+        watch(len(measured), len(points))
     curve = Curve(
         alphas=points,
         reference=measure.reference,
-        points=list(measured()),
+        points=measured,
         start_is="linear probe" if recipe.training.head_first else "base",
         others={name: measure(model) for name, model in _others(opened, rows, measure, place)},
     )

@@ -99,6 +99,16 @@ class Machine:
     def ended(self, job: Job) -> Job:
         return self.until(job, lambda now: now.status.ended)
 
+    def broken_off(self) -> tuple[dict[str, bytes], Job]:
+        """What a long job makes undisturbed, and one like it whose worker was killed after it had been saved."""
+        undisturbed, killed = self.job(epochs=LONG, rows=MANY), self.job(epochs=LONG, rows=MANY)
+        with self.work():
+            expected = self.weights(self.ended(undisturbed))
+        with self.worker() as process:
+            self.until(killed, lambda job: job.saved and job.status is Status.RUNNING)
+            process.kill()
+        return expected, killed
+
     def weights(self, job: Job) -> dict[str, bytes]:
         """The trained weights and the metrics of a job that has succeeded."""
         assert job.status is Status.SUCCEEDED and job.fine_tuned_model

@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -124,6 +126,15 @@ TASKS = {
 @pytest.mark.parametrize("name", TASKS)
 def test_a_base_says_what_it_answers(name: str, a_base: Callable[[str], str]) -> None:
     assert task_of(Path(a_base(name))) == TASKS[name]
+
+
+def test_to_say_so_no_library_of_models_is_loaded() -> None:
+    """The process that speaks with clients asks at its start, and for each list."""
+    code = """import sys
+from tunewright.service.bases import task_of
+from tunewright.tiny_base import tiny_base
+assert task_of(tiny_base()) == "text-generation" and not {"torch", "transformers"} & set(sys.modules)"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 STEPS = {"lora": ("lora", "full", "dora"), "full": ("lora", "full"), "dora": ("lora",), "adapter": ("adapter",)}

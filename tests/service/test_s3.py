@@ -19,13 +19,12 @@ from structlog.testing import capture_logs
 from typer.testing import CliRunner
 
 from tests.service.hosted import ROWS, hosted
-from tests.service.machine import LONG, MANY, Machine
+from tests.service.machine import Machine
 from tests.service.s3 import BUCKET, S3
 from tests.service.served import CHAT, ended, jsonl, served
 from tunewright.cli import app
 from tunewright.errors import MissingExtra
 from tunewright.service import logs, patience
-from tunewright.service.entities import Status
 from tunewright.service.object_store import BLOCK
 from tunewright.service.patience import is_lost
 from tunewright.service.storage import MARK, Storage
@@ -256,12 +255,7 @@ def test_a_job_goes_on_on_another_machine_and_over_an_outage_to_the_same_bytes(
     monkeypatch.setattr(patience, "TOLD", 0.1)
     here = Machine(tmp_path, "here", tiny_base("llama"), s3_url)
     there = Machine(tmp_path, "there", tiny_base("llama"), s3_url)
-    undisturbed, killed = here.job(epochs=LONG, rows=MANY), here.job(epochs=LONG, rows=MANY)
-    with here.work():
-        expected = here.weights(here.ended(undisturbed))
-    with here.worker() as process:
-        here.until(killed, lambda job: job.saved and job.status is Status.RUNNING)
-        process.kill()
+    expected, killed = here.broken_off()
 
     def said() -> list[str]:
         return [event.message for event in here.parts.store.jobs.news("acme", killed.id)]

@@ -38,12 +38,7 @@ def test_what_was_killed_paused_or_given_back_ends_with_the_same_weights_on_anot
         hear(attempt, line)
 
     other = Machine(tmp_path, "there", tiny_base("llama"))
-    undisturbed, killed = machine.job(epochs=LONG, rows=MANY), machine.job(epochs=LONG, rows=MANY)
-    with machine.work():
-        expected = machine.weights(machine.ended(undisturbed))
-    with machine.worker() as process:
-        machine.until(killed, lambda job: job.saved and job.status is Status.RUNNING)
-        process.kill()
+    expected, killed = machine.broken_off()
     with other.work() as worker:
         done = other.ended(killed)
         assert done.fence > 1 and other.weights(done) == expected

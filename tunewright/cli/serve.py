@@ -104,8 +104,7 @@ def serve(
         from tunewright.service.settings import read_limits
     refuse_absent(device)
     limits = read_limits(limit or ())
-    settings = _settings(home, database, storage, models, lease, device)
-    settings = settings.model_copy(update={"limits": limits, "wandb": wandb})
+    settings = _settings(home, database, storage, models, lease, device, wandb).model_copy(update={"limits": limits})
     set_up()
     parts = open_parts(settings)
     parts.storage.refuse_unusable()
@@ -171,7 +170,7 @@ def worker(
         from tunewright.service.serve import open_parts
         from tunewright.service.worker import Worker
     set_up()
-    settings = _settings(home, database, storage, models, lease).model_copy(update={"wandb": wandb})
+    settings = _settings(home, database, storage, models, lease, wandb=wandb)
     _refuse_absent_database(settings)
     parts = open_parts(settings)
     parts.storage.refuse_unusable()
@@ -257,9 +256,16 @@ def _settings(
     models: list[Path] | None = None,
     lease: float = 30.0,
     device: str = "auto",
+    wandb: bool = False,
 ) -> Settings:
     from tunewright.service.settings import Settings
 
     return Settings(
-        home=home, database=database, storage=storage, models=tuple(models or ()), lease=lease, device=device
+        home=home,
+        database=database,
+        storage=storage,
+        models=tuple(models or ()),
+        lease=lease,
+        device=device,
+        wandb=wandb,
     )

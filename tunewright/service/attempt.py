@@ -25,7 +25,7 @@ from tunewright.launch import apart
 from tunewright.launch._supervise import Killed
 from tunewright.recipe import Recipe
 from tunewright.service.bringing import Bringing
-from tunewright.service.curves import Curves
+from tunewright.service.curves import FORBIDDEN, Curves
 from tunewright.service.effect import look_apart
 from tunewright.service.entities import Job, Note, Status
 from tunewright.service.errors import Refused, Swept, Unavailable
@@ -84,7 +84,7 @@ class Attempt:
         self.notes: list[Note] = []
         self.columns: dict[str, Any] = {}
         self.written = self.waited = 0.0
-        self.curves = Curves(job, wandb, lambda said: self.notes.append(Note(said, "warn")))
+        self.curves = Curves(job, wandb, self._warn) if wandb and job.spec.integrations else None
 
     def work(self) -> None:
         """Run the job to its end, or to where it is paused or given back. Raises Lost."""
@@ -96,7 +96,8 @@ class Attempt:
             log.exception("lost", job=self.job.id)
             self._fail("server_error", f"The service has lost what the job needs: {type(error).__name__}.")
         finally:
-            self.curves.end()
+            if self.curves:
+                self.curves.end()
 
     def _work(self) -> None:
         job = self.job
@@ -140,7 +141,7 @@ class Attempt:
         except (*LOST, OutputError) as error:
             log.error("state lost", job=self.job.id, error=str(error))
             said = "The state that was saved is lost from the storage: the training begins again from the beginning."
-            self.notes.append(Note(said, "warn"))
+            self._warn(said)
 
     def _recipe(self) -> Recipe:
         """What the client asked for; of a run that has begun, what was decided then, with the files that lie here."""
@@ -174,7 +175,7 @@ class Attempt:
                 crashes += 1
                 if crashes == CRASHES:
                     raise
-                self.notes.append(Note(f"{self._told(error)} It is started again.", "warn"))
+                self._warn(f"{self._told(error)} It is started again.")
             except OutputError as error:
                 self._wait_for_room(error)
 
@@ -191,11 +192,15 @@ class Attempt:
             self.columns["resolved"] = {**decided(self.job.spec, recipe), "task": info["task"]}
             if not self.job.saved:
                 self.notes += [Note("The training has begun."), *map(Note, notices)]
-            self.curves.begin(self.columns["resolved"])
+                if self.job.spec.integrations and not self.curves:
+                    self._warn(FORBIDDEN)
+            if self.curves:
+                self.curves.begin(self.columns["resolved"])
         elif "step" in line:
             data = event_data(line, line["total"])
             self.notes.append(Note(event_message(line, line["total"]), "info", "metrics", data))
-            self.curves.add(line["step"], data)
+            if self.curves:
+                self.curves.add(line["step"], data)
             if "eta" in line:
                 self.columns["estimated_finish"] = int(time.time() + line["eta"])
 
@@ -269,7 +274,7 @@ class Attempt:
         if found.effect is Effect.UNKNOWN:
             log.warning("effect not known", job=self.job.id, why=found.why)
         if found.effect is Effect.NONE:
-            self.notes.append(Note(UNCHANGED.format(self.job.spec.model), "warn"))
+            self._warn(UNCHANGED.format(self.job.spec.model))
         if found.effect is Effect.LOST:
             return "The model was trained, but its weights have no effect where it answers: a fault of the service."
         return f"The tuned model cannot be loaded: {found.why}" if found.effect is Effect.BROKEN else None
@@ -319,8 +324,11 @@ class Attempt:
         self.store.jobs.progress(self.job.id, self.job.fence, events=self.notes, **self.columns)
         self.notes, self.columns, self.written = [], {}, time.monotonic()
 
+    def _warn(self, message: str) -> None:
+        self.notes.append(Note(message, "warn"))
+
     def _tell(self, message: str) -> None:
-        self.notes.append(Note(self._told(message), "warn"))
+        self._warn(self._told(message))
         self._write()
 
     def _give_back(self) -> None:
@@ -332,7 +340,7 @@ class Attempt:
     def _let_go(self, message: str) -> None:
         """It was waited for too long: others have their turn, and another worker may be better off."""
         if self.job.fence < CLAIMS or self.leaving():
-            self.notes.append(Note(f"{self._told(message)} The job was given back, to be tried again.", "warn"))
+            self._warn(f"{self._told(message)} The job was given back, to be tried again.")
             self._give_back()
         else:
             said = f"{message} It was waited for again and again, in vain."
@@ -343,7 +351,7 @@ class Attempt:
         self.waited += LONGEST_WAIT
         if self.waited > PATIENCE:
             raise error
-        self.notes.append(Note(f"{self._told(error)} It goes on when there is room.", "warn"))
+        self._warn(f"{self._told(error)} It goes on when there is room.")
         self._write()
         self.lease.wait(LONGEST_WAIT)
 

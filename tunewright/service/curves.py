@@ -26,14 +26,14 @@ SECONDS = 30
 
 
 class Curves:
-    """What becomes of the integrations of a job, in a thread of its own. A job neither fails nor waits for them.
+    """A job's integrations, in a thread of their own. A job neither fails nor waits for them.
 
     Args:
-        folder: where W&B keeps what it sends, and what it could not; None where nothing is to be sent.
+        folder: where W&B keeps what it sends, and what it could not.
         tell: is told, once, why there are no curves.
     """
 
-    def __init__(self, job: Job, folder: Path | None, tell: Callable[[str], None]) -> None:
+    def __init__(self, job: Job, folder: Path, tell: Callable[[str], None]) -> None:
         self._job, self._folder, self._tell = job, folder, tell
         self._runs: list[Any] = []
         self._thread: threading.Thread | None = None
@@ -41,10 +41,8 @@ class Curves:
 
     def begin(self, resolved: Mapping[str, Any]) -> None:
         """Args: resolved: the hyperparameters of the training."""
-        asked = [one["wandb"] for one in self._job.spec.integrations]
-        if asked and self._folder is None:
-            self._tell(FORBIDDEN)
-        elif asked and self._thread is None:
+        if self._thread is None:
+            asked = [one["wandb"] for one in self._job.spec.integrations]
             config = {"model": self._job.spec.model, "method": self._job.spec.method.type, **resolved}
             self._to_do.put(lambda: self._runs.extend(self._run(place, one, config) for place, one in enumerate(asked)))
             self._thread = threading.Thread(target=self._work, daemon=True)
@@ -72,7 +70,6 @@ class Curves:
     def _run(self, place: int, asked: Mapping[str, Any], config: dict[str, Any]) -> Any:
         import wandb
 
-        assert self._folder
         self._folder.mkdir(parents=True, exist_ok=True)
         alone = wandb.Settings(
             console="off", silent=True, disable_code=True, disable_git=True, x_disable_stats=True, x_disable_meta=True,

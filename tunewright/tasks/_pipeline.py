@@ -71,10 +71,10 @@ def is_pipeline(base: str) -> bool:
 
 def index_path(base: str) -> Path | None:
     """The `model_index.json` of a base, in its folder or where the hub's files are."""
-    from transformers.utils import cached_file
-
     if Path(base).exists():
         return found if (found := Path(base) / INDEX).is_file() else None
+    from transformers.utils import cached_file
+
     try:
         there = cached_file(base, INDEX, _raise_exceptions_for_missing_entries=False)
     except (OSError, ValueError):

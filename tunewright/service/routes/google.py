@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, Response
 
 from tunewright.service.auth import Caller
@@ -26,6 +26,15 @@ def _piece(reply: Reply, piece: Piece, logprobs: bool, begun: int) -> dict[str, 
     return google_chat.piece(reply, piece, logprobs)
 
 
+Query = list[tuple[str, str]]
+
+
+def _paged(request: Request, pageSize: int = 20, pageToken: str | None = None) -> Query:
+    """The query of a list, of which the document names what makes pages."""
+    return request.query_params.multi_items()
+
+
+Paged: Any = Depends(_paged)
 CONTENT = inference.Form("", google_chat.answer, _piece, None, google_chat.end)
 
 
@@ -35,14 +44,8 @@ def create(who: Caller = jobs.MAY, body: Any = JsonBody, parts: State = Parts) -
 
 
 @router.get("/tuningJobs")
-def list_jobs(
-    request: Request,
-    who: Caller = jobs.MAY,
-    parts: State = Parts,
-    pageSize: int = 20,
-    pageToken: str | None = None,
-) -> dict[str, Any]:
-    asked = google.list_query(request.query_params.multi_items())
+def list_jobs(query: Query = Paged, who: Caller = jobs.MAY, parts: State = Parts) -> dict[str, Any]:
+    asked = google.list_query(query)
     found, more = parts.store.jobs.page(who.tenant, asked.after, asked.limit)
     return google.tuning_page([google.tuning_job(one) for one in found], found[-1].id if more else None)
 
@@ -59,15 +62,9 @@ def cancel(id: str, who: Caller = jobs.MAY, parts: State = Parts) -> dict[str, A
 
 
 @router.get("/publishers/google/models")
-def list_bases(
-    request: Request,
-    who: Caller = models.MAY,
-    parts: State = Parts,
-    pageSize: int = 20,
-    pageToken: str | None = None,
-) -> dict[str, Any]:
+def list_bases(query: Query = Paged, who: Caller = models.MAY, parts: State = Parts) -> dict[str, Any]:
     """`models.list`: what can be tuned."""
-    asked, names = google.model_query(request.query_params.multi_items()), list(models.bases_there(parts))
+    asked, names = google.model_query(query), list(models.bases_there(parts))
     if asked.after and asked.after not in names:
         raise Refused(400, f"pageToken: there is no {asked.after:.100} in this list.", param="pageToken")
     rest = names[names.index(asked.after) + 1 :] if asked.after else names
@@ -75,15 +72,9 @@ def list_bases(
 
 
 @router.get("/models")
-def list_tuned(
-    request: Request,
-    who: Caller = models.MAY,
-    parts: State = Parts,
-    pageSize: int = 20,
-    pageToken: str | None = None,
-) -> dict[str, Any]:
+def list_tuned(query: Query = Paged, who: Caller = models.MAY, parts: State = Parts) -> dict[str, Any]:
     """`models.list` with `query_base` false: what the key's tenant has tuned."""
-    asked = google.model_query(request.query_params.multi_items())
+    asked = google.model_query(query)
     found, more = parts.store.models.page(who.tenant, asked.after, asked.limit)
     return google.model_page([google.tuned_model(one, one.id) for one in found], more)
 

@@ -21,16 +21,16 @@ MAY = caller("models")
 
 @router.get("/models")
 def list_models(who: Caller = MAY, parts: State = Parts) -> dict[str, Any]:
+    bases = [_base(name, path) for name, path in bases_there(parts).items()]
     found, more = parts.store.models.page(who.tenant)
-    return openai.page([*_bases(parts), *(openai.model(one) for one in found)], more)
+    return openai.page([*bases, *(openai.model(one) for one in found)], more)
 
 
 @router.get("/models/{name:path}")
 def get_model(name: str, who: Caller = MAY, parts: State = Parts) -> dict[str, Any]:
     """A base, or a tuned model; also at a point between, which chat takes: `ft:…@0.5`."""
-    bases = {one["id"]: one for one in _bases(parts)}
-    if name in bases:
-        return bases[name]
+    if path := bases_there(parts).get(name):
+        return _base(name, path)
     return {**openai.model(parts.store.models.get(who.tenant, split_alpha(name)[0])), "id": name}
 
 
@@ -49,6 +49,5 @@ def bases_there(parts: State) -> dict[str, Path]:
     return {name: path for name, path in parts.bringing.bases.items() if path.is_dir()}
 
 
-def _bases(parts: State) -> list[dict[str, Any]]:
-    there = bases_there(parts).items()
-    return [openai.base_model(name, int(path.stat().st_mtime), task_of(path)) for name, path in there]
+def _base(name: str, path: Path) -> dict[str, Any]:
+    return openai.base_model(name, int(path.stat().st_mtime), task_of(path))
